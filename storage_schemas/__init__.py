@@ -1,0 +1,1 @@
+"""What bytes and numbers mean: episodes, the store, its versions and its lineage."""

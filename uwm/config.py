@@ -1,0 +1,191 @@
+"""Typed configurations of a run: frozen, checked on construction, JSON in and out.
+
+A named run is a function in `recipes.py` that returns a `RunConfig`; variants derive with
+`replace`. On the command line `key=value` pairs replace single fields: `train.steps=100`.
+"""
+
+from typing import Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(BaseModel):
+    """Base of all configurations: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetRef(Config):
+    """One dataset of a mixture, pinned to a version."""
+
+    uri: str
+    version: int | None = Field(None, ge=0, description="dataset version; None pins the newest when the run starts")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other datasets")
+    collections: tuple[str, ...] = Field((), description="only episodes of these collections; empty takes all")
+
+
+class DataConfig(Config):
+    """What a sample holds and how batches are made."""
+
+    datasets: tuple[DatasetRef, ...] = ()
+    cameras: tuple[str, ...] = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
+    action_dim: int = Field(10, gt=0)
+    obs_frames: int = Field(2, gt=0)
+    action_steps: int = Field(16, gt=0)
+    next_frames: int = Field(2, gt=0)
+    next_start: int = Field(
+        15, ge=0, description="first next-observation frame, in steps after the current one; published: 16"
+    )
+    resize: tuple[int, int] = Field((256, 448), description="height, width that a frame is brought to in the loader")
+    crop: tuple[int, int] = Field(
+        (224, 392), description="height, width of the model's images: random crop in training, centre crop else"
+    )
+    fit: Literal["cover", "stretch"] = Field(
+        "cover", description="cover keeps the aspect and cuts the rest; published: stretch"
+    )
+    augmentation: Literal["sample", "batch", "none"] = Field(
+        "sample",
+        description="draw crop and colour jitter for every sample, once for a batch (published), or not at all",
+    )
+    jitter: float = Field(0.2, ge=0, lt=1, description="strength of brightness, contrast and saturation jitter")
+    workers: int = Field(0, ge=0, description="loader processes; 0 reads in the training process")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Self:
+        if self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]:
+            raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
+        return self
+
+
+class TokenizerConfig(Config):
+    """What turns next-observation images into latents."""
+
+    kind: Literal["autoencoder", "sdxl", "identity"] = "autoencoder"
+    path: str = Field(
+        "", description="autoencoder: checkpoint directory; sdxl: hub id or local path of the diffusers VAE"
+    )
+
+
+class AutoencoderConfig(Config):
+    """The small autoencoder that the project trains on ingested frames."""
+
+    channels: int = Field(4, gt=0, description="latent channels")
+    downsample: int = Field(8, description="image pixels per latent pixel along each axis, a power of two")
+    width: int = Field(32, gt=0, description="feature channels at full resolution")
+    depth: int = Field(2, gt=0, description="residual blocks at each resolution")
+
+
+class ObsEncoderConfig(Config):
+    """What turns current images into the conditioning vector."""
+
+    kind: Literal["resnet18gn", "small"] = Field(
+        "resnet18gn", description="published ResNet-18 with GroupNorm, or a few convolutions for CPUs"
+    )
+    embed_dim: int = Field(768, gt=0, description="features per view and frame")
+
+
+class ModelConfig(Config):
+    """The diffusion transformer."""
+
+    embed_dim: int = Field(768, gt=0)
+    timestep_embed_dim: int = Field(512, gt=0)
+    depth: int = Field(12, gt=0)
+    num_heads: int = Field(12, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0)
+    qkv_bias: bool = True
+    num_registers: int = Field(8, ge=0)
+    patch: tuple[int, int, int] = Field((2, 4, 4), description="frames, height, width of a latent patch")
+    obs_encoder: ObsEncoderConfig = ObsEncoderConfig()
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
+        return self
+
+
+class DiffusionConfig(Config):
+    """Noise schedule, sampling grid and conventions; `published()` gives the reference's."""
+
+    train_timesteps: int = Field(100, gt=1)
+    sample_steps: int = Field(10, gt=0)
+    beta_schedule: Literal["squaredcos_cap_v2"] = "squaredcos_cap_v2"
+    prediction: Literal["epsilon", "sample"] = Field(
+        "epsilon", description="the network predicts the noise, or the clean sample"
+    )
+    spacing: Literal["trailing", "leading"] = Field(
+        "trailing", description="sampling grid 99..9, or the published 90..0"
+    )
+    absent: Literal["last_trained", "first_sampled"] = Field(
+        "last_trained",
+        description="timestep that marks an absent modality when sampling: 99 as in training, or the published 90",
+    )
+    clip_action: float | None = Field(1.0, description="bound of the predicted clean action")
+    clip_latent: float | None = Field(None, description="bound of the predicted clean latents; published: 1")
+    action_loss: Literal["masked", "all"] = Field(
+        "masked", description="leave unknown actions out of the loss, or the published average over all"
+    )
+
+    @classmethod
+    def published(cls) -> "DiffusionConfig":
+        """The conventions of the published implementation."""
+        return cls(spacing="leading", absent="first_sampled", clip_latent=1.0, action_loss="all")
+
+
+class OptimConfig(Config):
+    """Fused AdamW with linear warm-up and cosine decay."""
+
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(1000, ge=0)
+    clip_norm: float = Field(1.0, gt=0, description="bound of the gradient's norm")
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="0 keeps no average")
+
+
+class TrainConfig(Config):
+    """How long, how much at once, and how often to look and to save."""
+
+    steps: int = Field(100_000, gt=0)
+    batch_size: int = Field(36, gt=0, description="samples per process and step")
+    seed: int = 0
+    device: str = Field("auto", description="auto takes CUDA when there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 on CUDA, fp32 on the CPU")
+    log_every: int = Field(20, gt=0)
+    save_every: int = Field(2000, gt=0)
+    keep: int = Field(3, gt=0, description="checkpoints kept, besides the last")
+    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's choice")
+
+
+class RunConfig(Config):
+    """One training run. `stage` says what is trained; every stage goes through the same trainer."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's and its checkpoints' name")
+    stage: Literal["tokenizer", "pretrain", "finetune"] = "pretrain"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    init_from: str = Field("", description="checkpoint directory whose weights and normalizers the run starts from")
+    output: str = Field("", description="folder of the run; empty is runs/<name>")
+
+    @model_validator(mode="after")
+    def _finetune_starts_somewhere(self) -> Self:
+        if self.stage == "tokenizer" and self.init_from:
+            raise ValueError("a tokenizer run starts from scratch: init_from must be empty")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Where checkpoints and logs of the run lie."""
+        return self.output or f"runs/{self.name}"
+
+
+def replace(config: C, **changes: object) -> C:
+    """A checked copy of `config` with some fields changed."""
+    return type(config).model_validate(config.model_dump() | changes)

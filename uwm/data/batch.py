@@ -1,0 +1,46 @@
+"""What flows from the loader to the loss.
+
+Dimension letters: B batch, V views, F = O + N frames (O observation, N next), S action steps, A action
+dimensions, H0 and W0 the loader's image size, H and W the model's.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawBatch:
+    """Samples as the loader collates them: bytes and physical units, on the CPU."""
+
+    frames: Tensor  # (B, V, F, 3, H0, W0) uint8; zero where masked
+    view_mask: Tensor  # (B, V, F) bool
+    action: Tensor  # (B, S, A) float32, in the store's units; zero where unknown
+    action_mask: Tensor  # (B, S) bool
+    dataset: Tensor  # (B,) int64, index into the mixture
+    episode: Tensor  # (B,) int64, row in that dataset's version
+    step: Tensor  # (B,) int64, current step
+
+    def to(self, device: torch.device) -> "RawBatch":
+        """The batch on `device`; from pinned memory the copy does not block."""
+        return RawBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def pin_memory(self) -> "RawBatch":
+        """The batch in page-locked memory (called by torch's DataLoader)."""
+        return RawBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples as a policy takes them: augmented, cropped and normalized, on the policy's device."""
+
+    obs: Tensor  # (B, V, O, 3, H, W) float32 in [0, 1]; zero where masked
+    obs_mask: Tensor  # (B, V, O) bool
+    next_obs: Tensor  # (B, V, N, 3, H, W) float32 in [0, 1]; zero where masked
+    next_mask: Tensor  # (B, V, N) bool: known, and inside the episode
+    action: Tensor  # (B, S, A) float32, normalized to [-1, 1]; zero where unknown
+    action_mask: Tensor  # (B, S) bool
+
+    def __len__(self) -> int:
+        return len(self.action)

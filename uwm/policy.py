@@ -1,0 +1,81 @@
+"""What every trainable network looks like to the trainer and to the evaluation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from uwm.config import RunConfig
+from uwm.data.batch import Batch
+
+
+class Mode(StrEnum):
+    """The five questions one network answers (Zhu et al. 2025, section III)."""
+
+    POLICY = "policy"
+    FORWARD = "forward"
+    INVERSE = "inverse"
+    VIDEO = "video"
+    JOINT = "joint"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutput:
+    """A scalar to minimize and detached scalars to log; nothing here has been copied to the host."""
+
+    loss: Tensor
+    logs: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What a mode predicts; a modality that the mode does not predict is None."""
+
+    action: Tensor | None  # (B, S, A), normalized
+    next_obs: Tensor | None  # (B, V, C, N, h, w), latents
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Anything the trainer trains: an `nn.Module` with a loss."""
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
+        """The loss of a batch; all randomness comes from `generator`."""
+        ...
+
+
+@runtime_checkable
+class Policy(Learner, Protocol):
+    """A learner that can be sampled in some or all modes."""
+
+    modes: frozenset[Mode]
+
+    def sample(self, batch: Batch, mode: Mode, generator: torch.Generator) -> Sample:
+        """Predict what `mode` asks for; the other modality of `batch` is a condition or ignored."""
+        ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, V, N, 3, H, W) in [0, 1] -> latents (B, V, C, N, h, w)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, V, C, N, h, w) -> images (B, V, N, 3, H, W) in [0, 1]."""
+        ...
+
+
+def build(config: RunConfig) -> nn.Module:
+    """The untrained network of a run: a tokenizer for the tokenizer stage, a policy otherwise.
+
+    Raises:
+        UserError: when the run's tokenizer can't be loaded.
+    """
+    if config.stage == "tokenizer":
+        from uwm.model.autoencoder import Autoencoder
+
+        return Autoencoder(config.autoencoder)
+    from uwm.model.uwm import UWMPolicy
+
+    return UWMPolicy(config)
