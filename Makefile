@@ -1,0 +1,40 @@
+# Two commands matter: `make demo` and `make test`. Each makes the environment in .venv by itself.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo ui test test-slow lint format screenshots clean
+
+help: ## show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## ingest, train, finetune, evaluate the example data; writes runs/demo/report.html
+	$(BIN)/uwm demo
+
+ui: $(STAMP) ## serve the Prefect UI with the demo's flow runs and lineage
+	$(BIN)/uwm ui
+
+test: $(STAMP) ## the whole fast suite
+	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network"
+
+test-slow: $(STAMP) ## what the fast suite leaves out and this machine can run
+	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+
+lint: $(STAMP) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## rewrite the code in the house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what the demo made
+	rm -rf runs/demo

@@ -1,0 +1,54 @@
+"""The house's rules about who may import whom, read from the code itself."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("storage_schemas", "pipelines", "uwm", "flows")
+MAY_IMPORT = {
+    "storage_schemas": {"storage_schemas"},
+    "pipelines": {"pipelines", "storage_schemas"},
+    "uwm": {"uwm", "storage_schemas"},
+    "flows": {"flows", "pipelines", "uwm", "storage_schemas"},
+}
+ONLY_IN = {
+    "prefect": ("flows/",),
+    "torch": ("uwm/",),
+    "tensorstore": ("storage_schemas/",),
+    "zarr": ("storage_schemas/",),
+    "deltalake": ("storage_schemas/",),
+}
+TORCHLESS = ("uwm/report/", "uwm/config.py", "uwm/recipes.py")
+
+
+def modules() -> list[Path]:
+    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+def test_there_are_modules_to_check() -> None:
+    assert {path.relative_to(ROOT).parts[0] for path in modules()} == set(ROOMS)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_module_keeps_to_its_layer(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    for module in imports(path):
+        top = module.split(".")[0]
+        if top in ROOMS:
+            assert top in MAY_IMPORT[name.split("/")[0]], f"{name} imports {module}"
+        if top in ONLY_IN:
+            assert name.startswith(ONLY_IN[top]), f"{name} imports {module}"
+        if top == "torch":
+            assert not name.startswith(TORCHLESS), f"{name} imports {module}"
