@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Each makes the environment in .venv by itself.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed

@@ -1,0 +1,1 @@
+"""The only Prefect code: flows of a few lines, the command line, and lineage as pages."""

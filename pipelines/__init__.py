@@ -1,0 +1,1 @@
+"""Any source of episodes to a committed dataset version; no learning, no orchestration."""

@@ -8,6 +8,8 @@ from typing import Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from storage_schemas.episode import SegmentSpec
+
 C = TypeVar("C", bound="Config")
 
 
@@ -38,9 +40,9 @@ class DataConfig(Config):
     next_start: int = Field(
         15, ge=0, description="first next-observation frame, in steps after the current one; published: 16"
     )
-    resize: tuple[int, int] = Field((256, 448), description="height, width that a frame is brought to in the loader")
+    resize: tuple[int, int] = Field((180, 320), description="height, width that a frame is brought to in the loader")
     crop: tuple[int, int] = Field(
-        (224, 392), description="height, width of the model's images: random crop in training, centre crop else"
+        (160, 288), description="height, width of the model's images: random crop in training, centre crop else"
     )
     fit: Literal["cover", "stretch"] = Field(
         "cover", description="cover keeps the aspect and cuts the rest; published: stretch"
@@ -58,6 +60,17 @@ class DataConfig(Config):
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self
 
+    @property
+    def segment_spec(self) -> SegmentSpec:
+        """Which steps around the current one a sample reads, and from which cameras."""
+        return SegmentSpec(
+            cameras=self.cameras,
+            obs_frames=self.obs_frames,
+            action_steps=self.action_steps,
+            next_frames=self.next_frames,
+            next_start=self.next_start,
+        )
+
 
 class TokenizerConfig(Config):
     """What turns next-observation images into latents."""
@@ -73,7 +86,7 @@ class AutoencoderConfig(Config):
 
     channels: int = Field(4, gt=0, description="latent channels")
     downsample: int = Field(8, description="image pixels per latent pixel along each axis, a power of two")
-    width: int = Field(32, gt=0, description="feature channels at full resolution")
+    width: int = Field(32, gt=0, description="feature channels at half resolution, doubled at every further halving")
     depth: int = Field(2, gt=0, description="residual blocks at each resolution")
 
 
@@ -135,12 +148,14 @@ class DiffusionConfig(Config):
 
 
 class OptimConfig(Config):
-    """Fused AdamW with linear warm-up and cosine decay."""
+    """Fused AdamW with linear warm-up, then cosine decay to zero or a constant rate."""
 
     lr: float = Field(1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(1e-6, ge=0)
+    weight_decay: float = Field(1e-6, ge=0, description="on all parameters, as published")
+    schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(1000, ge=0)
+    decay_steps: int = Field(0, ge=0, description="step at which cosine reaches zero; 0 is the run's last step")
     clip_norm: float = Field(1.0, gt=0, description="bound of the gradient's norm")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0 keeps no average")
 
@@ -178,6 +193,12 @@ class RunConfig(Config):
     def _finetune_starts_somewhere(self) -> Self:
         if self.stage == "tokenizer" and self.init_from:
             raise ValueError("a tokenizer run starts from scratch: init_from must be empty")
+        return self
+
+    @model_validator(mode="after")
+    def _decay_lasts(self) -> Self:
+        if self.optim.schedule == "cosine" and 0 < self.optim.decay_steps < self.train.steps:
+            raise ValueError("the learning rate is zero before the run ends: optim.decay_steps is below train.steps")
         return self
 
     @property

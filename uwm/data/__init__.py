@@ -1,0 +1,1 @@
+"""From stores to batches: sample order, mixtures, reading, augmentation, normalization."""

@@ -21,6 +21,7 @@ class RawBatch:
     dataset: Tensor  # (B,) int64, index into the mixture
     episode: Tensor  # (B,) int64, row in that dataset's version
     step: Tensor  # (B,) int64, current step
+    position: Tensor  # (B,) int64, place in the run's sample order; it seeds the sample's augmentation
 
     def to(self, device: torch.device) -> "RawBatch":
         """The batch on `device`; from pinned memory the copy does not block."""

@@ -1,0 +1,1 @@
+"""The noise schedule, the mode table and the one sampling loop."""

@@ -1,0 +1,1 @@
+"""Networks: the diffusion transformer, the observation encoders, the tokenizers."""

@@ -1,0 +1,42 @@
+"""The console command `uwm`. Heavy libraries are imported by the command that needs them, not here."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from flows.cli import data, learn, trace
+from flows.cli.console import complain
+from flows.process import sigterm_exits
+from storage_schemas.errors import UserError
+
+app = typer.Typer(
+    name="uwm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Unified World Models as a data-centric pipeline: from raw robot data and video to an evaluated model.",
+    epilog="Start with: uwm demo",
+)
+for room in (data, learn, trace):
+    room.register(app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns its exit code. A user's mistake ends as one line on stderr and code 2."""
+    try:
+        with sigterm_exits():
+            result = app(args=list(arguments), prog_name="uwm", standalone_mode=False)
+    except UserError as error:
+        return complain(str(error))
+    except typer.TyperException as error:
+        return complain(f"{error.format_message()} (see `uwm --help`)", error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        return complain("interrupted", 130)
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    raise SystemExit(run(sys.argv[1:]))

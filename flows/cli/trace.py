@@ -1,0 +1,154 @@
+"""Commands about where things come from and how they look: lineage, ui, demo."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.console import count, note, say, say_json
+from flows.cli.data import AsJson
+from storage_schemas.errors import UserError
+
+Root = Annotated[
+    str | None, typer.Option(help="Folder of lineage records; by default UWM_LINEAGE, else the one found from here.")
+]
+DEMO_FOLDER = Path("runs/demo")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(lineage)
+    app.command()(ui)
+    app.command()(demo)
+
+
+def lineage(
+    node: Annotated[
+        str | None, typer.Argument(metavar="[NODE]", help="kind/name@version, a piece of it, or the path of a thing.")
+    ] = None,
+    root: Root = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Bring the pages to the configured Prefect server.")
+    ] = False,
+    json: AsJson = False,
+) -> int:
+    """Show what came from what: sources, dataset versions, checkpoints, evaluations.
+
+    Example: uwm lineage checkpoint/demo-finetune
+    """
+    from flows.lineage_view import as_json, listing, outline
+    from storage_schemas.lineage import graph
+
+    found = graph(root or find_root(node))
+    shown = found.find(node) if node else None
+    if publish:
+        _publish(found.root)
+    if json:
+        say_json(as_json(found, shown))
+    elif shown:
+        say("\n".join(outline(found, shown)))
+    else:
+        say("\n".join(listing(found)) or f"no lineage under {found.root} yet")
+    return 0
+
+
+def find_root(node: str | None) -> str:
+    """Where to look when nobody said: UWM_LINEAGE, beside the thing that `node` is the path of, or below here.
+
+    Raises:
+        UserError: when there is none, or more than one.
+    """
+    import os
+
+    from storage_schemas.lineage import ROOT_VARIABLE
+
+    if named := os.environ.get(ROOT_VARIABLE):
+        return named
+    beside = _above(Path(node)) if node else None
+    if beside:
+        return str(beside)
+    patterns = ("lineage", "*/lineage", "runs/*/lineage")
+    roots = sorted({path for pattern in patterns for path in Path().glob(pattern) if _holds_records(path)})
+    if len(roots) == 1:
+        return str(roots[0])
+    if not roots:
+        raise UserError("no lineage below this folder: name its folder with --root or UWM_LINEAGE")
+    raise UserError(f"several lineages: choose with --root one of {', '.join(map(str, roots))}")
+
+
+def _above(path: Path) -> Path | None:
+    """The lineage folder beside `path` or beside a folder that it lies in."""
+    if not path.exists():
+        return None
+    folders = (folder / "lineage" for folder in path.absolute().parents)
+    return next((folder for folder in folders if _holds_records(folder)), None)
+
+
+def _holds_records(folder: Path) -> bool:
+    from storage_schemas.lineage import KINDS
+
+    return any((folder / kind).is_dir() for kind in KINDS)
+
+
+def _publish(root: str) -> None:
+    from flows.cli.execution import use_flow
+
+    use_flow(True)
+    from flows.publish import republish
+
+    note(f"{count(republish(root), 'page')} new or changed")
+
+
+def ui(
+    folder: Annotated[Path, typer.Option(help="Folder of the demo, or of another private server.")] = DEMO_FOLDER,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; another one when it is taken.")] = 4200,
+) -> int:
+    """Open the Prefect server that keeps the demo's lineage, until Ctrl-C.
+
+    Example: uwm ui --port 4300
+    """
+    from flows.lineage_view import HOME_KEY
+    from flows.server import local_server
+
+    home = folder / "prefect"
+    if not home.is_dir():
+        raise UserError(f"{home} does not exist: run `uwm demo` first, or name another --folder")
+    note("starting the Prefect server, this takes up to a minute")
+    with local_server(home, port=port) as server:
+        say(f"lineage: {server.url}/artifacts/key/{HOME_KEY}")
+        say(f"runs:    {server.url}/runs")
+        note("Ctrl-C stops it")
+        try:
+            return server.process.wait()
+        except KeyboardInterrupt:
+            return 0
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = DEMO_FOLDER,
+    data: Annotated[Path, typer.Option(help="Folder with droid/ and video/.")] = Path("examples/data"),
+    flow: Annotated[
+        bool, typer.Option("--flow/--no-flow", help="Run as Prefect flows, on a private server if none is set.")
+    ] = True,
+) -> int:
+    """Run the whole method on the example data: ingest, train, finetune, evaluate, report.
+
+    A second run reuses what is done.
+
+    Example: uwm demo
+    """
+    from flows.cli.execution import Here
+    from flows.cli.learn import show_evaluated
+    from flows.demo import flow_steps, require_data, run
+
+    require_data(data)
+    with flow_steps(folder, note) if flow else nullcontext(Here(quiet=False).steps()) as steps:
+        result = run(steps, folder, data, note)
+    for evaluated in result.evaluated:
+        show_evaluated(evaluated)
+    if result.reused:
+        say(f"{count(result.reused, 'result')} of earlier runs reused; `make clean` removes them")
+    say(f"report:  {result.report}")
+    say("lineage: make ui (or uwm lineage)")
+    return 0

@@ -1,0 +1,154 @@
+"""The whole method on the example data: ingest, train, finetune, evaluate, report. Imports no prefect."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.jobs import Evaluated, Ingested, Trained
+from flows.server import client_environment, configured_api_url, local_server, require_server
+from flows.steps import Steps
+from storage_schemas.errors import UserError
+from storage_schemas.lineage import LineageGraph, graph, lineage_root
+
+VAL_PERCENT = 25
+"""Of eight episodes the usual tenth would hold out none."""
+SAMPLES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoResult:
+    """What the demo made."""
+
+    ingested: tuple[Ingested, ...]
+    trained: tuple[Trained, ...]
+    evaluated: tuple[Evaluated, ...]
+    report: Path
+    root: str
+    """Lineage root."""
+
+    @property
+    def reused(self) -> int:
+        """How many of the trainings and evaluations had been done before."""
+        return sum(item.reused for item in self.trained) + sum(item.reused for item in self.evaluated)
+
+
+def run(steps: Steps, folder: Path, data: Path, tell: Callable[[str], None]) -> DemoResult:
+    """Carry out the demo.
+
+    Args:
+        steps: how the jobs are carried out.
+        folder: where everything goes.
+        data: folder with `droid/` and `video/`.
+        tell: is told, in a line each, what happens and how long it took.
+
+    Raises:
+        UserError: when a job can't be done.
+    """
+    clock = Clock(tell)
+    robot, video = str(folder / "droid"), str(folder / "video")
+    ingested = (
+        steps.ingest(str(data / "droid"), robot, format="droid-rlds", val_percent=VAL_PERCENT),
+        steps.ingest(str(data / "video"), video, format="video", collection="video"),
+    )
+    for item in ingested:
+        clock(f"{item.report.store_uri}: {item.report.added} new episodes, {item.report.present} there already")
+    trained = []
+    for name in ("tokenizer", "pretrain", "finetune"):
+        made = steps.train(f"demo_{name}", demo_overrides(name, folder))
+        clock(f"{made.record.node}: {'reused' if made.reused else 'trained'}, {made.path}")
+        trained.append(made)
+    evaluated = []
+    for made in trained[1:]:
+        result = steps.evaluate(made.path, robot, samples=SAMPLES)
+        clock(f"{result.record.node}: {'reused' if result.reused else 'evaluated'}, {result.folder}")
+        evaluated.append(result)
+    root = lineage_root(robot)
+    report = write_demo_report(folder, trained, evaluated, graph(root))
+    clock(f"report: {report}")
+    return DemoResult(ingested=ingested, trained=tuple(trained), evaluated=tuple(evaluated), report=report, root=root)
+
+
+def require_data(data: Path) -> None:
+    """Check that the example data is there, before anything is started.
+
+    Raises:
+        UserError: when it is not.
+    """
+    for name in ("droid", "video"):
+        if not (data / name).is_dir():
+            raise UserError(f"{data / name} does not exist: run the demo in the repository's folder, or give --data")
+
+
+def demo_overrides(name: str, folder: Path) -> tuple[str, ...]:
+    """What the demo's recipes need to know of where the demo is."""
+    places = (f"output={folder / name}", f"data.datasets.0.uri={folder / 'droid'}")
+    if name == "pretrain":
+        return (*places, f"data.datasets.1.uri={folder / 'video'}", f"tokenizer.path={folder / 'tokenizer'}")
+    if name == "finetune":
+        return (*places, f"init_from={folder / 'pretrain'}")
+    return places
+
+
+class Clock:
+    """Tells what was done and how long it took since the last time."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self.last = time.monotonic()
+
+    def __call__(self, done: str) -> None:
+        """Tell one thing."""
+        now = time.monotonic()
+        self.tell(f"[{now - self.last:5.1f} s] {done}")
+        self.last = now
+
+
+def write_demo_report(
+    folder: Path, trained: Sequence[Trained], evaluated: Sequence[Evaluated], lineage: LineageGraph
+) -> Path:
+    """Write `report.html`: loss curves, tables, predictions and where they come from."""
+    from uwm.report.html import ReportEvaluation, ReportRun, write_report
+
+    path = folder / "report.html"
+    runs = [
+        ReportRun(
+            name=made.record.name,
+            stage=str(made.record.facts.get("stage", "")),
+            folder=str(Path(made.path).parent.parent),
+            facts={name: str(value) for name, value in made.record.facts.items()},
+        )
+        for made in trained
+    ]
+    results = [ReportEvaluation(label=result.evaluation.settings.run, folder=result.folder) for result in evaluated]
+    write_report(
+        str(path),
+        title="Unified World Model: demo",
+        summary="Eight simulated robot episodes and two short videos; every part is the real one, only small.",
+        runs=runs,
+        evaluations=results,
+        lineage=list(lineage.records.values()),
+    )
+    return path
+
+
+@contextlib.contextmanager
+def flow_steps(folder: Path, tell: Callable[[str], None]) -> Iterator[Steps]:
+    """The jobs as flows: on the configured server, or on a private one for as long as the block runs."""
+    configured = configured_api_url()
+    if configured:
+        require_server(configured)
+        yield _as_flows()
+        return
+    tell("starting a Prefect server of its own, this takes up to a minute")
+    with local_server(folder / "prefect") as server:
+        os.environ.update(client_environment(server))  # before prefect is imported: it reads its settings once
+        yield _as_flows()
+
+
+def _as_flows() -> Steps:
+    from flows.pipeline import as_flows
+
+    return as_flows()

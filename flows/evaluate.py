@@ -1,0 +1,63 @@
+"""The flow `evaluate`: a checkpoint and held-out episodes become numbers."""
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from flows.jobs import Evaluated, run_evaluation
+from flows.lineage_view import slug
+from flows.publish import publish_lineage
+from flows.refusal import refusing, settled
+from uwm.report.tables import markdown_table
+
+
+@task(name="evaluate checkpoint", cache_policy=NO_CACHE)
+@refusing
+def evaluate_checkpoint(checkpoint: str, store: str, **options: object) -> Evaluated:
+    """Measure all five modes against the trivial baselines."""
+    result = run_evaluation(checkpoint, store, **options)  # type: ignore[arg-type]
+    get_run_logger().info("%s: %s", "made before" if result.reused else "written", result.folder)
+    return result
+
+
+@flow(name="evaluate", flow_run_name="evaluate {checkpoint} on {store}")
+@refusing
+def evaluate(
+    checkpoint: str,
+    store: str,
+    version: int | None = None,
+    split: str = "val",
+    collections: tuple[str, ...] = (),
+    samples: int = 64,
+    seed: int = 0,
+    device: str = "auto",
+) -> Evaluated:
+    """Measure a checkpoint in all five modes against trivial baselines.
+
+    Args:
+        checkpoint: folder of a run, or of one of its checkpoints.
+        store: dataset, a folder or URI.
+        version: dataset version; the newest by default.
+        split: train, or val for the held-out episodes.
+        collections: only these collections; empty takes all.
+        samples: segments to predict.
+        seed: of the samples and the noise.
+        device: auto takes CUDA when there is one.
+    """
+    result = settled(evaluate_checkpoint)(
+        checkpoint,
+        store,
+        version=version,
+        split=split,
+        collections=collections,
+        samples=samples,
+        seed=seed,
+        device=device,
+        run_url=flow_run.ui_url or "",
+    )
+    create_markdown_artifact(
+        markdown_table(result.evaluation), key=f"result-{slug(result.record.node)}", description=result.record.node
+    )
+    publish_lineage(result.root, [result.record.node])
+    return result

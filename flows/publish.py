@@ -1,0 +1,55 @@
+"""Bring lineage pages to the Prefect server as markdown artifacts."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, cast
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import Artifact, create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.lineage_view import HOME_KEY, home, keys, page
+from storage_schemas.lineage import LineageGraph, graph
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import Artifact as ArtifactResponse
+
+
+@task(name="publish lineage", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
+def publish_lineage(root: str, nodes: list[str] | None = None) -> int:
+    """Publish the pages that show `nodes`, and the home page; all pages when `nodes` is None."""
+    found = graph(root)
+    changed = publish(found, found.nodes if nodes is None else nodes)
+    get_run_logger().info("lineage: %d pages are new or changed, all of it at /artifacts/key/%s", changed, HOME_KEY)
+    return changed
+
+
+def publish(found: LineageGraph, nodes: Iterable[str]) -> int:
+    """Publish the pages of `nodes` and of all that is connected with them; what is unchanged stays.
+
+    Returns:
+        How many artifacts were made.
+    """
+    touched: set[str] = set()
+    for node in nodes:
+        touched |= {node, *found.upstream(node), *found.downstream(node)}
+    links = keys(found)
+    pages = {links[node]: page(found, node) for node in found.nodes if node in touched} | {HOME_KEY: home(found)}
+    return sum(_publish_page(key, text) for key, text in pages.items())
+
+
+def _publish_page(key: str, text: str) -> bool:
+    held = cast("ArtifactResponse | None", Artifact.get(key))
+    if held is not None and held.data == text:
+        return False
+    create_markdown_artifact(text, key=key, description=text.partition("\n")[0].lstrip("# "))
+    return True
+
+
+@flow(name="publish-lineage")
+def republish(root: str) -> int:
+    """Publish every page of a lineage; pages that did not change stay.
+
+    Args:
+        root: folder of the lineage records.
+    """
+    return publish_lineage(root)

@@ -1,0 +1,43 @@
+"""How a user's mistake ends a flow run: failed with one line, without a traceback in its log."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from prefect import Flow, Task
+from prefect.states import Failed
+
+from storage_schemas.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def refusing(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate the function of a task or flow so that a `UserError` becomes its failed state.
+
+    Prefect hands such a state to the caller instead of raising, so callers go through
+    `settled`.
+    """
+
+    @functools.wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            failed: Any = Failed(message=str(error), data=error)
+            return cast(R, failed)
+
+    return guarded
+
+
+def settled(job: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
+    """A task or flow as a plain function: it returns its result, or raises what it failed with."""
+
+    def carry_out(*args: P.args, **kwargs: P.kwargs) -> R:
+        state: Any = cast(Callable[..., Any], job)(*args, **kwargs, return_state=True)
+        if isinstance(state.data, UserError):
+            raise state.data
+        return cast(R, state.result())
+
+    return carry_out

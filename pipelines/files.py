@@ -1,0 +1,140 @@
+"""Find and open raw files: local ones under any name, and those of any fsspec file system.
+
+Nothing here follows links to folders or opens anything but regular files, so loops, pipes and devices can't hang it.
+"""
+
+import glob
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import unquote_to_bytes
+
+from pipelines.quality import Rejection
+from storage_schemas.errors import UserError
+from storage_schemas.location import Location, locate
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A raw file that was found. `path` is what its file system takes, byte for byte; `uri` is printable UTF-8."""
+
+    path: str
+    protocol: str
+    size: int
+
+    @property
+    def uri(self) -> str:
+        """The file's URI; `raw_path` gives the path back."""
+        return printable(self.path if self.protocol == "file" else f"{self.protocol}://{self.path.lstrip('/')}")
+
+    @property
+    def name(self) -> str:
+        """The last segment of the path."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def folder(self) -> str:
+        """The path of the folder that it lies in."""
+        return self.path.rpartition("/")[0]
+
+    def open(self) -> BinaryIO:
+        """The file, seekable, for reading.
+
+        Raises:
+            OSError: when it can't be opened.
+        """
+        if self.protocol == "file":
+            return Path(self.path).open("rb")
+        return cast(BinaryIO, Location(self.uri, self.protocol, self.path).fs().open(self.path, "rb"))
+
+    def read(self, start: int = 0, length: int | None = None) -> bytes:
+        """`length` bytes from `start`, in one request; fewer at the end of the file."""
+        end = self.size if length is None else min(start + length, self.size)
+        return Location(self.uri, self.protocol, self.path).read_bytes(start, end)
+
+
+def printable(path: str) -> str:
+    """`path` with what can't be printed, `%` and `#` escaped, so that it can stand in a table and take a fragment."""
+    return "".join(
+        char if char.isprintable() and char not in "%#" else "".join(f"%{byte:02X}" for byte in os.fsencode(char))
+        for char in path
+    )
+
+
+def raw_path(uri: str) -> str:
+    """The path behind a printable URI, without its fragment."""
+    return os.fsdecode(unquote_to_bytes(uri.partition("#")[0]))
+
+
+def find(source: str, wanted: Callable[[str], bool]) -> list[SourceFile | Rejection]:
+    """The files of a file, a folder or a glob, sorted by path.
+
+    Args:
+        source: a local path or fsspec URI of a file, a folder (searched at any depth) or a glob.
+        wanted: which file names of a folder are of interest.
+
+    Raises:
+        UserError: when there is nothing at `source`.
+    """
+    place = locate(source)
+    found = sorted(_local(place.path, wanted) if place.is_local else _remote(place, wanted), key=_path)
+    if not found and not place.exists() and not glob.has_magic(place.path):
+        raise UserError(f"there is nothing at {printable(source)}")
+    return found
+
+
+def _path(found: SourceFile | Rejection) -> str:
+    return found.path if isinstance(found, SourceFile) else raw_path(found.source_uri)
+
+
+def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
+    if os.path.isdir(path):  # noqa: PTH112 - pathlib's walk of 3.11 has no error callback
+        yield from _walk(path, wanted)
+    elif os.path.lexists(path):
+        yield _examine(path)
+    elif glob.has_magic(path):
+        for name in glob.iglob(path, recursive=True, include_hidden=True):  # noqa: PTH207
+            if not os.path.isdir(name):  # noqa: PTH112
+                yield _examine(name)
+
+
+def _walk(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
+    errors: list[OSError] = []
+    for folder, _, names in os.walk(path, onerror=errors.append, followlinks=False):
+        for name in names:
+            if wanted(name):
+                yield _examine(f"{folder.rstrip('/')}/{name}")
+    for error in errors:
+        yield _unusable(str(error.filename), "unreadable", f"can't list the folder: {error.strerror}")
+
+
+def _examine(path: str) -> SourceFile | Rejection:
+    try:
+        info = os.stat(path)  # noqa: PTH116 - names need not be UTF-8
+    except OSError as error:
+        return _unusable(path, "unreadable", f"can't follow the name: {error.strerror}")
+    if not stat.S_ISREG(info.st_mode):
+        return _unusable(path, "not_a_file", f"neither a file nor a folder ({stat.filemode(info.st_mode)})")
+    return SourceFile(path, "file", info.st_size)
+
+
+def _unusable(path: str, reason: str, detail: str) -> Rejection:
+    return Rejection(source_uri=printable(path), fingerprint="", reason=reason, detail=detail)
+
+
+def _remote(place: Location, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
+    fs = place.fs()
+    if fs.isfile(place.path):
+        found = {place.path: fs.info(place.path)}
+    elif glob.has_magic(place.path):
+        found = fs.glob(place.path, detail=True)
+    else:
+        found = {
+            path: info for path, info in fs.find(place.path, detail=True).items() if wanted(path.rpartition("/")[2])
+        }
+    for path, info in found.items():
+        if info["type"] == "file":
+            yield SourceFile(str(path), place.protocol, int(info["size"]))

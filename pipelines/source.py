@@ -1,0 +1,75 @@
+"""What every source of episodes offers: references that are cheap to list, and episodes read one by one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+from pipelines.files import SourceFile
+from pipelines.quality import BadDataError, Rejection
+from storage_schemas.episode import Episode
+from storage_schemas.schema import DatasetSpec
+
+__all__ = ["BadDataError", "Rejected", "Rejection", "SourceReader", "SourceRef", "rejecting"]
+
+
+class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error of the program
+    """A reference could not be read; nothing of it may be stored."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(f"{rejection.source_uri}: {rejection.reason}: {rejection.detail}")
+        self.rejection = rejection
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRef:
+    """Where one or more episodes lie, known without reading them."""
+
+    uri: str
+    """The raw file with the place inside it as a fragment. Episodes repeat it, or add a fragment to it."""
+    fingerprint: str
+    """Changes when the raw content does; as cheap to find as the format allows."""
+    file: SourceFile
+    offset: int = 0
+    length: int = 0
+    """Bytes of the raw content."""
+    checksum: int = 0
+    """What the file says that the content's checksum is, in the format's own kind."""
+
+    def rejection(self, reason: str, detail: str) -> Rejection:
+        """The verdict that nothing of this reference can be used."""
+        return Rejection(source_uri=self.uri, fingerprint=self.fingerprint, reason=reason, detail=detail)
+
+
+@contextmanager
+def rejecting(ref: SourceRef) -> Iterator[None]:
+    """Turn bad data and unreadable files into `Rejected` for `ref`."""
+    try:
+        yield
+    except BadDataError as error:
+        raise Rejected(ref.rejection(error.reason, error.detail)) from error
+    except OSError as error:
+        raise Rejected(ref.rejection("unreadable", f"{type(error).__name__}: {error}")) from error
+
+
+@runtime_checkable
+class SourceReader(Protocol):
+    """A source of episodes. Listing and reading are separate, so that what is stored already is never read."""
+
+    format: ClassVar[str]
+
+    def spec(self) -> DatasetSpec:
+        """The dataset that this source would start: its cameras and action."""
+        ...
+
+    def refs(self) -> Iterator[SourceRef | Rejection]:
+        """All references, in a stable order; what is seen to be broken while listing comes as a rejection."""
+        ...
+
+    def read(self, ref: SourceRef) -> Iterator[Episode]:
+        """The episodes of a reference, in order.
+
+        Raises:
+            Rejected: when the reference is bad; episodes that were yielded before must be dropped too.
+        """
+        ...

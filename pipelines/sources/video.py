@@ -1,0 +1,172 @@
+"""Unlabeled video: every file becomes clips without actions, seen by one camera.
+
+Letters: T steps of a clip, A action dimensions.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.files import SourceFile, find, printable
+from pipelines.source import BadDataError, Rejection, SourceRef, rejecting
+from pipelines.sources import SourceOptions
+from pipelines.video_io import Backend, probe, steady_frames
+from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS
+from storage_schemas.episode import Episode, EpisodeMeta
+from storage_schemas.errors import UserError
+from storage_schemas.schema import DatasetSpec
+
+_SUFFIXES = frozenset(
+    """
+    3gp apng asf avi dv flv gif h264 h265 hevc ivf m2ts m4v mjpeg mjpg mkv mov mp4 mpeg mpg mts mxf nut ogg ogv rm ts
+    vob webm wmv y4m
+    """.split()  # noqa: SIM905 - a list of quoted words is three times as long
+)
+_BLOCK, _BLOCKS = 1 << 20, 16
+"""A fingerprint reads 16 blocks of 1 MiB: all of a small file, samples of a large one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOptions:
+    """How videos become episodes.
+
+    Raises:
+        ValueError: when a value makes no sense.
+    """
+
+    fps: float = 15.0
+    """Most steps per second; slower videos keep their rate."""
+    short_side: int = 180
+    """Most pixels of the shorter side; smaller videos keep their size."""
+    clip_steps: int = 150
+    """Most steps of an episode; longer videos are cut into consecutive clips."""
+    min_steps: int = 5
+    """A clip below this is dropped, and a file without any other is too short: a third of a second at 15 fps."""
+    backend: Backend = "pyav"
+
+    def __post_init__(self) -> None:
+        if not (self.fps > 0 and self.short_side > 0 and 0 < self.min_steps <= self.clip_steps):
+            raise ValueError(f"video options out of range: {self}")
+
+
+class VideoFiles:
+    """Reader of a video file, a glob, or all videos in a folder.
+
+    The id of a clip comes from its file's content: copies and renamed files are the same episodes.
+
+    Args:
+        source: path or fsspec URI.
+        collection: name for all episodes instead of that of the folder each file lies in.
+        camera: which of the dataset's cameras the video stands in for; the first when None.
+        dataset: the dataset to ingest into; when None, one with DROID's cameras and action.
+        options: how videos become episodes.
+
+    Raises:
+        UserError: when there is no video, or the dataset has no such camera.
+    """
+
+    format: ClassVar[str] = "video"
+
+    def __init__(
+        self,
+        source: str,
+        *,
+        collection: str | None = None,
+        camera: str | None = None,
+        dataset: DatasetSpec | None = None,
+        options: VideoOptions | None = None,
+    ) -> None:
+        self._spec = dataset or DatasetSpec(cameras=DROID_CAMERAS, action_dim=DROID_ACTION_DIM)
+        self._camera = camera or self._spec.cameras[0]
+        if self._camera not in self._spec.cameras:
+            raise UserError(f"no camera {camera!r}: choose one of {', '.join(self._spec.cameras)}")
+        self._collection = collection
+        self._options = options or VideoOptions()
+        self._found = find(source, is_mine)
+        if not self._found:
+            raise UserError(f"{printable(source)} holds no video: is it another --format?")
+
+    def spec(self) -> DatasetSpec:
+        """The dataset's own, or DROID's cameras and action."""
+        return self._spec
+
+    def refs(self) -> Iterator[SourceRef | Rejection]:
+        """One reference per file; the fingerprint is a hash of its size and content (of samples above 16 MiB)."""
+        for found in self._found:
+            yield found if isinstance(found, Rejection) else _reference(found)
+
+    def read(self, ref: SourceRef) -> Iterator[Episode]:
+        """The clips of a file. Raises Rejected, possibly after some clips."""
+        options = self._options
+        with rejecting(ref), ref.file.open() as file:
+            info = probe(file)
+            rate, size = min(options.fps, info.rate), info.size(options.short_side)
+            frames = steady_frames(file, info, rate=rate, size=size, backend=options.backend)
+            index = 0
+            while True:
+                clip = list(islice(frames, options.clip_steps))
+                if len(clip) < options.min_steps:
+                    break
+                yield self._episode(ref, index, rate, np.stack(clip))
+                index += 1
+            if index == 0:
+                raise BadDataError("too_short", f"{len(clip)} steps at {rate:g} fps, fewer than {options.min_steps}")
+
+    def _episode(self, ref: SourceRef, index: int, rate: float, frames: NDArray[np.uint8]) -> Episode:
+        identity = f"video\0{ref.fingerprint}\0{index}"
+        return Episode(
+            meta=EpisodeMeta(
+                episode_id=hashlib.sha256(identity.encode()).hexdigest()[:32],
+                source_uri=f"{ref.uri}#clip={index}",
+                source_format=self.format,
+                source_fingerprint=ref.fingerprint,
+                collection=self._collection or printable(ref.file.folder.rpartition("/")[2]) or "video",
+                fps=rate,
+            ),
+            action=np.zeros((len(frames), self._spec.action_dim), np.float32),
+            action_mask=np.zeros(len(frames), np.bool_),
+            frames={self._camera: frames},
+        )
+
+
+def is_mine(name: str) -> bool:
+    """Whether a file name has the suffix of a video."""
+    return name.rpartition(".")[2].lower() in _SUFFIXES
+
+
+def open_reader(source: str, options: SourceOptions) -> VideoFiles:
+    """For the registry."""
+    return VideoFiles(
+        source,
+        collection=options.collection,
+        camera=options.camera,
+        dataset=options.dataset,
+        options=options.video,
+    )
+
+
+def _reference(file: SourceFile) -> SourceRef | Rejection:
+    try:
+        with file.open() as opened:
+            fingerprint = content_fingerprint(opened, file.size)
+    except OSError as error:
+        detail = f"{type(error).__name__}: {error.strerror or error}"
+        return Rejection(source_uri=file.uri, fingerprint=f"size={file.size}", reason="unreadable", detail=detail)
+    return SourceRef(uri=file.uri, fingerprint=fingerprint, file=file, length=file.size)
+
+
+def content_fingerprint(file: BinaryIO, size: int) -> str:
+    """Hash of a file's size and of up to 16 blocks of 1 MiB spread evenly from its first to its last byte."""
+    digest = hashlib.sha256(size.to_bytes(8, "little"))
+    whole = size <= _BLOCK * _BLOCKS
+    last = max(0, size - _BLOCK)
+    for index in range(_BLOCKS):
+        start = index * _BLOCK if whole else last * index // (_BLOCKS - 1)
+        file.seek(start)
+        digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:32]

@@ -1,0 +1,165 @@
+"""The shard format of Zarr v3 (`sharding_indexed`, index at the end) and a reader for local files.
+
+A shard is its chunks one after the other, then (offset, size) of each as little-endian uint64, then
+the CRC-32C of that index. The local reader is plain `pread`: nothing to warm up, no threads, no cache,
+so it is safe in forked workers and costs no memory however large the dataset is.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+HOLE = np.uint64(2**64 - 1)
+"""Offset and size of a chunk that the shard does not hold."""
+_ENTRY = 16
+_CHECKSUM = 4
+
+
+class DamagedError(RuntimeError):
+    """Stored bytes are missing or not what was written; `uwm verify` names what is damaged."""
+
+
+class PartReader(Protocol):
+    """Byte access to the parts of one dataset."""
+
+    def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
+        """Verbatim bytes of the chunks `ids` of a shard of `entries` chunks; None for a hole or absent shard.
+
+        Raises:
+            DamagedError: when the shard is cut short or its index points outside of it.
+        """
+        ...
+
+    def span(self, key: str, start: int, size: int) -> bytes:
+        """Bytes `start` to `start + size` of a file.
+
+        Raises:
+            DamagedError: when the file is missing or shorter.
+        """
+        ...
+
+    def whole(self, key: str) -> bytes:
+        """A whole small file. Raises FileNotFoundError."""
+        ...
+
+
+def encode_shard(chunks: Sequence[bytes | None]) -> bytes:
+    """A shard of those chunks; None is a hole, which costs 16 bytes."""
+    sizes = np.fromiter((0 if chunk is None else len(chunk) for chunk in chunks), np.uint64, len(chunks))
+    index = np.stack([np.cumsum(sizes) - sizes, sizes], axis=1)
+    index[[chunk is None for chunk in chunks]] = HOLE
+    data = index.astype("<u8").tobytes()
+    present = [chunk for chunk in chunks if chunk is not None]
+    return b"".join([*present, data, google_crc32c.value(data).to_bytes(_CHECKSUM, "little")])
+
+
+def parse_index(tail: bytes, size: int) -> NDArray[np.uint64]:
+    """The index (entries, 2) in the last bytes of a shard of `size` bytes, checked.
+
+    Raises:
+        DamagedError: when the checksum is wrong or an entry points outside of the shard.
+    """
+    data = tail[:-_CHECKSUM]
+    if google_crc32c.value(data) != int.from_bytes(tail[-_CHECKSUM:], "little"):
+        raise DamagedError("the shard's index does not match its checksum")
+    index = np.frombuffer(data, "<u8").reshape(-1, 2)
+    _check_inside(index, size - len(tail))
+    return index
+
+
+def index_bytes(entries: int) -> int:
+    """Bytes at the end of a shard that hold the index of that many chunks and its checksum."""
+    return entries * _ENTRY + _CHECKSUM
+
+
+def _check_inside(index: NDArray[np.uint64], size: int) -> None:
+    present = index[index[:, 0] != HOLE]
+    if len(present) and (present.max() > size or (present.sum(axis=1) > size).any()):
+        raise DamagedError("the shard's index points outside of the shard")
+
+
+class LocalParts:
+    """`PartReader` of a folder on a mounted file system; keeps the most recently used files open."""
+
+    def __init__(self, folder: str, limit: int = 128) -> None:
+        self._folder = folder
+        self._limit = limit
+        self._files: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def __del__(self) -> None:
+        for descriptor, _ in self._files.values():
+            os.close(descriptor)
+
+    def __reduce__(self) -> tuple[type["LocalParts"], tuple[str, int]]:
+        return LocalParts, (self._folder, self._limit)
+
+    def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
+        """See `PartReader`. Neighbouring chunks are read at once."""
+        try:
+            file, size = self._open(key)
+        except FileNotFoundError:
+            return [None] * len(ids)
+        data_size = size - index_bytes(entries)
+        if data_size < 0:
+            raise DamagedError(f"{key} is cut short")
+        first, last = int(ids.min()), int(ids.max())
+        index = np.frombuffer(os.pread(file, (last - first + 1) * _ENTRY, data_size + first * _ENTRY), "<u8")
+        index = index.reshape(-1, 2)[ids - first]
+        _check_inside(index, data_size)
+        return _read_ranges(file, index)
+
+    def span(self, key: str, start: int, size: int) -> bytes:
+        """See `PartReader`."""
+        try:
+            file, _ = self._open(key)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{key} is missing") from error
+        data = os.pread(file, size, start)
+        if len(data) != size:
+            raise DamagedError(f"{key} is cut short")
+        return data
+
+    def whole(self, key: str) -> bytes:
+        """See `PartReader`."""
+        return Path(self._folder, key).read_bytes()
+
+    def _open(self, key: str) -> tuple[int, int]:
+        """Descriptor and size of a file; forked processes share descriptors harmlessly, for pread has no position."""
+        found = self._files.get(key)
+        if found is not None:
+            self._files.move_to_end(key)
+            return found
+        descriptor = os.open(f"{self._folder}/{key}", os.O_RDONLY)
+        found = self._files[key] = descriptor, os.fstat(descriptor).st_size
+        if len(self._files) > self._limit:
+            os.close(self._files.popitem(last=False)[1][0])
+        return found
+
+
+def _read_ranges(file: int, index: NDArray[np.uint64]) -> list[bytes | memoryview | None]:
+    """Read (offset, size) ranges, one system call for each run of ranges that touch."""
+    found: list[bytes | memoryview | None] = []
+    ranges = index.tolist()
+    hole = int(HOLE)
+    i = 0
+    while i < len(ranges):
+        start, size = ranges[i]
+        if start == hole:
+            found.append(None)
+            i += 1
+            continue
+        end, j = start + size, i + 1
+        while j < len(ranges) and ranges[j][0] == end:
+            end, j = end + ranges[j][1], j + 1
+        data = memoryview(os.pread(file, end - start, start))
+        if len(data) != end - start:
+            raise DamagedError("a shard is shorter than when it was opened")
+        found.extend(data[a - start : a - start + n] for a, n in ranges[i:j])
+        i = j
+    return found

@@ -1,0 +1,375 @@
+"""Datasets: open one at a version and read from it. With `catalog` and `parts` this is the store.
+
+Reading is a pure function of an id and touches only the frames asked for. Local parts are read by
+`pread`, remote ones by TensorStore's key-value store for sharded Zarr; nothing is opened before the
+first read, so a `Dataset` is cheap to pickle and may be forked.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.catalog import (
+    CommitResult,
+    Snapshot,
+    commit,
+    create_dataset,
+    dataset_exists,
+    known_sources,
+    load,
+)
+from storage_schemas.episode import Segment, SegmentId, SegmentSpec
+from storage_schemas.errors import UserError
+from storage_schemas.frames import decode_frames
+from storage_schemas.location import Location, locate
+from storage_schemas.parts import write_part
+from storage_schemas.quarantine import QuarantineRow, add_quarantine, quarantined
+from storage_schemas.rows import EpisodeRow, EpisodeTable, split_of
+from storage_schemas.schema import DatasetSpec, StoreSchema, shard_key
+from storage_schemas.shards import DamagedError, LocalParts, PartReader
+from storage_schemas.statistics import FieldStatistics
+
+__all__ = [
+    "CommitResult",
+    "DamagedError",
+    "Dataset",
+    "DatasetSpec",
+    "DatasetSummary",
+    "EpisodeRow",
+    "EpisodeTable",
+    "FieldStatistics",
+    "QuarantineRow",
+    "add_quarantine",
+    "commit",
+    "create_dataset",
+    "dataset_exists",
+    "known_sources",
+    "open_dataset",
+    "quarantined",
+    "split_of",
+    "summary",
+    "write_part",
+]
+
+Chunk = bytes | memoryview
+_INDEX_CACHE = 128 * 2**20
+"""Bytes of shard indexes that a remote reader keeps."""
+_OPEN_SHARDS = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """A dataset version in a few numbers; `lengths` in the order of ingestion, `bytes` of its parts."""
+
+    version: int
+    episodes: int
+    steps: int
+    lengths: tuple[int, ...]
+    actions_available: int
+    cameras: tuple[str, ...]
+    bytes: int
+    quarantined: int
+
+
+def open_dataset(uri: str | os.PathLike[str], version: int | None = None) -> "Dataset":
+    """Open a dataset at a version; the newest when `version` is None.
+
+    Raises:
+        UserError: when there is no such path, no dataset there, or no such version.
+    """
+    location = locate(uri)
+    return Dataset(location, load(location, version))
+
+
+def summary(dataset: "Dataset") -> DatasetSummary:
+    """Count what a dataset version holds, from the log alone."""
+    episodes = dataset.episodes
+    parts = dict(zip(episodes.column("part"), episodes.column("part_bytes"), strict=True))
+    return DatasetSummary(
+        version=dataset.version,
+        episodes=len(episodes),
+        steps=int(episodes.lengths.sum()),
+        lengths=tuple(episodes.lengths.tolist()),
+        actions_available=int(episodes.action_steps.sum()),
+        cameras=dataset.spec.cameras,
+        bytes=sum(parts.values()),
+        quarantined=len(quarantined(dataset.uri)),
+    )
+
+
+class Dataset:
+    """One version of a dataset. Immutable; picklable; may be forked and spawned into workers."""
+
+    def __init__(self, location: Location, snapshot: Snapshot) -> None:
+        """Use `open_dataset`."""
+        self.uri: str = location.uri
+        self.version: int = snapshot.version
+        self.table_id: str = snapshot.table_id
+        self.spec: DatasetSpec = snapshot.spec
+        self.episodes: EpisodeTable = snapshot.episodes
+        self._location = location
+        self._reader: PartReader | None = None
+        self._schemas: dict[str, StoreSchema] = {}
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+    def read(self, segment: SegmentId, spec: SegmentSpec) -> Segment:
+        """Read what a sample needs, and no frame more.
+
+        Cameras without frames and state fields that the episode lacks are absent from the result.
+
+        Raises:
+            IndexError: when there is no such episode or step.
+            UserError: when the dataset has no such camera.
+            DamagedError: when stored bytes are missing or are no image of the right size.
+        """
+        episode, step = segment
+        length = self._length(episode)
+        if not 0 <= step < length:
+            raise IndexError(f"step {step} of episode {episode}, which has {length}")
+        steps, real = spec.frame_steps(step, length)
+        frames, known = self._read_frames(episode, steps, spec.cameras)
+        action, action_mask = self._read_action(episode, step, spec.action_steps)
+        return Segment(
+            id=segment,
+            frames=frames,
+            view_mask=known[:, None] & real,
+            action=action,
+            action_mask=action_mask,
+            state=self._read_state(episode, steps[: spec.obs_frames], spec.state),
+        )
+
+    def frames(self, episode: int, camera: str, steps: Sequence[int]) -> NDArray[np.uint8]:
+        """Frames (n, H, W, 3) of some steps of a camera.
+
+        Raises:
+            IndexError: when there is no such episode or step.
+            KeyError: when the episode lacks the camera.
+            UserError: when the dataset has no such camera.
+            DamagedError: when stored bytes are missing or are no image of the right size.
+        """
+        wanted = self._steps(episode, steps)
+        frames, known = self._read_frames(episode, wanted, (camera,))
+        if not known[0]:
+            raise KeyError(f"episode {episode} has no camera {camera!r}")
+        return frames[camera]
+
+    def encoded(self, episode: int, camera: str, steps: Sequence[int]) -> list[bytes]:
+        """The stored bytes of some frames, as they are. Raises as `frames` does."""
+        wanted = self._steps(episode, steps)
+        view = self._view(camera)
+        if not self.episodes.sizes[episode, view, 0]:
+            raise KeyError(f"episode {episode} has no camera {camera!r}")
+        once, place = np.unique(wanted, return_inverse=True)
+        chunks = self.chunks(episode, once, np.array([view]))
+        return [bytes(chunks[i]) for i in place]
+
+    def array(self, episode: int, name: str) -> NDArray[Any]:
+        """All T steps of `action`, `mask/action`, `mask/view` or `state/<field>`.
+
+        Raises:
+            IndexError: when there is no such episode.
+            KeyError: when the episode has no such array.
+            DamagedError: when stored bytes are missing.
+        """
+        return self._rows(episode, name, 0, self._length(episode))
+
+    def schema(self, episode: int) -> StoreSchema:
+        """The schema of the part that the episode lies in. Raises DamagedError."""
+        part = self.episodes.parts[episode]
+        if part not in self._schemas:
+            try:
+                self._schemas[part] = StoreSchema.parse(self.reader().whole(f"{part}/zarr.json"))
+            except (FileNotFoundError, ValueError) as error:
+                raise DamagedError(f"part {part}: {error}") from error
+        return self._schemas[part]
+
+    def reader(self) -> PartReader:
+        """Byte access to the parts, opened in this process at the first call."""
+        if self._reader is None:
+            parts = self._location / "parts"
+            self._reader = LocalParts(parts.path) if parts.is_local else RemoteParts(parts)
+        return self._reader
+
+    def _length(self, episode: int) -> int:
+        if not 0 <= episode < len(self.episodes):
+            raise IndexError(f"episode {episode} of {len(self.episodes)}")
+        return int(self.episodes.lengths[episode])
+
+    def _steps(self, episode: int, steps: Sequence[int]) -> NDArray[np.int64]:
+        wanted = np.asarray(steps, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self._length(episode)):
+            raise IndexError(f"steps {wanted.min()} to {wanted.max()} of episode {episode}")
+        return wanted
+
+    def _view(self, camera: str) -> int:
+        try:
+            return self.spec.cameras.index(camera)
+        except ValueError:
+            raise UserError(f"{self.uri} has no camera {camera!r}: its cameras are {self.spec.cameras}") from None
+
+    def _read_frames(
+        self, episode: int, steps: NDArray[np.int64], cameras: tuple[str, ...]
+    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.bool_]]:
+        """Frames (n, H, W, 3) by camera, and which cameras the episode has; equal steps are decoded once."""
+        views = np.array([self._view(camera) for camera in cameras], np.int64)
+        sizes = self.episodes.sizes[episode, views]
+        known = sizes[:, 0] > 0
+        once, place = np.unique(steps, return_inverse=True)
+        frames: dict[str, NDArray[np.uint8]] = {}
+        for size in {(int(h), int(w)) for h, w in sizes[known]}:
+            same = np.flatnonzero((sizes == size).all(axis=1))
+            pixels = np.empty((len(once), len(same), *size, 3), np.uint8)
+            self._decode(episode, self.chunks(episode, once, views[same]), pixels.reshape(-1, *size, 3))
+            for i, k in enumerate(same):
+                frames[cameras[k]] = pixels[:, i] if len(once) == len(steps) else pixels[place, i]
+        return frames, known
+
+    def _decode(self, episode: int, chunks: list[Chunk], out: NDArray[np.uint8]) -> None:
+        try:
+            decode_frames(chunks, self.schema(episode).codec, out)
+        except (ValueError, RuntimeError) as error:
+            raise DamagedError(f"a frame of episode {self.episodes.row(episode).episode_id}: {error}") from error
+
+    def chunks(self, episode: int, steps: NDArray[np.int64], views: NDArray[np.int64]) -> list[Chunk]:
+        """Stored bytes of frames, step by step and view by view; steps ascend, all views have one size."""
+        schema = self.schema(episode)
+        height, width = self.episodes.sizes[episode, views[0]]
+        array = schema.frame_array(height, width).name
+        folder = f"{self.episodes.parts[episode]}/"
+        entries = schema.shard_steps * len(schema.cameras)
+        ids = ((self.episodes.starts[episode] + steps)[:, None] * len(schema.cameras) + views).ravel()
+        shards = ids // entries
+        found: list[Chunk] = []
+        for shard in np.unique(shards) if len(shards) else ():
+            local = ids[shards == shard] - shard * entries
+            chunks = self.reader().chunks(folder + shard_key(array, shard), entries, local)
+            present = [chunk for chunk in chunks if chunk is not None]
+            if len(present) != len(chunks):
+                raise DamagedError(f"a frame of episode {self.episodes.row(episode).episode_id} is missing")
+            found.extend(present)
+        return found
+
+    def _read_action(self, episode: int, step: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Actions (count, A) from `step` on, and which are known; zero where unknown or past the end."""
+        action = np.zeros((count, self.spec.action_dim), np.float32)
+        mask = np.zeros(count, np.bool_)
+        length, known = int(self.episodes.lengths[episode]), int(self.episodes.action_steps[episode])
+        inside = min(count, length - step)
+        if known:
+            action[:inside] = self._rows(episode, "action", step, inside)
+            mask[:inside] = True if known == length else self._rows(episode, "mask/action", step, inside)
+        return action, mask
+
+    def _read_state(
+        self, episode: int, steps: NDArray[np.int64], names: tuple[str, ...]
+    ) -> dict[str, NDArray[np.float32]]:
+        if not names:
+            return {}
+        held = self.schema(episode).numbers
+        first, last = int(steps.min()), int(steps.max())
+        return {
+            name: self._rows(episode, f"state/{name}", first, last - first + 1)[steps - first]
+            for name in names
+            if f"state/{name}" in held
+        }
+
+    def _rows(self, episode: int, name: str, step: int, count: int) -> NDArray[Any]:
+        """Steps of an array of numbers, as one byte range."""
+        arrays = self.schema(episode).numbers
+        if name not in arrays:
+            raise KeyError(f"episode {episode} has no {name!r}; it has {', '.join(arrays)}")
+        array = arrays[name]
+        if not array.row_bytes:
+            return np.zeros(array.shape(count), array.dtype)
+        start = (int(self.episodes.starts[episode]) + step) * array.row_bytes
+        key = f"{self.episodes.parts[episode]}/{array.key}"
+        return array.parse(self.reader().span(key, start, count * array.row_bytes))
+
+
+class RemoteParts:
+    """`PartReader` of an object store through TensorStore: shard indexes are cached, ranges batched.
+
+    TensorStore's threads do not survive a fork and abort the child, so a forked child of a process
+    that has read gets an error that says what to do.
+    """
+
+    _owner: ClassVar[int | None] = None
+
+    def __init__(self, folder: Location) -> None:
+        """Take the folder of all parts. Raises UserError when TensorStore has no driver for it."""
+        import tensorstore
+
+        base = folder.kvstore()
+        if base is None:
+            raise UserError(f"{folder.uri}: frames can be read from local folders, s3:// and gs:// only")
+        RemoteParts._owner = RemoteParts._owner or os.getpid()
+        self._check_process()
+        self._base = base
+        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE}})
+        self._files = tensorstore.KvStore.open(base, context=self._context).result()
+        self._shards: dict[str, Any] = {}
+
+    def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
+        """See `PartReader`."""
+        import tensorstore
+
+        self._check_process()
+        shard = self._shard(key, entries)
+        with tensorstore.Batch() as batch:
+            reads = [shard.read(int(i).to_bytes(4, "big"), batch=batch) for i in ids]
+        try:
+            found = [read.result() for read in reads]
+        except ValueError as error:
+            raise DamagedError(f"{key}: {error}") from error
+        return [result.value if result.state == "value" else None for result in found]
+
+    def span(self, key: str, start: int, size: int) -> bytes:
+        """See `PartReader`."""
+        self._check_process()
+        try:
+            found = self._files.read(key, byte_range=slice(start, start + size)).result()
+        except ValueError as error:
+            raise DamagedError(f"{key} is cut short: {error}") from error
+        if found.state != "value":
+            raise DamagedError(f"{key} is missing")
+        return bytes(found.value)
+
+    def whole(self, key: str) -> bytes:
+        """See `PartReader`."""
+        self._check_process()
+        found = self._files.read(key).result()
+        if found.state != "value":
+            raise FileNotFoundError(key)
+        return bytes(found.value)
+
+    def _shard(self, key: str, entries: int) -> Any:
+        import tensorstore
+
+        if key not in self._shards:
+            if len(self._shards) >= _OPEN_SHARDS:
+                self._shards.clear()
+            codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+            spec = {
+                "driver": "zarr3_sharding_indexed",
+                "base": {**self._base, "path": self._base["path"] + key},
+                "grid_shape": [entries],
+                "index_codecs": codecs,
+            }
+            self._shards[key] = tensorstore.KvStore.open(spec, context=self._context).result()
+        return self._shards[key]
+
+    @staticmethod
+    def _check_process() -> None:
+        if RemoteParts._owner != os.getpid():
+            raise RuntimeError(
+                "TensorStore was used before this process was forked: start workers with 'spawn' or 'forkserver'"
+            )

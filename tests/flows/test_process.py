@@ -1,0 +1,91 @@
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.process import ChildError, follow, sigterm_exits
+from storage_schemas.errors import UserError
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_lines_arrive_in_order() -> None:
+    lines: list[str] = []
+    follow(python("print('one'); print('two')"), lines.append)
+    assert lines == ["one\n", "two\n"]
+
+
+def test_exit_code_two_is_the_users_error_in_its_own_words() -> None:
+    code = "import sys; print('noise\\nerror: no such recipe', file=sys.stderr); sys.exit(2)"
+    with pytest.raises(UserError, match=r"^no such recipe$"):
+        follow(python(code), lambda _: None)
+
+
+def test_any_other_failure_keeps_the_childs_words() -> None:
+    with pytest.raises(ChildError, match="ZeroDivisionError"):
+        follow(python("1 / 0"), lambda _: None)
+
+
+GENTLE = """
+import signal, sys, time
+from pathlib import Path
+def leave(*_):
+    Path(sys.argv[1]).write_text("saved"); sys.exit(143)
+signal.signal(signal.SIGTERM, leave)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_an_exception_in_the_parent_lets_the_child_finish(tmp_path: Path) -> None:
+    def cancel(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        follow([*python(GENTLE), str(tmp_path / "checkpoint")], cancel)
+    assert (tmp_path / "checkpoint").read_text() == "saved"
+
+
+def test_a_child_that_will_not_stop_is_killed() -> None:
+    stubborn = "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+
+    def cancel(_line: str) -> None:
+        raise KeyboardInterrupt
+
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        follow(python(stubborn), cancel, grace=0.3)
+    assert time.monotonic() - begin < 20
+
+
+def test_a_child_stopped_from_outside_stops_the_parent_in_order() -> None:
+    with pytest.raises(SystemExit) as caught:
+        follow(python("import os; os.kill(os.getpid(), 15)"), lambda _: None)
+    assert caught.value.code == 143
+
+
+def test_sigterm_to_the_parent_reaches_the_child(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys\nfrom flows.process import follow, sigterm_exits\n"
+        "with sigterm_exits():\n    follow(sys.argv[1:], lambda line: print(line, flush=True))\n"
+    )
+    command = [sys.executable, str(script), *python(GENTLE), str(tmp_path / "checkpoint")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "ready\n"
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(30) == 143
+    assert (tmp_path / "checkpoint").read_text() == "saved"
+
+
+def test_the_handler_is_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), sigterm_exits():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

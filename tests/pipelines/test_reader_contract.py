@@ -1,0 +1,217 @@
+"""What every source reader does: one suite, inherited by a class per format."""
+
+import shutil
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+
+from pipelines.files import raw_path
+from pipelines.source import Rejected, Rejection, SourceReader, SourceRef
+from pipelines.sources import FORMATS, SourceOptions, detect, open_source
+from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.errors import UserError
+
+
+def read_all(reader: SourceReader) -> tuple[list[Episode], list[Rejection]]:
+    episodes, rejections = [], []
+    for ref in reader.refs():
+        if isinstance(ref, Rejection):
+            rejections.append(ref)
+            continue
+        try:
+            episodes += list(reader.read(ref))
+        except Rejected as error:
+            rejections.append(error.rejection)
+    return episodes, rejections
+
+
+def refs(reader: SourceReader) -> list[SourceRef]:
+    return [ref for ref in reader.refs() if isinstance(ref, SourceRef)]
+
+
+def frames_of(episode: Episode) -> dict[str, Any]:
+    return {
+        camera: frames.jpegs if isinstance(frames, EncodedFrames) else frames.tobytes()
+        for camera, frames in episode.frames.items()
+    }
+
+
+class ReaderContract:
+    """Subclasses make a source; all that the protocol promises is tested here."""
+
+    format: str
+
+    @pytest.fixture
+    @abstractmethod
+    def source(self, tmp_path: Path) -> Path:
+        """A folder with at least two good episodes."""
+
+    @abstractmethod
+    def damage(self, source: Path) -> str:
+        """Break one reference of the source for good; returns part of its URI."""
+
+    @abstractmethod
+    def change(self, source: Path) -> None:
+        """Change the content of one reference, which stays good."""
+
+    def open(self, source: Path | str, **options: Any) -> SourceReader:
+        return open_source(str(source), self.format, SourceOptions(**options))
+
+    def test_is_registered_and_detected(self, source: Path) -> None:
+        assert self.format in FORMATS
+        assert detect(str(source)) == self.format
+        reader = open_source(str(source))
+        assert isinstance(reader, SourceReader)
+        assert reader.format == self.format
+
+    def test_all_is_good(self, source: Path) -> None:
+        reader = self.open(source)
+        episodes, rejections = read_all(reader)
+        assert not rejections
+        assert len(episodes) >= 2
+        assert len({episode.meta.episode_id for episode in episodes}) == len(episodes)
+
+    def test_episodes_fit_the_spec(self, source: Path) -> None:
+        reader = self.open(source)
+        spec = reader.spec()
+        for episode in read_all(reader)[0]:
+            assert set(episode.frames) <= set(spec.cameras)
+            assert episode.frames
+            assert episode.action.shape[1] == spec.action_dim
+            assert np.isfinite(episode.action).all()
+            assert not episode.action[~episode.action_mask].any()
+
+    def test_meta_leads_back_to_the_file(self, source: Path) -> None:
+        reader = self.open(source)
+        for ref in refs(reader):
+            assert Path(raw_path(ref.uri)).is_file()
+            for episode in reader.read(ref):
+                assert episode.meta.source_uri.startswith(ref.uri)
+                assert episode.meta.source_fingerprint == ref.fingerprint
+                assert episode.meta.source_format == reader.format
+                assert episode.meta.collection
+                assert episode.meta.fps > 0
+
+    def test_reading_is_repeatable(self, source: Path) -> None:
+        first, second = (read_all(self.open(source))[0] for _ in range(2))
+        assert [e.meta for e in first] == [e.meta for e in second]
+        assert [frames_of(e) for e in first] == [frames_of(e) for e in second]
+
+    def test_copies_are_the_same_episodes(self, source: Path, tmp_path: Path) -> None:
+        shutil.copytree(source, tmp_path / "elsewhere/copy")
+        here, there = (read_all(self.open(path))[0] for path in (source, tmp_path / "elsewhere/copy"))
+        assert [e.meta.episode_id for e in here] == [e.meta.episode_id for e in there]
+        assert [e.meta.source_fingerprint for e in here] == [e.meta.source_fingerprint for e in there]
+
+    def test_damage_is_rejected_alone(self, source: Path) -> None:
+        good = {ref.uri for ref in refs(self.open(source))}
+        place = self.damage(source)
+        reader = self.open(source)
+        episodes, rejections = read_all(reader)
+        assert len(rejections) == 1
+        assert place in rejections[0].source_uri
+        assert rejections[0].reason
+        assert "\n" not in rejections[0].detail
+        survivors = {ref for ref in good if any(e.meta.source_uri.startswith(ref) for e in episodes)}
+        assert len(survivors) == len(good) - 1
+
+    def test_change_shows_in_one_fingerprint(self, source: Path) -> None:
+        before = {ref.uri: ref.fingerprint for ref in refs(self.open(source))}
+        self.change(source)
+        after = {ref.uri: ref.fingerprint for ref in refs(self.open(source))}
+        assert before.keys() == after.keys()
+        assert sum(before[uri] != after[uri] for uri in before) == 1
+        assert not read_all(self.open(source))[1]
+
+    def test_collection_can_be_named(self, source: Path) -> None:
+        assert {e.meta.collection for e in read_all(self.open(source, collection="mine"))[0]} == {"mine"}
+
+    def test_vanished_file_is_rejected(self, source: Path) -> None:
+        reader = self.open(source)
+        listed = refs(reader)
+        shutil.rmtree(source)
+        with pytest.raises(Rejected, match="unreadable"):
+            list(reader.read(listed[0]))
+
+    def test_remote_source_is_equal(self, source: Path) -> None:
+        fs = fsspec.filesystem("memory")
+        folder = f"/contract/{self.format}/{source.name}"
+        fs.pipe({f"{folder}/{file.relative_to(source)}": file.read_bytes() for file in source.rglob("*.*")})
+        try:
+            remote, rejections = read_all(open_source(f"memory:/{folder}"))
+        finally:
+            fs.rm("/contract", recursive=True)
+        local = read_all(self.open(source))[0]
+        assert not rejections
+        assert [e.meta.episode_id for e in remote] == [e.meta.episode_id for e in local]
+        assert [frames_of(e) for e in remote] == [frames_of(e) for e in local]
+        assert all(e.meta.source_uri.startswith("memory://") for e in remote)
+
+    def test_wrong_source_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/notes.txt").write_text("hello")
+        for path in ("other", "absent"):
+            with pytest.raises(UserError) as caught:
+                self.open(tmp_path / path)
+            assert "\n" not in str(caught.value)
+
+
+class TestDroidRlds(ReaderContract):
+    format = "droid-rlds"
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_rlds: Callable[..., Path], make_features: Callable[..., Any]) -> Path:
+        self.features, self.write = make_features, write_rlds
+        return write_rlds(tmp_path / "set", [self.episode(0), self.episode(1)], [self.episode(2)])
+
+    def episode(self, number: int, seed: int | None = None) -> Any:
+        path = f"LAB{number}/success/day/time{number}/trajectory.h5"
+        return self.features(5 + number, path=path, seed=number if seed is None else seed)
+
+    def damage(self, source: Path) -> str:
+        shard = sorted(source.glob("*tfrecord*"))[0]
+        data = bytearray(shard.read_bytes())
+        data[200] ^= 255
+        shard.write_bytes(data)
+        return f"{shard}#record=0"
+
+    def change(self, source: Path) -> None:
+        self.write(source, [self.episode(0), self.episode(1)], [self.episode(2, seed=9)])
+
+
+class TestVideo(ReaderContract):
+    format = "video"
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_video: Callable[..., Path]) -> Path:
+        self.write = write_video
+        for number in range(3):
+            write_video(tmp_path / f"clips/{number}.mp4", frames=12, seed=number)
+        return tmp_path / "clips"
+
+    def damage(self, source: Path) -> str:
+        (source / "1.mp4").write_bytes((source / "1.mp4").read_bytes()[:200])
+        return str(source / "1.mp4")
+
+    def change(self, source: Path) -> None:
+        self.write(source / "1.mp4", frames=12, seed=50)
+
+
+def test_unknown_format_suggests_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean droid-rlds"):
+        open_source(str(tmp_path), "droid_rlds")
+    with pytest.raises(UserError, match="use droid-rlds or video"):
+        open_source(str(tmp_path), "zzz")
+
+
+def test_nothing_known_is_said(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(UserError, match="no file of a known format"):
+        detect(str(tmp_path))
+    with pytest.raises(UserError, match="nothing at"):
+        detect(str(tmp_path / "absent"))

@@ -1,0 +1,50 @@
+"""Attention: its numbers against the formula, and proof of the kernel that computes them."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+
+from uwm.model.attention import Attention, attention_backend, attention_op
+
+CPU = torch.device("cpu")
+FUSED_ON_CPU = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+def tokens(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, 37, 48, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def test_it_equals_the_formula() -> None:
+    torch.manual_seed(0)
+    attention, x = Attention(48, 4), tokens()
+    query, key, value = attention.qkv(x).view(2, 37, 3, 4, 12).permute(2, 0, 3, 1, 4)
+    weights = (query @ key.transpose(-1, -2) / 12**0.5).softmax(-1)
+    expected = attention.proj((weights @ value).transpose(1, 2).reshape(2, 37, 48))
+    torch.testing.assert_close(attention(x), expected, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_profiler_sees_the_fused_kernel_forward_and_backward(dtype: torch.dtype) -> None:
+    attention = Attention(48, 4).to(dtype)
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION), profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+        attention(tokens(dtype)).sum().backward()
+    ops = {event.key for event in seen.key_averages()}
+    assert FUSED_ON_CPU in ops
+    assert FUSED_ON_CPU + "_backward" in ops
+    assert not any("attention_math" in op for op in ops)
+    assert attention_op(CPU, dtype, num_heads=4, head_dim=12, tokens=37) in ops
+
+
+def test_the_backend_is_what_really_runs() -> None:
+    size = {"num_heads": 4, "head_dim": 12, "tokens": 37}
+    assert attention_backend(CPU, torch.float32, **size) == "flash"
+    with sdpa_kernel(SDPBackend.MATH):
+        assert attention_backend(CPU, torch.float32, **size) == "math"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_runs_a_fused_kernel() -> None:
+    backend = attention_backend(torch.device("cuda"), torch.bfloat16, num_heads=12, head_dim=64, tokens=171)
+    assert backend in {"flash", "efficient", "cudnn"}

@@ -1,0 +1,124 @@
+"""From raw samples to what a policy takes: crop, colour jitter, normalized actions.
+
+The random numbers of a sample depend on the run's seed and the sample's place in the run's order, so
+they are the same in any batch, on any device and after any resume.
+
+Dimension letters: B batch, V views, F = O + N frames, H0 and W0 the loader's image size, H and W the
+model's.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from uwm.config import DataConfig
+from uwm.data.batch import Batch, RawBatch
+from uwm.data.normalize import ActionNormalizer
+
+_DRAWS = 5
+"""Uniform numbers per sample and view: row, column, brightness, contrast, saturation."""
+_LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the brightness that the eye sees (ITU-R BT.601)."""
+
+
+def training_batch(
+    raw: RawBatch, config: DataConfig, normalizer: ActionNormalizer, *, seed: int, device: torch.device
+) -> Batch:
+    """Augment and normalize a batch for training.
+
+    Each sample and view has one random crop and one colour jitter for all of its frames. With
+    `augmentation="batch"` (published) the whole batch shares those of its first sample and view; with
+    `"none"` training sees what evaluation sees.
+
+    Args:
+        raw: samples on the CPU.
+        config: crop, jitter and what is random.
+        normalizer: of the actions.
+        seed: of the run.
+        device: where the batch shall lie.
+    """
+    if config.augmentation == "none":
+        return evaluation_batch(raw, config, normalizer, device=device)
+    views = raw.frames.shape[1]
+    draws = uniform_draws(seed, raw.position, (views, _DRAWS))  # (B, V, 5)
+    if config.augmentation == "batch":
+        draws = draws[:1, :1].expand_as(draws)
+    images = _crop(raw.frames.to(device, non_blocking=True), _offsets(draws[..., :2], raw.frames, config.crop))
+    if config.jitter:
+        factors = 1 + config.jitter * (2 * draws[..., 2:] - 1)
+        images = jitter_colours(images, factors.to(device, non_blocking=True))
+    return _batch(raw, images, config, normalizer)
+
+
+def evaluation_batch(raw: RawBatch, config: DataConfig, normalizer: ActionNormalizer, *, device: torch.device) -> Batch:
+    """The same without randomness: centre crop, colours as they are."""
+    middle = torch.full((*raw.frames.shape[:2], 2), 0.5)
+    images = _crop(raw.frames.to(device, non_blocking=True), _offsets(middle, raw.frames, config.crop))
+    return _batch(raw, images, config, normalizer)
+
+
+def uniform_draws(seed: int, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Random numbers that belong to samples: (B,) int64 places -> (B, *shape) float32 in [0, 1)."""
+    rows = [np.random.default_rng((seed, place)).random(shape, np.float32) for place in positions.tolist()]
+    return torch.from_numpy(np.stack(rows))
+
+
+def jitter_colours(images: Tensor, factors: Tensor) -> Tensor:
+    """Change brightness, contrast and saturation, as one affine map of the colours of each frame.
+
+    Contrast pulls towards the frame's own mean brightness, saturation towards each pixel's. Values
+    are cut to [0, 1] once, at the end.
+
+    Args:
+        images: (B, V, F, 3, H, W) float32 in [0, 1].
+        factors: (B, V, 3) brightness, contrast, saturation; 1 changes nothing.
+
+    Returns:
+        (B, V, F, 3, H, W) in [0, 1].
+    """
+    brightness, contrast, saturation = factors[:, :, None].unbind(-1)  # 3 x (B, V, 1)
+    luma = images.new_tensor(_LUMA)
+    gray = images.mean(dim=(-2, -1)) @ luma  # (B, V, F)
+    shift = brightness * (1 - contrast) * gray  # (B, V, F)
+    amount = saturation[..., None, None]
+    colours = amount * torch.eye(3, device=images.device) + (1 - amount) * luma.expand(3, 3)  # (B, V, 1, 3, 3)
+    colours = (brightness * contrast)[..., None, None] * colours
+    mapped = (colours @ images.flatten(-2)).view_as(images)  # (B, V, F, 3, H, W)
+    return mapped.add_(shift[..., None, None, None]).clamp_(0, 1)
+
+
+def _offsets(draws: Tensor, frames: Tensor, crop: tuple[int, int]) -> list[list[list[int]]]:
+    """Uniform (B, V, 2) in [0, 1) -> top and left of every crop, each possible one equally likely."""
+    room = torch.tensor([frames.shape[-2] - crop[0] + 1, frames.shape[-1] - crop[1] + 1])
+    corners: list[list[list[int]]] = (draws * room).long().clamp(max=room - 1).tolist()
+    return [[[*corner, *crop] for corner in row] for row in corners]
+
+
+def _crop(frames: Tensor, boxes: list[list[list[int]]]) -> Tensor:
+    """(B, V, F, 3, H0, W0) uint8 -> (B, V, F, 3, H, W) float32 in [0, 1].
+
+    Slices copy whole rows of bytes; indexing all boxes at once would need an index tensor eight times
+    the size of the images.
+    """
+    rows = []
+    for sample, row in zip(frames, boxes, strict=True):
+        views = zip(sample, row, strict=True)
+        rows.append(torch.stack([view[..., y : y + h, x : x + w] for view, (y, x, h, w) in views]))
+    return torch.stack(rows).float().div_(255)
+
+
+def _batch(raw: RawBatch, images: Tensor, config: DataConfig, normalizer: ActionNormalizer) -> Batch:
+    device = images.device
+    view_mask = raw.view_mask.to(device, non_blocking=True)
+    images = images.mul_(view_mask[..., None, None, None])  # contrast may have lit what is masked
+    known = raw.action_mask[..., None]
+    action = normalizer.normalize(raw.action).where(known, 0.0)  # small, and on the CPU it waits for nothing
+    seen = config.obs_frames
+    return Batch(
+        obs=images[:, :, :seen],
+        obs_mask=view_mask[:, :, :seen],
+        next_obs=images[:, :, seen:],
+        next_mask=view_mask[:, :, seen:],
+        action=action.to(device, non_blocking=True),
+        action_mask=raw.action_mask.to(device, non_blocking=True),
+    )

@@ -1,0 +1,160 @@
+"""Several pinned dataset versions as one stream of samples, each with its exact share.
+
+Dimension letters: D datasets, p a place in the run's sample order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.errors import UserError
+from storage_schemas.store import Dataset, open_dataset
+from uwm.config import DataConfig, DatasetRef, replace
+from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, fit_normalizer
+from uwm.data.sampler import Pick, SegmentSampler
+
+
+class Quotas:
+    """Which dataset gives the sample at place p, and how many it gave before.
+
+    After every multiple of the weights' common period each dataset has given exactly its share, and
+    at no place is any dataset D or more samples away from it. Computed from p alone, in O(D) exact
+    integers: the first dataset takes every place where floor(share * p) grows, the others divide the
+    places that are left in the same way.
+
+    Args:
+        weights: relative shares, all positive.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        if not weights or any(weight <= 0 for weight in weights):
+            raise ValueError("a mixture has at least one dataset, and its weights are positive")
+        exact = [Fraction(str(weight)) for weight in weights]
+        scale = lcm(*(share.denominator for share in exact))
+        self._parts = [int(share * scale) for share in exact]
+
+    @property
+    def period(self) -> int:
+        """After this many samples every share is met exactly."""
+        return sum(self._parts)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """The dataset of the sample at `position` >= 0, and that dataset's earlier samples."""
+        if position < 0:
+            raise IndexError(position)
+        total = self.period
+        for dataset, part in enumerate(self._parts[:-1]):
+            earlier = position * part // total
+            if (position + 1) * part // total > earlier:
+                return dataset, earlier
+            position -= earlier
+            total -= part
+        return len(self._parts) - 1, position
+
+
+class MixtureSampler:
+    """The order of all samples of a run, as a function of the place.
+
+    Args:
+        samplers: one per dataset, none empty.
+        weights: relative shares.
+    """
+
+    def __init__(self, samplers: Sequence[SegmentSampler], weights: Sequence[float]) -> None:
+        if len(samplers) != len(weights) or not all(len(sampler) for sampler in samplers):
+            raise ValueError("every dataset of a mixture has a weight and segments")
+        self._samplers = tuple(samplers)
+        self._quotas = Quotas(weights)
+
+    def pick(self, position: int) -> Pick:
+        """The sample at `position` >= 0."""
+        dataset, draw = self._quotas.place(position)
+        return Pick(position, dataset, self._samplers[dataset].draw(draw))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One dataset of a mixture, opened at its pinned version."""
+
+    ref: DatasetRef
+    """With the version filled in."""
+    dataset: Dataset
+    rows: NDArray[np.int64]
+    """Rows of the chosen episodes."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(n,) steps of the chosen episodes."""
+        return np.asarray(self.dataset.episodes.lengths, np.int64)[self.rows]
+
+    @property
+    def source(self) -> NormalizerSource:
+        """The key of this member's statistics."""
+        return NormalizerSource(uri=self.ref.uri, version=self.dataset.version, collections=self.ref.collections)
+
+    def sampler(self, key: tuple[int, ...]) -> SegmentSampler:
+        """The order of this member's own samples."""
+        return SegmentSampler(self.rows, self.lengths, key)
+
+    def action_steps(self, action_dim: int) -> int:
+        """Steps of the chosen episodes whose action is known and used."""
+        if self.dataset.spec.action_dim != action_dim:
+            return 0
+        return int(np.asarray(self.dataset.episodes.action_steps, np.int64)[self.rows].sum())
+
+
+def open_member(ref: DatasetRef, config: DataConfig, *, split: str = "train") -> Member:
+    """Open a dataset of a mixture and choose its episodes.
+
+    Raises:
+        UserError: when the dataset or the version is missing, it has none of the configured cameras,
+            or no chosen episode has two steps.
+    """
+    dataset = open_dataset(ref.uri, ref.version)
+    name = f"{ref.uri} version {dataset.version}"
+    if not set(config.cameras) & set(dataset.spec.cameras):
+        raise UserError(f"{name} has none of the cameras in data.cameras: it has {', '.join(dataset.spec.cameras)}")
+    rows = np.asarray(dataset.episodes.select(split=split, collections=ref.collections), np.int64)
+    member = Member(ref=replace(ref, version=dataset.version), dataset=dataset, rows=rows)
+    if not len(member.sampler((0,))):
+        where = f" in collections {', '.join(ref.collections)}" if ref.collections else ""
+        raise UserError(f"{name} has no {split} episode of two or more steps{where}: ingest more or choose others")
+    return member
+
+
+def open_mixture(config: DataConfig) -> tuple[Member, ...]:
+    """Open every dataset of a run at its pinned version, or at the newest, for training.
+
+    Raises:
+        UserError: as `open_member`, and when the run names no dataset.
+    """
+    if not config.datasets:
+        raise UserError("the run names no dataset: set data.datasets.0.uri=<store>")
+    return tuple(open_member(ref, config) for ref in config.datasets)
+
+
+def mixture_sampler(members: Sequence[Member], seed: int) -> MixtureSampler:
+    """The order of all samples of a run."""
+    samplers = [member.sampler((seed, number)) for number, member in enumerate(members)]
+    return MixtureSampler(samplers, [member.ref.weight for member in members])
+
+
+def mixture_normalizer(members: Sequence[Member], action_dim: int) -> ActionNormalizer:
+    """The normalizer of a mixture, from the statistics of its training episodes."""
+    used = [member for member in members if member.action_steps(action_dim)]
+    return fit_normalizer([_action_range(member) for member in used], action_dim)
+
+
+def _action_range(member: Member) -> ActionRange:
+    found = member.dataset.episodes.statistics("action", member.rows)
+    return ActionRange(
+        count=int(found.count),
+        low=tuple(np.asarray(found.min, np.float64).tolist()),
+        high=tuple(np.asarray(found.max, np.float64).tolist()),
+        total=tuple(np.asarray(found.sum, np.float64).tolist()),
+        source=member.source,
+    )

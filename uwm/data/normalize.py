@@ -1,0 +1,142 @@
+"""Actions between the store's units and the network's [-1, 1].
+
+The bounds come from the per-episode statistics of training episodes, so no image is decoded and no
+validation episode counts. One normalizer serves all datasets of a mixture: the same physical action
+is the same number, whichever dataset it comes from.
+
+Dimension letters: B batch, S action steps, A action dimensions.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
+
+from storage_schemas.errors import UserError
+from uwm.config import Config
+
+ZERO_RANGE = 1e-6
+"""A dimension whose half range is smaller, relative to its centre or 1, is constant up to rounding."""
+
+
+class NormalizerSource(Config):
+    """A dataset version whose training episodes the bounds cover."""
+
+    uri: str
+    version: int
+    collections: tuple[str, ...] = ()
+
+
+class ActionNormalizer(Config):
+    """Maps every action dimension's training range to [-1, 1] and back.
+
+    A dimension of zero range is only shifted: its constant becomes 0, and the inverse stays exact.
+    """
+
+    low: tuple[float, ...] = Field(description="least training action by dimension, in the store's units")
+    high: tuple[float, ...] = Field(description="greatest training action")
+    mean: tuple[float, ...] = Field(description="mean training action")
+    count: int = Field(ge=0, description="training steps with a known action; 0 leaves actions unchanged")
+    sources: tuple[NormalizerSource, ...] = ()
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        if not len(self.low) == len(self.high) == len(self.mean) > 0:
+            raise ValueError("low, high and mean have the same positive number of dimensions")
+        if not np.isfinite([self.low, self.high, self.mean]).all():
+            raise ValueError("bounds and mean are finite")
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("low is not above high")
+        return self
+
+    @classmethod
+    def identity(cls, action_dim: int) -> Self:
+        """Leaves actions as they are; what a run without any known action gets."""
+        return cls(low=(-1.0,) * action_dim, high=(1.0,) * action_dim, mean=(0.0,) * action_dim, count=0)
+
+    @property
+    def action_dim(self) -> int:
+        """A."""
+        return len(self.low)
+
+    def normalize(self, action: Tensor) -> Tensor:
+        """(..., A) in the store's units -> (..., A) with the training range in [-1, 1]."""
+        centre, scale = self._affine(action)
+        return (action - centre) / scale
+
+    def denormalize(self, action: Tensor) -> Tensor:
+        """(..., A) normalized -> (..., A) in the store's units; the inverse of `normalize`."""
+        centre, scale = self._affine(action)
+        return action * scale + centre
+
+    def normalized_mean(self) -> Tensor:
+        """(A,) float32: the mean training action as the network sees it."""
+        return self.normalize(torch.tensor(self.mean, dtype=torch.float64)).float()
+
+    def to_json(self) -> str:
+        """Indented JSON text."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Parse `to_json`'s text.
+
+        Raises:
+            UserError: when the text holds no usable normalizer.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise UserError(f"not a normalizer: {error.errors()[0]['msg']}") from error
+
+    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        centre, scale = _centre_and_scale(np.asarray(self.low), np.asarray(self.high))
+        return like.new_tensor(centre), like.new_tensor(scale)
+
+
+def _centre_and_scale(
+    low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    centre = (low + high) / 2
+    half = (high - low) / 2
+    constant = half <= ZERO_RANGE * np.maximum(1.0, np.abs(centre))
+    return centre, np.where(constant, 1.0, half)
+
+
+class ActionRange(Config):
+    """Reductions of the known actions of some episodes."""
+
+    count: int = Field(ge=0)
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    total: tuple[float, ...] = Field(description="sum over the steps")
+    source: NormalizerSource
+
+
+def fit_normalizer(ranges: Sequence[ActionRange], action_dim: int) -> ActionNormalizer:
+    """The normalizer that covers all given ranges; the identity when no action is known.
+
+    Args:
+        ranges: one per dataset; those without known actions are left out.
+        action_dim: A.
+
+    Raises:
+        ValueError: when a range has another number of dimensions.
+    """
+    known = [found for found in ranges if found.count]
+    if not known:
+        return ActionNormalizer.identity(action_dim)
+    if any(len(found.low) != action_dim for found in known):
+        raise ValueError(f"an action range does not have {action_dim} dimensions")
+    count = sum(found.count for found in known)
+    return ActionNormalizer(
+        low=tuple(np.min([found.low for found in known], axis=0).tolist()),
+        high=tuple(np.max([found.high for found in known], axis=0).tolist()),
+        mean=tuple((np.sum([found.total for found in known], axis=0) / count).tolist()),
+        count=count,
+        sources=tuple(found.source for found in known),
+    )

@@ -1,0 +1,37 @@
+"""Where a network runs, and in which precision."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from storage_schemas.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a name; `auto` takes CUDA when there is one.
+
+    Raises:
+        UserError: when the name is no device, or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise UserError(f"can't use device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that matrix products run in: `fp32`, `bf16`, or `auto`, which is bf16 on CUDA only."""
+    if name == "bf16" or (name == "auto" and device.type == "cuda"):
+        return torch.bfloat16
+    return torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Runs a forward pass in `dtype`; weights stay float32, so no gradient scaling is needed."""
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype)

@@ -1,0 +1,251 @@
+"""Errors of a policy's predictions on held-out episodes, in all modes, beside two trivial baselines.
+
+Dimension letters: B batch, V views, C latent channels, N next frames, S action steps, A action
+dimensions, H and W image size, h and w latent size.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uwm.data.batch import Batch
+from uwm.eval import metrics
+from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION, copied_frames
+from uwm.eval.bench import Asker, Bench, open_bench, spread
+from uwm.eval.files import save_evaluation
+from uwm.eval.result import Evaluation, Metric, ModeName, Settings
+from uwm.eval.tally import Album, Tally
+from uwm.policy import Mode
+
+ORDER: tuple[Mode, ...] = (Mode.FORWARD, Mode.INVERSE, Mode.POLICY, Mode.VIDEO, Mode.JOINT)
+"""The order of the tables: what the method is for comes first."""
+
+Progress = Callable[[int, int], None]
+"""Told how many segments are done, and of how many."""
+
+
+@torch.no_grad()
+def evaluate(
+    checkpoint: str,
+    dataset_uri: str,
+    *,
+    version: int | None = None,
+    split: str = "val",
+    collections: Sequence[str] = (),
+    samples: int = 64,
+    batch_size: int = 16,
+    seed: int = 0,
+    device: str = "auto",
+    examples: int = 4,
+    out: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a checkpoint on held-out segments of a dataset.
+
+    Segments are whole windows, evenly spaced over the episodes of the split, so two checkpoints are
+    measured on the same ones. Only known actions and frames count. Modes that take or predict actions
+    leave out segments without them.
+
+    Args:
+        checkpoint: checkpoint directory or run folder.
+        dataset_uri: the dataset.
+        version: of the dataset; None takes the newest.
+        split: `val`, or `train` to see how far memorizing goes.
+        collections: only these; empty takes all.
+        samples: segments to measure on, fewer when there are not so many.
+        batch_size: segments at a time; part of what fixes the noise.
+        seed: of the noise that sampling starts from.
+        device: `auto` takes CUDA when there is one.
+        examples: segments whose predictions are kept to look at.
+        out: folder or URI to write `evaluation.json` and `examples.npz` to; None writes nothing.
+        progress: called after each batch.
+
+    Raises:
+        UserError: when the checkpoint or the dataset is missing or unfit, no episode is long enough, or
+            the checkpoint predicts numbers that are not finite.
+    """
+    started = time.monotonic()
+    bench = open_bench(
+        checkpoint,
+        dataset_uri,
+        version=version,
+        split=split,
+        collections=collections,
+        samples=samples,
+        device=device,
+    )
+    tally, album = Tally(), Album(spread(len(bench.segments), examples))
+    for places, batch in bench.batches(batch_size):
+        asker = Asker(bench.policy, batch, (seed, int(places[0])))
+        _measure(_scene(bench, batch, places, tally, album), asker)
+        if progress:
+            progress(int(places[-1]) + 1, len(bench.segments))
+    evaluation = Evaluation(
+        settings=_settings(bench, split=split, seed=seed, batch_size=batch_size, requested=samples),
+        segments=len(bench.segments),
+        episodes=len({segment.episode for segment in bench.segments}),
+        short_episodes=bench.short_episodes,
+        scores=tally.scores(),
+        actions=tally.profiles(),
+        ceiling=tally.ceiling(),
+        examples=tuple(bench.example(int(place)) for place in album.kept),
+        seconds=time.monotonic() - started,
+    )
+    if out is None:
+        return evaluation
+    return save_evaluation(out, evaluation, album.arrays(bench.physical(bench.mean_action)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A batch, what every mode is compared with, and where the comparisons go."""
+
+    bench: Bench
+    batch: Batch
+    places: NDArray[np.int64]  # (B,) among the bench's segments
+    episodes: NDArray[np.int64]  # (B,)
+    copied: Tensor  # (B, V, N, 3, H, W)
+    frame_mask: Tensor  # (B, V, N): the truth and the copied frame are known
+    mean_action: Tensor  # (B, S, A), normalized
+    tally: Tally
+    album: Album
+
+    def add(self, key: tuple[ModeName, Metric, str], model: Tensor, reference: Tensor, known: Tensor) -> None:
+        """Note what the model and a baseline reach (B,)."""
+        self.tally.add(key, model, reference, known=known, episodes=self.episodes)
+
+    def pixel_mse(self, images: Tensor) -> Tensor:
+        """Mean squared error of images (B, V, N, 3, H, W) against the true ones, (B,)."""
+        return metrics.pixel_mse(images, self.batch.next_obs, self.frame_mask)
+
+
+def _scene(bench: Bench, batch: Batch, places: NDArray[np.int64], tally: Tally, album: Album) -> Scene:
+    copied, frame_mask = copied_frames(batch)
+    return Scene(
+        bench=bench,
+        batch=batch,
+        places=places,
+        episodes=np.array([bench.segments[place].episode for place in places]),
+        copied=copied,
+        frame_mask=frame_mask,
+        mean_action=bench.mean_action.to(batch.action).expand_as(batch.action),
+        tally=tally,
+        album=album,
+    )
+
+
+def _measure(scene: Scene, asker: Asker) -> None:
+    """Ask every mode about a batch and note what comes out."""
+    _keep_truth(scene)
+    still = _still(scene, asker.next_latents)
+    acts = metrics.known(scene.batch.action_mask)
+    whole = scene.batch.action_mask.all(dim=1)
+    sees = metrics.known(scene.frame_mask)
+    asked = {
+        Mode.FORWARD: whole & sees,
+        Mode.INVERSE: acts & sees,
+        Mode.POLICY: acts,
+        Mode.VIDEO: sees,
+        Mode.JOINT: sees,
+    }
+    for mode in ORDER:
+        if mode not in scene.bench.policy.modes or not bool(asked[mode].any()):
+            continue
+        sample = asker.ask(mode)
+        if sample.action is not None:
+            _measure_action(scene, mode, sample.action, asked[mode] & acts)
+        if sample.next_obs is not None:
+            _measure_next(scene, mode, sample.next_obs, asked[mode], still)
+
+
+def _keep_truth(scene: Scene) -> None:
+    batch, album, places = scene.batch, scene.album, scene.places
+    album.add_frames("current", scene.copied, places)
+    album.add("current_mask", batch.obs_mask[:, :, -1], places)
+    album.add_frames("true", batch.next_obs, places)
+    album.add("true_mask", batch.next_mask[:, :, -1], places)
+    album.add("action", scene.bench.physical(batch.action).where(batch.action_mask[..., None], 0.0), places)
+    album.add("action_mask", batch.action_mask, places)
+
+
+def _measure_action(scene: Scene, mode: Mode, action: Tensor, known: Tensor) -> None:
+    """Compare actions (B, S, A) with the truth and with the mean action."""
+    true, mask, mean = scene.batch.action, scene.batch.action_mask, scene.mean_action
+    name: ModeName = mode.value
+    for metric, error in ((Metric.ACTION_MSE, metrics.action_mse), (Metric.ACTION_L1, metrics.action_l1)):
+        scene.add((name, metric, MEAN_ACTION), error(action, true, mask), error(mean, true, mask), known)
+    physical, truth = scene.bench.physical(action), scene.bench.physical(true)
+    model = metrics.action_profile(physical, truth, mask)
+    reference = metrics.action_profile(scene.bench.physical(mean), truth, mask)
+    scene.tally.add_profile(name, model, reference, known)
+    scene.album.add(f"predicted/{name}", physical, scene.places)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Still:
+    """The next observation, and the prediction that nothing moves, as the tokenizer sees them."""
+
+    true: Tensor  # (B, V, C, N, h, w)
+    copied: Tensor  # (B, V, C, N, h, w)
+    errors: Mapping[str, Tensor]  # baseline -> (B,) pixel MSE
+
+
+def _still(scene: Scene, true: Tensor) -> Still:
+    policy = scene.bench.policy
+    copied = policy.encode(scene.copied[:, :, :1])  # (B, V, C, 1, h, w)
+    shown = policy.decode(copied).expand_as(scene.copied)  # (B, V, N, 3, H, W)
+    own = policy.decode(true)
+    ceiling = metrics.psnr(scene.pixel_mse(own))
+    scene.tally.add_ceiling(ceiling, known=metrics.known(scene.frame_mask), episodes=scene.episodes)
+    scene.album.add_frames("reconstruction", own, scene.places)
+    errors = {COPIED: scene.pixel_mse(scene.copied), COPIED_TOKENIZED: scene.pixel_mse(shown)}
+    return Still(true=true, copied=copied.expand_as(true), errors=errors)
+
+
+def _measure_next(scene: Scene, mode: Mode, latents: Tensor, known: Tensor, still: Still) -> None:
+    """Compare latents (B, V, C, N, h, w), and what they decode to, with the truth and with stillness."""
+    name: ModeName = mode.value
+    model = metrics.latent_mse(latents, still.true, scene.frame_mask)
+    reference = metrics.latent_mse(still.copied, still.true, scene.frame_mask)
+    scene.add((name, Metric.LATENT_MSE, COPIED), model, reference, known)
+    images = scene.bench.policy.decode(latents)
+    error = scene.pixel_mse(images)
+    for baseline, copied in still.errors.items():
+        scene.add((name, Metric.PIXEL_MSE, baseline), error, copied, known)
+        scene.add((name, Metric.PSNR, baseline), metrics.psnr(error), metrics.psnr(copied), known)
+    scene.album.add_frames(f"frame/{name}", images, scene.places)
+
+
+def _settings(bench: Bench, *, split: str, seed: int, batch_size: int, requested: int) -> Settings:
+    checkpoint, member = bench.checkpoint, bench.member
+    config, state = checkpoint.config, checkpoint.state
+    return Settings(
+        checkpoint=str(checkpoint.path),
+        checkpoint_identity=checkpoint.identity,
+        run=state.name,
+        stage=state.stage,
+        step=state.step,
+        weights="ema" if checkpoint.has("ema") else "raw",
+        parameters=bench.parameters,
+        tokenizer=state.tokenizer,
+        dataset_uri=member.ref.uri,
+        dataset_version=member.dataset.version,
+        dataset_id=member.dataset.table_id,
+        split=split,
+        collections=member.ref.collections,
+        cameras=config.data.cameras,
+        action_names=bench.action_names,
+        image_size=config.data.crop,
+        next_start=config.data.next_start,
+        next_frames=config.data.next_frames,
+        fps=member.dataset.episodes.row(bench.segments[0].episode).fps,
+        seed=seed,
+        batch_size=batch_size,
+        sample_steps=config.diffusion.sample_steps,
+        requested=requested,
+    )

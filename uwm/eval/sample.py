@@ -1,0 +1,144 @@
+"""Ask a trained policy one question about a few held-out segments and save what it answers.
+
+Dimension letters: B batch, V views, N next frames, S action steps, A action dimensions, H and W image
+size.
+"""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage_schemas.errors import UserError
+from storage_schemas.location import Location, locate
+from uwm.data.batch import Batch
+from uwm.eval.bench import Asker, Bench, open_bench
+from uwm.policy import Mode
+
+ACTIONS_FILE = "actions.json"
+_GAP = 4
+_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleFiles:
+    """What `sample` wrote."""
+
+    strips: tuple[str, ...]
+    """One PNG per segment: a row for each camera, columns now, true, predicted; gray where not recorded."""
+    actions: str
+    """JSON: the segments, their true actions and the predicted ones, in the store's units."""
+
+
+def parse_mode(name: str) -> Mode:
+    """The mode of a name.
+
+    Raises:
+        UserError: when there is no such mode; names all there are.
+    """
+    try:
+        return Mode(name)
+    except ValueError as error:
+        raise UserError(f"unknown mode {name!r}: it is one of {', '.join(Mode)}") from error
+
+
+@torch.no_grad()
+def sample(
+    checkpoint: str,
+    dataset_uri: str,
+    mode: str,
+    *,
+    out: str,
+    count: int = 4,
+    seed: int = 0,
+    version: int | None = None,
+    split: str = "val",
+    collections: Sequence[str] = (),
+    device: str = "auto",
+) -> SampleFiles:
+    """Sample one mode on evenly spaced held-out segments and save images and actions.
+
+    Args:
+        checkpoint: checkpoint directory or run folder.
+        dataset_uri: the dataset.
+        mode: one of the five.
+        out: folder or URI to write to.
+        count: segments.
+        seed: of the noise that sampling starts from.
+        version: of the dataset; None takes the newest.
+        split: `val` or `train`.
+        collections: only these; empty takes all.
+        device: `auto` takes CUDA when there is one.
+
+    Raises:
+        UserError: when the mode is unknown, the checkpoint can't answer it, or checkpoint or dataset are
+            missing or unfit.
+    """
+    question = parse_mode(mode)
+    bench = open_bench(
+        checkpoint, dataset_uri, version=version, split=split, collections=collections, samples=count, device=device
+    )
+    if question not in bench.policy.modes:
+        raise UserError(f"this checkpoint has no mode {mode}: it has {', '.join(sorted(bench.policy.modes))}")
+    folder = locate(out)
+    strips: list[str] = []
+    records: list[dict[str, object]] = []
+    for places, batch in bench.batches(_BATCH):
+        answer = Asker(bench.policy, batch, (seed, int(places[0]))).ask(question)
+        images = None if answer.next_obs is None else bench.policy.decode(answer.next_obs)
+        actions = None if answer.action is None else bench.physical(answer.action)
+        for row, place in enumerate(places.tolist()):
+            predicted = None if images is None else images[row]
+            strips.append(_write_strip(folder / f"{mode}-{place:03d}.png", batch, row, predicted))
+            records.append(_record(bench, batch, row, place, None if actions is None else actions[row]))
+    content = {"mode": mode, "seed": seed, "action_names": bench.action_names, "segments": records}
+    (folder / ACTIONS_FILE).write_bytes(json.dumps(content, indent=1).encode())
+    return SampleFiles(strips=tuple(strips), actions=(folder / ACTIONS_FILE).uri)
+
+
+def _record(bench: Bench, batch: Batch, row: int, place: int, predicted: Tensor | None) -> dict[str, object]:
+    true = bench.physical(batch.action[row : row + 1])[0]
+    known = bool(batch.action_mask[row].all())
+    return {
+        **bench.example(place).model_dump(),
+        "true": true.tolist() if known else None,
+        "predicted": None if predicted is None else predicted.tolist(),
+    }
+
+
+def _write_strip(place: Location, batch: Batch, row: int, predicted: Tensor | None) -> str:
+    """Write the pictures of one segment; `predicted` is (V, N, 3, H, W)."""
+    from PIL import Image
+
+    seen = batch.obs_mask[row, :, -1] | batch.next_mask[row, :, -1]  # (V,)
+    columns = [_shown(batch.obs[row, :, -1], batch.obs_mask[row, :, -1])]
+    columns.append(_shown(batch.next_obs[row, :, -1], batch.next_mask[row, :, -1]))
+    if predicted is not None:
+        columns.append(_shown(predicted[:, -1], seen))
+    grid = np.stack([column[seen.cpu().numpy()] for column in columns], axis=1)  # (views seen, columns, H, W, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(_tile(grid)).save(buffer, format="PNG", optimize=True)
+    place.write_bytes(buffer.getvalue())
+    return place.uri
+
+
+def _shown(images: Tensor, mask: Tensor) -> NDArray[np.uint8]:
+    """Images (V, 3, H, W) in [0, 1] as bytes (V, H, W, 3), gray where `mask` (V,) is false."""
+    visible = images.clamp(0, 1).where(mask[:, None, None, None], 0.5)
+    return visible.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _tile(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(rows, columns, H, W, 3) side by side with white gaps."""
+    rows, columns, height, width, _ = grid.shape
+    sheet = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
+            sheet[top : top + height, left : left + width] = grid[row, column]
+    return sheet

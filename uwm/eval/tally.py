@@ -1,0 +1,109 @@
+"""What an evaluation collects batch by batch: one number per segment, and a few segments to look at.
+
+Dimension letters: B batch, n segments so far, E kept examples, V views, N next frames, A action
+dimensions, H and W image size.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from uwm.eval.files import ExampleArrays
+from uwm.eval.result import ActionProfile, Estimate, Metric, ModeName, Score, compare, estimate
+
+
+class Tally:
+    """One number per segment for the model and for a baseline, by what is measured."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[tuple[ModeName, Metric, str], list[NDArray[np.float64]]] = defaultdict(list)
+        self._profiles: dict[ModeName, list[NDArray[np.float64]]] = defaultdict(list)
+        self._ceiling: list[NDArray[np.float64]] = []
+
+    def add(
+        self,
+        key: tuple[ModeName, Metric, str],
+        model: Tensor,
+        reference: Tensor,
+        *,
+        known: Tensor,
+        episodes: NDArray[np.int64],
+    ) -> None:
+        """Add what the model and the named baseline reach (B,), where `known` (B,) is true."""
+        self._pairs[key].append(_rows(known, episodes, model, reference))
+
+    def add_profile(self, mode: ModeName, model: Tensor, reference: Tensor, known: Tensor) -> None:
+        """Add errors by action dimension (B, A)."""
+        both = torch.stack([model, reference], dim=1)[known]
+        self._profiles[mode].append(both.double().cpu().numpy())
+
+    def add_ceiling(self, values: Tensor, *, known: Tensor, episodes: NDArray[np.int64]) -> None:
+        """Add the tokenizer's own PSNR (B,)."""
+        self._ceiling.append(_rows(known, episodes, values))
+
+    def scores(self) -> tuple[Score, ...]:
+        """One score per mode, metric and baseline, in the order in which they were first added."""
+        found = []
+        for (mode, metric, baseline), parts in self._pairs.items():
+            groups, model, reference = np.concatenate(parts).T
+            if len(groups):
+                found.append(compare(mode, metric, baseline, model, reference, groups.astype(np.int64)))
+        return tuple(found)
+
+    def profiles(self) -> tuple[ActionProfile, ...]:
+        """Mean errors by action dimension."""
+        found = []
+        for mode, parts in self._profiles.items():
+            stacked = np.concatenate(parts)  # (n, 2, A)
+            if len(stacked):
+                model, reference = stacked.mean(axis=0).tolist()
+                found.append(ActionProfile(mode=mode, model=tuple(model), mean_action=tuple(reference)))
+        return tuple(found)
+
+    def ceiling(self) -> Estimate | None:
+        """The tokenizer's own PSNR, if any frame was known."""
+        rows = np.concatenate(self._ceiling) if self._ceiling else np.zeros((0, 2))
+        return estimate(rows[:, 1], rows[:, 0].astype(np.int64)) if len(rows) else None
+
+
+def _rows(known: Tensor, episodes: NDArray[np.int64], *values: Tensor) -> NDArray[np.float64]:
+    """(n, 1 + values): the episode and the values of the known samples."""
+    columns = [episodes.astype(np.float64), *(value.double().cpu().numpy() for value in values)]
+    kept: NDArray[np.float64] = np.stack(columns, axis=1)[known.cpu().numpy()]
+    return kept
+
+
+class Album:
+    """What a few segments look like.
+
+    Args:
+        kept: (E,) their places among all segments.
+    """
+
+    def __init__(self, kept: NDArray[np.int64]) -> None:
+        self.kept = kept
+        self._arrays: dict[str, NDArray[np.generic]] = {}
+
+    def add(self, name: str, values: Tensor, places: NDArray[np.int64]) -> None:
+        """Keep the rows of `values` (B, ...), at `places` (B,), that belong to kept segments."""
+        rows = np.flatnonzero(np.isin(places, self.kept))
+        if not len(rows):
+            return
+        found = values[torch.from_numpy(rows).to(values.device)].cpu().numpy()
+        if name not in self._arrays:
+            self._arrays[name] = np.zeros((len(self.kept), *found.shape[1:]), found.dtype)
+        self._arrays[name][np.searchsorted(self.kept, places[rows])] = found
+
+    def add_frames(self, name: str, images: Tensor, places: NDArray[np.int64]) -> None:
+        """Keep the last of the frames (B, V, N, 3, H, W) in [0, 1] as bytes, channels last."""
+        last = images[:, :, -1].clamp(0, 1).mul(255).round().byte()
+        self.add(name, last.permute(0, 1, 3, 4, 2), places)
+
+    def arrays(self, mean_action: Tensor) -> ExampleArrays | None:
+        """All that was kept, with the mean action (A,) beside it; None when nothing was."""
+        if not self._arrays:
+            return None
+        return ExampleArrays.from_arrays(self._arrays | {"mean_action": mean_action.cpu().numpy()})

@@ -1,0 +1,177 @@
+"""Next-observation images as latents: three tokenizers, all frozen.
+
+Dimension letters: M images, H and W image height and width, C latent channels, h and w latent height and width.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from storage_schemas.errors import UserError
+from uwm.config import RunConfig, TokenizerConfig
+from uwm.model.autoencoder import Autoencoder
+
+_SDXL_CHUNK = 16
+
+
+class Tokenizer(nn.Module, ABC):
+    """Frozen: no gradient, always in evaluation mode.
+
+    Attributes:
+        channels: C.
+        downsample: image pixels per latent pixel along each axis.
+        fingerprint: changes with everything that changes a latent.
+    """
+
+    channels: int
+    downsample: int
+    fingerprint: str
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (M, 3, H, W) in [0, 1] -> latents (M, C, h, w) float32 of about unit scale."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (M, C, h, w) -> images (M, 3, H, W) float32 in [0, 1]."""
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen network has no training mode; the call is ignored."""
+        return super().train(False)
+
+    def _freeze(self) -> None:
+        self.eval()
+        self.requires_grad_(False)
+
+
+class IdentityTokenizer(Tokenizer):
+    """Pixels scaled to [-1, 1]: for tests and very small images."""
+
+    channels = 3
+    downsample = 1
+    fingerprint = "identity"
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (M, 3, H, W) in [0, 1] -> (M, 3, H, W) in [-1, 1]."""
+        return images * 2 - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (M, 3, H, W) -> images (M, 3, H, W) in [0, 1]."""
+        return (latents * 0.5 + 0.5).clamp(0, 1)
+
+
+class AutoencoderTokenizer(Tokenizer):
+    """The project's own autoencoder, from the checkpoint of a tokenizer run."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.channels = autoencoder.channels
+        self.downsample = autoencoder.downsample
+        self.fingerprint = f"autoencoder-{fingerprint_weights(autoencoder)}"
+        self._freeze()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (M, 3, H, W) in [0, 1] -> latents (M, C, h, w) of about unit scale."""
+        return self.autoencoder.encode(images)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (M, C, h, w) -> images (M, 3, H, W) in [0, 1]."""
+        return self.autoencoder.decode(latents)
+
+
+class SdxlTokenizer(Tokenizer):
+    """SDXL's VAE by diffusers (Podell et al. 2023, arXiv 2307.01952): the published choice.
+
+    Encodes to the posterior's mean, a few images at a time. Runs in the precision of its weights: the original
+    weights overflow in fp16 (use `madebyollin/sdxl-vae-fp16-fix` there), and are safe in fp32 and bf16.
+
+    Args:
+        vae: a `diffusers.AutoencoderKL`.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scale = float(vae.config.scaling_factor)
+        self.channels = int(vae.config.latent_channels)
+        self.downsample = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.fingerprint = f"sdxl-{fingerprint_weights(vae)}-{self.scale:g}"
+        self._freeze()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (M, 3, H, W) in [0, 1] -> latents (M, C, h, w) of about unit scale."""
+        chunks = torch.chunk((images * 2 - 1).to(self.vae.dtype), _chunks(images))
+        return torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks]).float() * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (M, C, h, w) -> images (M, 3, H, W) in [0, 1]."""
+        chunks = torch.chunk((latents / self.scale).to(self.vae.dtype), _chunks(latents))
+        images = torch.cat([self.vae.decode(chunk).sample for chunk in chunks])
+        return (images.float() * 0.5 + 0.5).clamp(0, 1)
+
+
+def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that `config` names.
+
+    Raises:
+        UserError: when its weights are missing or unreadable.
+    """
+    if config.kind == "identity":
+        return IdentityTokenizer()
+    if not config.path:
+        raise UserError(f"tokenizer.path is empty: the {config.kind} tokenizer needs the place of its weights")
+    if config.kind == "sdxl":
+        return SdxlTokenizer(_load_sdxl(config.path))
+    return AutoencoderTokenizer(_load_autoencoder(Path(config.path)))
+
+
+def fingerprint_weights(module: nn.Module) -> str:
+    """16 hexadecimal digits over the names, types and bytes of a network's state."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _chunks(images: Tensor) -> int:
+    return -(-len(images) // _SDXL_CHUNK)
+
+
+def _load_autoencoder(folder: Path) -> Autoencoder:
+    from pydantic import ValidationError
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        config = RunConfig.model_validate_json((folder / "config.json").read_bytes())
+        autoencoder = Autoencoder(config.autoencoder)
+        autoencoder.load_state_dict(load_file(folder / "model.safetensors"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is no tokenizer checkpoint: it lacks config.json or model.safetensors") from error
+    except (ValidationError, SafetensorError, RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} can't be read as a tokenizer checkpoint: {reason}") from error
+    return autoencoder
+
+
+def _load_sdxl(path: str) -> Any:
+    from diffusers import AutoencoderKL
+
+    hub_id = path.count("/") == 1 and not Path(path).exists()
+    load: Callable[..., Any] = AutoencoderKL.from_pretrained
+    try:
+        return load(path, local_files_only=not hub_id)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the SDXL VAE can't be loaded from {path}: {reason}") from error

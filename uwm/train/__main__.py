@@ -1,0 +1,84 @@
+"""The training process: `python -m uwm.train CONFIG.json`.
+
+Prints one JSON event per line on stdout (see `uwm.train.log`). SIGTERM or SIGINT ends the run after
+the step in hand, with a checkpoint that resumes it.
+
+Exit codes: 0 complete, 2 a request that can't be met (one line on stderr), 143 or 130 stopped by
+SIGTERM or SIGINT with a checkpoint.
+"""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from storage_schemas.errors import UserError
+from uwm.config import RunConfig
+from uwm.train.log import TrainEvent, TrainStopped, to_line
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class StopSignal:
+    """Remembers that the process was asked to stop."""
+
+    number = 0
+
+    def listen(self) -> None:
+        """Handle SIGTERM and SIGINT from here on."""
+        signal.signal(signal.SIGTERM, self._remember)
+        signal.signal(signal.SIGINT, self._remember)
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self.number = number
+
+    def __call__(self) -> bool:
+        """Whether the process was asked to stop."""
+        return bool(self.number)
+
+
+def load_config(path: str) -> RunConfig:
+    """Read a run's configuration.
+
+    Raises:
+        UserError: when the file is missing or holds no valid configuration.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return RunConfig.model_validate_json(file.read(MAX_CONFIG_BYTES))
+    except OSError as error:
+        raise UserError(f"can't read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from error
+
+
+def main(arguments: list[str]) -> int:
+    """Run one training process; returns its exit code."""
+    stop = StopSignal()
+    stop.listen()  # before the slow imports: a signal from here on ends the run in order
+    stopped = False
+
+    def on_event(event: TrainEvent) -> None:
+        nonlocal stopped
+        stopped = isinstance(event, TrainStopped)
+        sys.stdout.write(to_line(event) + "\n")
+        sys.stdout.flush()
+
+    try:
+        if len(arguments) != 1:
+            raise UserError("usage: python -m uwm.train CONFIG.json")
+        config = load_config(arguments[0])
+        from uwm.train.trainer import train
+
+        train(config, on_event=on_event, stop=stop)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 128 + stop.number if stopped else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
