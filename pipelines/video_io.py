@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 
 import numpy as np
@@ -86,8 +87,8 @@ def steady_frames(
         backend: the decoder.
 
     Raises:
-        BadDataError: "corrupt", "truncated", "unsupported_codec", "unsupported_edit_list"; frames that came before are
-            not to be used.
+        BadDataError: "corrupt", "truncated", and from decord "unsupported_codec", "unsupported_edit_list",
+            "undecodable"; frames that came before are not to be used.
     """
     timed = _decode_pyav(file, size) if backend == "pyav" else _decode_decord(file, info, size)
     return _resample(_checked(timed, info), info.rate, rate)
@@ -181,32 +182,49 @@ def _decode_pyav(file: BinaryIO, size: tuple[int, int]) -> Iterator[TimedFrame]:
             if frame.is_corrupt:
                 raise BadDataError("corrupt", f"the decoder marks the frame at {time:.2f} s as damaged")
             time = frame.time if frame.time is not None else time
-            yield TimedFrame(time, lambda frame=frame: _upright(frame, size))  # type: ignore[misc]
+            yield TimedFrame(time, partial(_upright, frame, size))
 
 
 def _upright(frame: "VideoFrame", size: tuple[int, int]) -> NDArray[np.uint8]:
+    import av
+
     quarters = round(frame.rotation / 90) % 4
     height, width = size if quarters % 2 == 0 else size[::-1]
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
+    try:
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
+    except av.FFmpegError as error:
+        raise BadDataError("corrupt", f"a frame can't be converted to RGB: {_reason(error)}") from error
     return np.ascontiguousarray(np.rot90(pixels, quarters), np.uint8)
 
 
 def _decode_decord(file: BinaryIO, info: VideoInfo, size: tuple[int, int]) -> Iterator[TimedFrame]:
-    from decord import VideoReader
-    from decord._ffi.base import DECORDError
+    from decord import VideoReader, logging
 
+    logging.set_level(logging.QUIET)
     file.seek(0)
     name = getattr(file, "name", None)
-    try:  # a path when there is one that it can take: of a file object it reads all into memory
-        plain = isinstance(name, str) and name.isprintable() and os.path.isabs(name)  # noqa: PTH117
-        reader: Any = VideoReader(name if plain else file, height=size[0], width=size[1])
-    except DECORDError as error:
-        raise BadDataError("unsupported_codec", f"decord can't decode {info.codec}: use the pyav backend") from error
-    try:
+    # a path when there is one that it can take: of a file object it reads all into memory
+    plain = isinstance(name, str) and name.isprintable() and os.path.isabs(name)  # noqa: PTH117
+    # with more threads it loses packets of VP9 ("Error sending packet")
+    with _decord_errors("unsupported_codec", f"decord can't open {info.codec}: use the pyav backend"):
+        reader: Any = VideoReader(name if plain else file, height=size[0], width=size[1], num_threads=1)
         times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].tolist()
-        if times and min(times) < 0:  # its times count the frames that an edit list cuts off, its indices don't
-            raise BadDataError("unsupported_edit_list", "decord misplaces its frames: use the pyav backend")
-        for index, time in enumerate(times):
-            yield TimedFrame(time, lambda index=index: reader[index].asnumpy())  # type: ignore[misc]
+    if times and min(times) < 0:  # its times count the frames that an edit list cuts off, its indices don't
+        raise BadDataError("unsupported_edit_list", "decord misplaces its frames: use the pyav backend")
+
+    def pixels(index: int) -> NDArray[np.uint8]:
+        with _decord_errors("undecodable", f"decord failed at frame {index} of {info.codec}: try the pyav backend"):
+            return np.asarray(reader[index].asnumpy(), np.uint8)
+
+    for index, time in enumerate(times):
+        yield TimedFrame(time, partial(pixels, index))
+
+
+@contextmanager
+def _decord_errors(reason: str, detail: str) -> Iterator[None]:
+    from decord._ffi.base import DECORDError
+
+    try:
+        yield
     except DECORDError as error:
-        raise BadDataError("corrupt", f"the decoder stopped: {str(error).splitlines()[0]}") from error
+        raise BadDataError(reason, detail) from error

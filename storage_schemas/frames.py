@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import simplejpeg
-from numcodecs import blosc  # type: ignore[import-untyped]
+from numcodecs import blosc
 from numpy.typing import NDArray
 
 from storage_schemas.schema import Codec

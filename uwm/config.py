@@ -128,6 +128,9 @@ class DiffusionConfig(Config):
     prediction: Literal["epsilon", "sample"] = Field(
         "epsilon", description="the network predicts the noise, or the clean sample"
     )
+    latent_target: Literal["absolute", "change"] = Field(
+        "absolute", description="diffuse the next latents (published), or their change from the current frame's"
+    )
     spacing: Literal["trailing", "leading"] = Field(
         "trailing", description="sampling grid 99..9, or the published 90..0"
     )

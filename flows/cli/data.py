@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.console import count, note, say, say_json, say_table
+from flows.cli.console import count, note, progress_bar, say, say_json, say_table
 from flows.cli.execution import carried_out
 
 if TYPE_CHECKING:
@@ -115,7 +115,9 @@ def verify(store: Store, version: Version = None, json: AsJson = False) -> int:
 
     from storage_schemas.integrity import verify as check
 
-    report = check(store, version)
+    with progress_bar(quiet=json) as display:
+        task = display.add_task("verify", total=None)
+        report = check(store, version, progress=lambda done, total: display.update(task, completed=done, total=total))
     if json:
         say_json({"ok": report.ok, "problems": [asdict(problem) for problem in report.problems]})
     elif report.ok:

@@ -41,6 +41,15 @@ def _videos() -> list[Truth]:
     return [Truth(file.parent / name, expected) for name, expected in sorted(listed.items())]
 
 
+def _is_cut(expected: Any) -> bool:
+    """Whether an edit list cuts frames off."""
+    return bool(expected["header_frames"] > expected["decoded_frames"])
+
+
+def _some_videos(wanted: Callable[[Any], bool]) -> Callable[[], list[Truth]]:
+    return lambda: [truth for truth in _videos() if wanted(truth.expected)]
+
+
 def _bad(prefix: str) -> list[Truth]:
     file = ROOT / "bad/expected_bad.json"
     listed = json.loads(file.read_text())["entries"] if file.is_file() else {}
@@ -51,6 +60,9 @@ def _bad(prefix: str) -> list[Truth]:
 CASES: dict[str, Callable[[], list[Truth]]] = {
     "rlds_truth": _rlds,
     "video_truth": _videos,
+    "h264_truth": _some_videos(lambda expected: expected["codec"] == "h264" and not _is_cut(expected)),
+    "av1_truth": _some_videos(lambda expected: expected["codec"] in ("av1", "libdav1d")),
+    "cut_truth": _some_videos(_is_cut),
     "bad_tfrecord": lambda: _bad("tfrecord/"),
     "bad_video": lambda: _bad("videos/"),
 }

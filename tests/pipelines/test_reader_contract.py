@@ -13,6 +13,7 @@ import pytest
 from pipelines.files import raw_path
 from pipelines.source import Rejected, Rejection, SourceReader, SourceRef
 from pipelines.sources import FORMATS, SourceOptions, detect, open_source
+from pipelines.sources.video import VideoOptions
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 
@@ -143,7 +144,7 @@ class ReaderContract:
         folder = f"/contract/{self.format}/{source.name}"
         fs.pipe({f"{folder}/{file.relative_to(source)}": file.read_bytes() for file in source.rglob("*.*")})
         try:
-            remote, rejections = read_all(open_source(f"memory:/{folder}"))
+            remote, rejections = read_all(self.open(f"memory:/{folder}"))
         finally:
             fs.rm("/contract", recursive=True)
         local = read_all(self.open(source))[0]
@@ -200,6 +201,11 @@ class TestVideo(ReaderContract):
 
     def change(self, source: Path) -> None:
         self.write(source / "1.mp4", frames=12, seed=50)
+
+
+class TestVideoByDecord(TestVideo):
+    def open(self, source: Path | str, **options: Any) -> SourceReader:
+        return super().open(source, video=VideoOptions(backend="decord"), **options)
 
 
 def test_unknown_format_suggests_the_nearest(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Bench:
         """Names of the action's dimensions."""
         count = self.checkpoint.config.data.action_dim
         if count == DROID_ACTION_DIM:  # the one 10-dim convention that the stores know
-            return ("x", "y", "z", *(f"rotation {index}" for index in range(1, 7)), "gripper")
+            return ("x", "y", "z", *(f"rot {index}" for index in range(1, 7)), "gripper")
         return tuple(f"action {index}" for index in range(count))
 
 

@@ -66,11 +66,13 @@ class Score(Result):
     model: Estimate
     baseline: str
     reference: Estimate = Field(description="what the baseline reaches")
-    gain: Estimate = Field(description="paired difference; positive where the model is the better one")
+    gain: Estimate = Field(
+        description="share of the baseline's error that the model removes, or dB gained; positive is good"
+    )
 
     @property
     def verdict(self) -> Verdict:
-        """Better or worse only where the paired difference exceeds two standard errors of several segments."""
+        """Better or worse only where the gain exceeds two standard errors of several segments."""
         if self.gain.count < 2 or abs(self.gain.mean) <= 2 * self.gain.error:
             return Verdict.UNRESOLVED
         return Verdict.BETTER if self.gain.mean > 0 else Verdict.WORSE
@@ -193,13 +195,28 @@ def compare(
     reference: NDArray[np.float64],
     groups: NDArray[np.int64],
 ) -> Score:
-    """Pair the per-segment numbers (n,) of a model and a baseline."""
-    sign = 1.0 if metric.higher_is_better else -1.0
+    """Pair the per-segment numbers (n,) of a model and a baseline; `groups` (n,) are the segments' episodes."""
     return Score(
         mode=mode,
         metric=metric,
         model=estimate(model, groups),
         baseline=baseline,
         reference=estimate(reference, groups),
-        gain=estimate(sign * (model - reference), groups),
+        gain=estimate(_gains(metric, model, reference), groups),
     )
+
+
+def _gains(metric: Metric, model: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) numbers whose mean is the gain and whose spread is that of the gain.
+
+    For errors that is one minus the ratio of the means, linearized (the delta method): a model that
+    removes the same share everywhere is no less certain where some episodes are harder than others.
+    """
+    if metric.higher_is_better:
+        return model - reference
+    scale = reference.mean()
+    if scale == 0:  # nothing to remove: a baseline without error can only be met
+        return np.where(model > 0, -1.0, 0.0)
+    ratio = float(model.mean() / scale)
+    gains: NDArray[np.float64] = 1 - ratio + (ratio * reference - model) / scale
+    return gains

@@ -137,5 +137,4 @@ def _decoder(widths: list[int], depth: int, channels: int) -> nn.Sequential:
 def _conv(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
     conv = nn.Conv2d(inputs, outputs, kernel_size=3, stride=stride, padding=1)
     nn.init.normal_(conv.weight, std=1 / math.sqrt(9 * inputs))
-    nn.init.zeros_(conv.bias) if conv.bias is not None else None
     return conv

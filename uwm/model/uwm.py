@@ -5,7 +5,7 @@ H and W image height and width, C latent channels, h and w latent height and wid
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -30,6 +30,8 @@ class Encoded:
     Attributes:
         cond: (B, G) features of the current observation.
         latents: (B, V, C, N, h, w) of the next observation; zero where unknown.
+        reference: (B, V, C, 1, h, w) what the diffused latents are relative to: zero, or with the latent target
+            `change` the current frame's latents where that frame is known.
         next_mask: (B, V, N) bool.
         action: (B, S, A) normalized; zero where unknown.
         action_mask: (B, S) bool.
@@ -37,6 +39,7 @@ class Encoded:
 
     cond: Tensor
     latents: Tensor
+    reference: Tensor
     next_mask: Tensor
     action: Tensor
     action_mask: Tensor
@@ -145,17 +148,13 @@ class UWMPolicy(nn.Module):
             batch: see `Batch`.
             next_obs: whether the next observation is needed; if not, it counts as unknown.
         """
-        count, views, frames = batch.next_mask.shape
         mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
-        by_frame = batch.next_obs.new_zeros(
-            count, views, frames, self.latent_shape[1], *self.latent_shape[3:]
-        )  # (B, V, N, C, h, w)
-        images = batch.next_obs[mask]  # waits for the device once; absent views then cost nothing
-        if len(images):
-            by_frame[mask] = self.tokenizer.encode(images).float()
+        relative = self.diffusion.latent_target == "change"
+        current_mask = batch.obs_mask[:, :, -1:] & relative  # (B, V, 1)
         return Encoded(
             cond=self.obs_encoder(batch.obs, batch.obs_mask),
-            latents=by_frame.transpose(2, 3),
+            latents=self._encode_known(batch.next_obs, mask),
+            reference=self._encode_known(batch.obs[:, :, -1:], current_mask),
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,
@@ -171,7 +170,7 @@ class UWMPolicy(nn.Module):
         encoded = self.encode_batch(batch)
         known_action, known_next = _known(encoded)
         action = self._noised(encoded.action, known_action, generator)
-        next_obs = self._noised(encoded.latents, known_next, generator)
+        next_obs = self._noised(encoded.latents - encoded.reference, known_next, generator)
         action_out, next_out = self.transformer(
             encoded.cond, action.noisy, next_obs.noisy, action.timestep, next_obs.timestep
         )
@@ -192,13 +191,23 @@ class UWMPolicy(nn.Module):
         """`sample` of a batch that is already encoded, with its next observation when the mode takes it clean."""
         known_action, known_next = _known(encoded)
         action = _modality(encoded.action, known_action, generator, self.diffusion.clip_action)
-        next_obs = _modality(encoded.latents, known_next, generator, self.diffusion.clip_latent)
+        change = encoded.latents - encoded.reference
+        next_obs = _modality(change, known_next, generator, self.diffusion.clip_latent)
 
         def denoiser(a: Tensor, o: Tensor, a_t: Tensor, o_t: Tensor) -> tuple[Tensor, Tensor]:
             predicted: tuple[Tensor, Tensor] = self.transformer(encoded.cond, a, o, a_t, o_t)
             return predicted
 
-        return run(denoiser, mode, action, next_obs, self.diffusion)
+        sample = run(denoiser, mode, action, next_obs, self.diffusion)
+        return sample if sample.next_obs is None else replace(sample, next_obs=sample.next_obs + encoded.reference)
+
+    def _encode_known(self, images: Tensor, mask: Tensor) -> Tensor:
+        """Images (B, V, N, 3, H, W), mask (B, V, N) -> latents (B, V, C, N, h, w), zero where unknown."""
+        by_frame = images.new_zeros(*mask.shape, self.latent_shape[1], *self.latent_shape[3:])  # (B, V, N, C, h, w)
+        known = images[mask]  # waits for the device once; absent views then cost nothing
+        if len(known):
+            by_frame[mask] = self.tokenizer.encode(known).float()
+        return by_frame.transpose(2, 3)
 
     def _noised(self, clean: Tensor, known: Tensor, generator: torch.Generator) -> _Noised:
         """Noise a modality; what is unknown becomes pure noise, and a sample that knows nothing is marked absent."""

@@ -74,11 +74,16 @@ def loss_curves(title: str, series: Mapping[str, Series]) -> Picture:
 
 
 def _scale(axes: "Axes", values: Sequence[NDArray[np.float64]]) -> None:
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     if not values:
         return
     everything = np.concatenate(values)
     if everything.min() > 0 and everything.max() > 5 * everything.min():
         axes.set_yscale("log")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.set_ylabel("loss (log)")
     else:
         axes.set_ylabel("loss")

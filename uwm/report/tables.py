@@ -100,10 +100,10 @@ def score_row(score: Score) -> ScoreRow:
 
 def _change(score: Score) -> str:
     if score.metric is Metric.PSNR:
-        return _signed(f"{score.gain.mean:+.2f} dB")
+        return _signed(f"{score.gain.mean:+.2f} ± {score.gain.error:.2f} dB")
     if score.reference.mean == 0:
         return "baseline exact"
-    return _signed(f"{round(100 * score.gain.mean / score.reference.mean):+d} %")
+    return _signed(f"{round(100 * score.gain.mean):+d} ± {round(100 * score.gain.error)} %")
 
 
 def _signed(text: str) -> str:

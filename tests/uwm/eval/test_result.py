@@ -53,6 +53,22 @@ def test_verdict_knows_which_direction_is_good(metric: Metric, shift: float, ver
     assert score.verdict is verdict
 
 
+def test_gain_is_the_share_of_error_removed_however_hard_the_episodes_are() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat([0, 1], 20)
+    reference = np.where(groups == 0, 0.1, 1.0) * rng.uniform(0.9, 1.1, 40)
+    score = compare("forward", Metric.LATENT_MSE, "b", 0.7 * reference * rng.uniform(0.95, 1.05, 40), reference, groups)
+    assert score.gain.mean == pytest.approx(1 - score.model.mean / score.reference.mean)
+    assert score.gain.error < 0.02
+    assert score.verdict is Verdict.BETTER
+
+
+@pytest.mark.parametrize(("model", "verdict"), [(0.0, Verdict.UNRESOLVED), (0.1, Verdict.WORSE)])
+def test_a_baseline_without_error_can_only_be_met(model: float, verdict: Verdict) -> None:
+    score = compare("video", Metric.PIXEL_MSE, "b", np.full(6, model), np.zeros(6), np.arange(6))
+    assert score.verdict is verdict
+
+
 def test_one_segment_decides_nothing() -> None:
     score = compare("policy", Metric.PSNR, "b", np.array([30.0]), np.array([20.0]), np.array([0]))
     assert score.verdict is Verdict.UNRESOLVED

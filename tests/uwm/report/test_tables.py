@@ -29,7 +29,7 @@ def test_error_and_mean_end_at_the_same_place(mean: float, error: float, text: s
 def test_rows_say_who_wins(evaluation: Evaluation) -> None:
     rows = score_rows(evaluation)
     assert [row.mark for row in rows] == ["▲", "▼", "≈"]
-    assert [row.change for row in rows] == ["+50 %", "−2.00 dB", "+0 %"]
+    assert [row.change for row in rows] == ["+50 ± 0 %", "−2.00 ± 0.00 dB", "+0 ± 0 %"]
     assert [row.arrow for row in rows] == ["↓", "↑", "↓"]
 
 
