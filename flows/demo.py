@@ -6,12 +6,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flows.jobs import Evaluated, Ingested, Trained
+from flows.lineage_view import svg
 from flows.server import client_environment, configured_api_url, local_server, require_server
 from flows.steps import Steps
 from storage_schemas.errors import UserError
 from storage_schemas.lineage import LineageGraph, graph, lineage_root
+
+if TYPE_CHECKING:
+    from uwm.report.plots import Picture
 
 VAL_PERCENT = 25
 """Of eight episodes the usual tenth would hold out none."""
@@ -49,12 +54,15 @@ def run(steps: Steps, folder: Path, data: Path, tell: Callable[[str], None]) -> 
     """
     clock = Clock(tell)
     robot, video = str(folder / "droid"), str(folder / "video")
-    ingested = (
-        steps.ingest(str(data / "droid"), robot, format="droid-rlds", val_percent=VAL_PERCENT),
-        steps.ingest(str(data / "video"), video, format="video", collection="video"),
+    ingested = []
+    sources: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("droid", robot, {"format": "droid-rlds", "val_percent": VAL_PERCENT}),
+        ("video", video, {"format": "video", "collection": "video"}),
     )
-    for item in ingested:
-        clock(f"{item.report.store_uri}: {item.report.added} new episodes, {item.report.present} there already")
+    for name, store, options in sources:
+        done = steps.ingest(str(data / name), store, **options)
+        clock(f"{store}: {done.report.added} new episodes, {done.report.present} there already")
+        ingested.append(done)
     trained = []
     for name in ("tokenizer", "pretrain", "finetune"):
         made = steps.train(f"demo_{name}", demo_overrides(name, folder))
@@ -68,7 +76,9 @@ def run(steps: Steps, folder: Path, data: Path, tell: Callable[[str], None]) -> 
     root = lineage_root(robot)
     report = write_demo_report(folder, trained, evaluated, graph(root))
     clock(f"report: {report}")
-    return DemoResult(ingested=ingested, trained=tuple(trained), evaluated=tuple(evaluated), report=report, root=root)
+    return DemoResult(
+        ingested=tuple(ingested), trained=tuple(trained), evaluated=tuple(evaluated), report=report, root=root
+    )
 
 
 def require_data(data: Path) -> None:
@@ -130,8 +140,16 @@ def write_demo_report(
         runs=runs,
         evaluations=results,
         lineage=list(lineage.records.values()),
+        pictures=[_picture(lineage)],
     )
     return path
+
+
+def _picture(lineage: LineageGraph) -> "Picture":
+    from uwm.report.plots import Picture
+
+    drawing = svg(lineage).encode()
+    return Picture(caption="From the raw data to the results.", media_type="image/svg+xml", light=drawing)
 
 
 @contextlib.contextmanager

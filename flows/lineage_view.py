@@ -27,8 +27,8 @@ COLORS: Mapping[str, str] = {
 }
 UNKNOWN_COLOR = "#b91c1c"
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 210, 46, 64, 18, 12
-LABEL_LETTERS = 28
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 220, 46, 64, 18, 12
+LABEL_LETTERS = 25
 
 
 @dataclass(frozen=True)
