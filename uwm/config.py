@@ -111,6 +111,9 @@ class ModelConfig(Config):
     num_registers: int = Field(8, ge=0)
     patch: tuple[int, int, int] = Field((2, 4, 4), description="frames, height, width of a latent patch")
     obs_encoder: ObsEncoderConfig = ObsEncoderConfig()
+    current_latents: bool = Field(
+        False, description="join the current frames' latents to the noisy ones by channel, as PAD does; published: no"
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -15,6 +15,7 @@ class Patchifier(nn.Module):
         num_chans: C.
         num_views: V.
         embed_dim: D.
+        extra_chans: further channels that tokens are made from, but which are not decoded.
 
     Raises:
         ValueError: when the patch does not divide the latents.
@@ -28,6 +29,7 @@ class Patchifier(nn.Module):
         num_chans: int,
         num_views: int,
         embed_dim: int,
+        extra_chans: int = 0,
     ) -> None:
         super().__init__()
         if any(size % patch for size, patch in zip(image_shape, patch_shape, strict=True)):
@@ -38,11 +40,11 @@ class Patchifier(nn.Module):
         self.num_chans = num_chans
         self.num_patches = num_views * frames * height * width
         volume = num_chans * patch_shape[0] * patch_shape[1] * patch_shape[2]
-        self.patch_encoder = nn.Conv3d(num_chans, embed_dim, kernel_size=patch_shape, stride=patch_shape)
+        self.patch_encoder = nn.Conv3d(num_chans + extra_chans, embed_dim, kernel_size=patch_shape, stride=patch_shape)
         self.patch_decoder = nn.Linear(embed_dim, volume)
 
     def encode(self, latents: Tensor) -> Tensor:
-        """(B, V, C, F, H, W) -> tokens (B, P, D)."""
+        """(B, V, C + extra, F, H, W) -> tokens (B, P, D)."""
         tokens: Tensor = self.patch_encoder(latents.flatten(0, 1))  # (B V, D, F/f, H/h, W/w)
         tokens = tokens.flatten(2).transpose(1, 2)  # (B V, P / V, D)
         return tokens.reshape(len(latents), self.num_patches, -1)  # (B, P, D)

@@ -32,6 +32,8 @@ class DiffusionTransformer(nn.Module):
         mlp_ratio: hidden features of the feed-forward networks per feature.
         qkv_bias: whether the attention projection has a bias.
         num_registers: R (Darcet et al. 2024, arXiv 2309.16588).
+        context_chans: channels of known latents that are joined to the noisy ones, as PAD does (Guo et al. 2024,
+            arXiv 2411.18179); 0 is published UWM.
 
     Raises:
         ValueError: when the patch does not divide the latents.
@@ -54,6 +56,7 @@ class DiffusionTransformer(nn.Module):
         mlp_ratio: float,
         qkv_bias: bool,
         num_registers: int,
+        context_chans: int = 0,
     ) -> None:
         super().__init__()
         hidden = int(embed_dim * mlp_ratio)
@@ -68,6 +71,7 @@ class DiffusionTransformer(nn.Module):
             num_chans=num_chans,
             num_views=num_views,
             embed_dim=embed_dim,
+            extra_chans=context_chans,
         )
         self.timestep_embedding = TimestepEmbedding(timestep_embed_dim, count=2)
         self.registers = nn.Parameter(torch.empty(1, num_registers, embed_dim))
@@ -83,7 +87,13 @@ class DiffusionTransformer(nn.Module):
             nn.init.trunc_normal_(tokens, std=0.02)
 
     def forward(
-        self, cond: Tensor, action: Tensor, next_obs: Tensor, action_t: Tensor, next_obs_t: Tensor
+        self,
+        cond: Tensor,
+        action: Tensor,
+        next_obs: Tensor,
+        action_t: Tensor,
+        next_obs_t: Tensor,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict the noise (or the clean sample) of both modalities.
 
@@ -93,12 +103,14 @@ class DiffusionTransformer(nn.Module):
             next_obs: (B, V, C, F, H, W) noisy latents.
             action_t: (B,) integer timesteps of the actions.
             next_obs_t: (B,) integer timesteps of the latents.
+            context: (B, V, context_chans, F, H, W) known latents; None without such channels.
 
         Returns:
             Predictions (B, S, A) and (B, V, C, F, H, W).
         """
+        seen = next_obs if context is None else torch.cat([next_obs, context], dim=2)
         registers = self.registers.expand(len(action), -1, -1)
-        x = torch.cat([self.action_encoder(action), self.obs_patchifier.encode(next_obs), registers], dim=1)
+        x = torch.cat([self.action_encoder(action), self.obs_patchifier.encode(seen), registers], dim=1)
         x = x + self.pos_embed  # (B, L, D)
         timesteps = self.timestep_embedding(torch.stack([action_t, next_obs_t], dim=1))
         cond = torch.cat([cond, timesteps], dim=1)  # (B, G + timestep features)

@@ -30,8 +30,7 @@ class Encoded:
     Attributes:
         cond: (B, G) features of the current observation.
         latents: (B, V, C, N, h, w) of the next observation; zero where unknown.
-        reference: (B, V, C, 1, h, w) what the diffused latents are relative to: zero, or with the latent target
-            `change` the current frame's latents where that frame is known.
+        current: (B, V, C, O, h, w) of the current observation, for models that look at them; zero where unknown.
         next_mask: (B, V, N) bool.
         action: (B, S, A) normalized; zero where unknown.
         action_mask: (B, S) bool.
@@ -39,7 +38,7 @@ class Encoded:
 
     cond: Tensor
     latents: Tensor
-    reference: Tensor
+    current: Tensor
     next_mask: Tensor
     action: Tensor
     action_mask: Tensor
@@ -83,6 +82,8 @@ class UWMPolicy(nn.Module):
         data, model = config.data, config.model
         self._frozen = _Frozen(tokenizer)
         self.diffusion = config.diffusion
+        self._relative = config.diffusion.latent_target == "change"
+        self._joined = model.current_latents
         self.latent_shape = (len(data.cameras), tokenizer.channels, *_latent_size(config, tokenizer.downsample))
         self.obs_encoder = ObsEncoder(
             model.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
@@ -102,6 +103,7 @@ class UWMPolicy(nn.Module):
             mlp_ratio=model.mlp_ratio,
             qkv_bias=model.qkv_bias,
             num_registers=model.num_registers,
+            context_chans=tokenizer.channels if model.current_latents else 0,
         )
         self.register_buffer("_signals", signal_table(config.diffusion), persistent=False)
 
@@ -149,12 +151,11 @@ class UWMPolicy(nn.Module):
             next_obs: whether the next observation is needed; if not, it counts as unknown.
         """
         mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
-        relative = self.diffusion.latent_target == "change"
-        current_mask = batch.obs_mask[:, :, -1:] & relative  # (B, V, 1)
+        current_mask = batch.obs_mask & (self._joined or self._relative)
         return Encoded(
             cond=self.obs_encoder(batch.obs, batch.obs_mask),
             latents=self._encode_known(batch.next_obs, mask),
-            reference=self._encode_known(batch.obs[:, :, -1:], current_mask),
+            current=self._encode_known(batch.obs, current_mask),
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,
@@ -170,9 +171,9 @@ class UWMPolicy(nn.Module):
         encoded = self.encode_batch(batch)
         known_action, known_next = _known(encoded)
         action = self._noised(encoded.action, known_action, generator)
-        next_obs = self._noised(encoded.latents - encoded.reference, known_next, generator)
+        next_obs = self._noised(encoded.latents - self._reference(encoded), known_next, generator)
         action_out, next_out = self.transformer(
-            encoded.cond, action.noisy, next_obs.noisy, action.timestep, next_obs.timestep
+            encoded.cond, action.noisy, next_obs.noisy, action.timestep, next_obs.timestep, self._context(encoded)
         )
         counted = torch.ones_like(known_action) if self.diffusion.action_loss == "all" else known_action
         action_loss = _masked_mse(action_out, action.target, counted)
@@ -191,15 +192,24 @@ class UWMPolicy(nn.Module):
         """`sample` of a batch that is already encoded, with its next observation when the mode takes it clean."""
         known_action, known_next = _known(encoded)
         action = _modality(encoded.action, known_action, generator, self.diffusion.clip_action)
-        change = encoded.latents - encoded.reference
-        next_obs = _modality(change, known_next, generator, self.diffusion.clip_latent)
+        reference = self._reference(encoded)
+        next_obs = _modality(encoded.latents - reference, known_next, generator, self.diffusion.clip_latent)
+        context = self._context(encoded)
 
         def denoiser(a: Tensor, o: Tensor, a_t: Tensor, o_t: Tensor) -> tuple[Tensor, Tensor]:
-            predicted: tuple[Tensor, Tensor] = self.transformer(encoded.cond, a, o, a_t, o_t)
+            predicted: tuple[Tensor, Tensor] = self.transformer(encoded.cond, a, o, a_t, o_t, context)
             return predicted
 
         sample = run(denoiser, mode, action, next_obs, self.diffusion)
-        return sample if sample.next_obs is None else replace(sample, next_obs=sample.next_obs + encoded.reference)
+        return sample if sample.next_obs is None else replace(sample, next_obs=sample.next_obs + reference)
+
+    def _reference(self, encoded: Encoded) -> Tensor:
+        """(B, V, C, 1, h, w): what the diffused latents are relative to, the last current frame's or zero."""
+        last = encoded.current[:, :, :, -1:]
+        return last if self._relative else torch.zeros_like(last)
+
+    def _context(self, encoded: Encoded) -> Tensor | None:
+        return encoded.current if self._joined else None
 
     def _encode_known(self, images: Tensor, mask: Tensor) -> Tensor:
         """Images (B, V, N, 3, H, W), mask (B, V, N) -> latents (B, V, C, N, h, w), zero where unknown."""
