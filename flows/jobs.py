@@ -69,6 +69,12 @@ class Evaluated:
     root: str
     record: LineageRecord
 
+    @property
+    def label(self) -> str:
+        """What was measured on what, for the head of a column."""
+        settings = self.evaluation.settings
+        return f"{settings.run} on {', '.join(settings.collections) or 'all'}"
+
 
 def run_ingest(
     source: str,

@@ -1,0 +1,1 @@
+"""Learning: data loading, networks, training, evaluation and the report."""

@@ -1,14 +1,18 @@
 """Commands about where things come from and how they look: lineage, ui, demo."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import count, note, say, say_json
+from flows.cli.console import count, note, say, say_json, say_table
 from flows.cli.data import AsJson
 from storage_schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from flows.jobs import Evaluated
 
 Root = Annotated[
     str | None, typer.Option(help="Folder of lineage records; by default UWM_LINEAGE, else the one found from here.")
@@ -139,16 +143,26 @@ def demo(
     Example: uwm demo
     """
     from flows.cli.execution import Here
-    from flows.cli.learn import show_evaluated
     from flows.demo import flow_steps, require_data, run
 
     require_data(data)
     with flow_steps(folder, note) if flow else nullcontext(Here(quiet=False).steps()) as steps:
         result = run(steps, folder, data, note)
-    for evaluated in result.evaluated:
-        show_evaluated(evaluated)
+    show_headlines(result.evaluated)
     if result.reused:
         say(f"{count(result.reused, 'result')} of earlier runs reused; `make clean` removes them")
-    say(f"report:  {result.report}")
+    say(f"report:  {result.report} (all five modes, predictions, loss curves)")
     say("lineage: make ui (or uwm lineage)")
     return 0
+
+
+def show_headlines(evaluated: "Sequence[Evaluated]") -> None:
+    """Print what evaluations gain over the trivial baselines, one column each."""
+    from uwm.report.tables import headline_rows
+
+    rows = [
+        (row.label, row.baseline, *(f"{cell.change} {cell.mark}" if cell else "" for cell in row.cells))
+        for row in headline_rows([item.evaluation for item in evaluated])
+    ]
+    title = "Held-out episodes: gain over the trivial baseline (▲ better, ▼ worse, ≈ not told apart)"
+    say_table(title, ("question", "baseline", *(item.label for item in evaluated)), rows)
