@@ -325,7 +325,7 @@ def headlines(evaluation: "Evaluation") -> dict[str, Fact]:
     from uwm.report.tables import headline_rows
 
     cells = ((row.label, cell) for row in headline_rows([evaluation]) for cell in row.cells if cell)
-    return {label: f"{cell.model} against {cell.reference} of {cell.baseline} {cell.mark}" for label, cell in cells}
+    return {label: f"{cell.change} {cell.mark} over {cell.baseline}" for label, cell in cells}
 
 
 def run_sample(

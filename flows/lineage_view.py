@@ -210,7 +210,8 @@ def _list(title: str, nodes: Sequence[str], graph: LineageGraph, links: Mapping[
 
 def _row(node: str, graph: LineageGraph, links: Mapping[str, str]) -> str:
     record = graph.records.get(node)
-    facts = ", ".join(f"{name} {value}" for name, value in list(record.facts.items())[:4]) if record else "no record"
+    known = [f"{name} {value}" for name, value in record.facts.items() if value not in (None, "")] if record else []
+    facts = ", ".join(known[:4]) if record else "no record"
     made = _when(record) if record else ""
     return f"| [{_text(node)}](/artifacts/key/{links[node]}) | {made} | {_cell(_text(facts))} |"
 

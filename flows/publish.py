@@ -38,10 +38,11 @@ def publish(found: LineageGraph, nodes: Iterable[str]) -> int:
 
 
 def _publish_page(key: str, text: str) -> bool:
+    """Put the page into the description: the UI shows that under the key's address, and the data one click deeper."""
     held = cast("ArtifactResponse | None", Artifact.get(key))
-    if held is not None and held.data == text:
+    if held is not None and held.description == text:
         return False
-    create_markdown_artifact(text, key=key, description=text.partition("\n")[0].lstrip("# "))
+    create_markdown_artifact(f"[The newest state of this page](/artifacts/key/{key})", key=key, description=text)
     return True
 
 

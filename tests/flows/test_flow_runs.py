@@ -68,7 +68,7 @@ class Site:
     def page(self, key: str) -> str:
         """The newest artifact of a key."""
         response = httpx.get(f"{self.server.api_url}/artifacts/{key}/latest").raise_for_status()
-        return str(response.json()["data"])
+        return str(response.json()["description"])
 
     def page_of(self, node: str) -> str:
         """The page of a node."""
