@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test test-slow lint format screenshots clean
+.PHONY: help demo ui screenshots test test-slow lint format clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,8 +21,12 @@ demo: $(STAMP) ## ingest, train, finetune, evaluate the example data; writes run
 ui: $(STAMP) ## serve the Prefect UI with the demo's flow runs and lineage
 	$(BIN)/uwm ui
 
+screenshots: $(STAMP) ## photograph the lineage pages of a running `make ui` (needs Debian's chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python docs/screenshots.py
+
 test: $(STAMP) ## the whole fast suite
-	$(BIN)/python -m pytest -q -m "not slow and not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not network"
 
 test-slow: $(STAMP) ## what the fast suite leaves out and this machine can run
 	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"

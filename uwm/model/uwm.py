@@ -70,7 +70,8 @@ class UWMPolicy(nn.Module):
         config: sizes, tokenizer and diffusion conventions.
 
     Raises:
-        UserError: when the tokenizer can't be loaded, or image, tokenizer and patch sizes don't divide.
+        UserError: when the tokenizer can't be loaded, image, tokenizer and patch sizes don't divide, or frames
+            can't be joined because their numbers differ.
     """
 
     modes: frozenset[Mode] = frozenset(Mode)
@@ -80,6 +81,11 @@ class UWMPolicy(nn.Module):
         super().__init__()
         tokenizer = load_tokenizer(config.tokenizer)
         data, model = config.data, config.model
+        if model.current_latents and data.obs_frames != data.next_frames:
+            raise UserError(
+                f"model.current_latents joins frame to frame: data.obs_frames {data.obs_frames} must equal "
+                f"data.next_frames {data.next_frames}"
+            )
         self._frozen = _Frozen(tokenizer)
         self.diffusion = config.diffusion
         self._relative = config.diffusion.latent_target == "change"

@@ -30,9 +30,19 @@ def wake(policy: UWMPolicy) -> UWMPolicy:
 
 
 @pytest.fixture
-def policy(tiny: RunConfig) -> UWMPolicy:
+def seeing(tiny: RunConfig) -> RunConfig:
+    """The variant that sees the current latents and diffuses their change."""
+    return replace(
+        tiny,
+        model=replace(tiny.model, current_latents=True),
+        diffusion=DiffusionConfig(latent_target="change", prediction="sample"),
+    )
+
+
+@pytest.fixture(params=["tiny", "seeing"])
+def policy(request: pytest.FixtureRequest) -> UWMPolicy:
     torch.manual_seed(0)
-    return wake(UWMPolicy(tiny))
+    return wake(UWMPolicy(request.getfixturevalue(request.param)))
 
 
 @pytest.fixture
@@ -245,3 +255,20 @@ def test_published_sizes_build_the_published_network() -> None:
         )
     assert network.num_tokens == 171
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(384.9e6, rel=1e-3)
+
+
+def test_change_is_relative_to_the_last_current_frame(seeing: RunConfig, make_batch: MakeBatch) -> None:
+    """An untrained head predicts a change of zero, which is a copy of the current frame."""
+    policy = UWMPolicy(replace(seeing, diffusion=replace(seeing.diffusion, sample_steps=1)))
+    torch.nn.init.zeros_(policy.transformer.obs_patchifier.patch_decoder.weight)
+    batch = make_batch()
+    predicted = policy.sample(batch, Mode.VIDEO, generator()).next_obs
+    current = policy.encode(batch.obs)[:, :, :, -1:]
+    assert predicted is not None
+    torch.testing.assert_close(predicted, current.expand_as(predicted))
+
+
+def test_current_latents_need_as_many_frames_as_are_predicted(seeing: RunConfig) -> None:
+    data = replace(seeing.data, obs_frames=3)
+    with pytest.raises(UserError, match="current_latents"):
+        UWMPolicy(replace(seeing, data=data))
