@@ -116,7 +116,7 @@ def _demo() -> RunConfig:
         autoencoder=AutoencoderConfig(channels=4, downsample=4, width=16, depth=1),
         diffusion=DiffusionConfig(prediction="sample", latent_target="change", sample_steps=2),
         optim=OptimConfig(lr=1e-3, warmup_steps=30, weight_decay=0.01, ema_decay=0.99),
-        train=TrainConfig(steps=400, batch_size=12, device="cpu", log_every=25, save_every=100, keep=1),
+        train=TrainConfig(steps=500, batch_size=12, device="cpu", log_every=25, save_every=100, keep=1),
     )
 
 

@@ -7,6 +7,7 @@ Exit codes: 0 complete, 2 a request that can't be met (one line on stderr), 143 
 SIGTERM or SIGINT with a checkpoint.
 """
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def main(arguments: list[str]) -> int:
     stop = StopSignal()
     stop.listen()  # before the slow imports: a signal from here on ends the run in order
     stopped = False
+    # Read when torch is imported. Threads that spin while they wait halve the speed of a shared machine (docs/log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
     def on_event(event: TrainEvent) -> None:
         nonlocal stopped
