@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.containers import check_whole
 from pipelines.quality import MAX_PIXELS, BadDataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ BACKENDS: tuple[Backend, ...] = ("pyav", "decord")
 
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,gif,apng,webp_pipe,flv,asf,ivf,mxf,rm,dv,nut,h264,hevc,m4v,y4m"
 """Formats that hold their own data. Playlists are not among them: they would open other files and addresses."""
+
+_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MAX_PIXELS)}
+"""Decoders rather fail than hide damage, and allocate nothing for a frame of absurd size."""
+
+_MAX_SIDE = 4096
+"""Longest side, in pixels, of the frames that come out."""
 
 _MAX_GAP = 10.0
 """Seconds that a frame may stay on screen; a longer gap is a broken clock and counts as one frame."""
@@ -56,22 +63,42 @@ class VideoInfo:
     """Height and width of an upright frame with square pixels."""
 
     def size(self, short_side: int) -> tuple[int, int]:
-        """H and W: the display's aspect, the short side at most `short_side`, never enlarged."""
+        """H and W: the display's aspect, the short side at most `short_side`, never enlarged.
+
+        Raises:
+            BadDataError: "too_large", when the other side stays absurdly long.
+        """
         height, width = self.display
         scale = min(1.0, short_side / min(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        if max(size) > _MAX_SIDE:
+            raise BadDataError("too_large", f"frames of {height:.0f} x {width:.0f} pixels can't be made small enough")
+        return size
 
 
 def probe(file: BinaryIO) -> VideoInfo:
     """Read the header and the first frame.
 
     Raises:
-        BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "too_large".
+        BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "truncated", "too_large".
     """
+    check_whole(file, file.seek(0, os.SEEK_END))
     with _open(file) as (container, stream):
         for frame in container.decode(stream):
             return _info(container, stream, frame)
     raise BadDataError("no_frames", "the video stream holds no frame")
+
+
+def frame_times(file: BinaryIO) -> NDArray[np.float64]:
+    """When the frames appear, (T,) in seconds, ascending; nothing is decoded.
+
+    Raises:
+        BadDataError: "not_a_video", "no_video_stream", "corrupt".
+    """
+    with _open(file) as (container, stream):
+        base = float(stream.time_base or 0)
+        packets = (packet for packet in container.demux(stream) if packet.size)
+        return np.sort([packet.pts * base for packet in packets if packet.pts is not None and not packet.is_discard])
 
 
 def steady_frames(
@@ -141,6 +168,7 @@ def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
         if best is None:
             raise BadDataError("no_video_stream", "the file holds no video stream")
         stream = cast("VideoStream", best)
+        stream.codec_context.options = _STRICT
         try:
             yield container, stream
         except (av.FFmpegError, UnicodeDecodeError) as error:
