@@ -32,8 +32,8 @@ _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,gif,apng,webp_pipe,flv,a
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MAX_PIXELS)}
 """Decoders rather fail than hide damage, and allocate nothing for a frame of absurd size."""
 
-_MAX_SIDE = 4096
-"""Longest side, in pixels, of the frames that come out."""
+_MAX_ASPECT = 32
+"""Of the longer to the shorter side; beyond, frames would stay huge when their shorter side is small."""
 
 _MAX_GAP = 10.0
 """Seconds that a frame may stay on screen; a longer gap is a broken clock and counts as one frame."""
@@ -63,17 +63,10 @@ class VideoInfo:
     """Height and width of an upright frame with square pixels."""
 
     def size(self, short_side: int) -> tuple[int, int]:
-        """H and W: the display's aspect, the short side at most `short_side`, never enlarged.
-
-        Raises:
-            BadDataError: "too_large", when the other side stays absurdly long.
-        """
+        """H and W: the display's aspect, the short side at most `short_side`, never enlarged."""
         height, width = self.display
         scale = min(1.0, short_side / min(height, width))
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        if max(size) > _MAX_SIDE:
-            raise BadDataError("too_large", f"frames of {height:.0f} x {width:.0f} pixels can't be made small enough")
-        return size
+        return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def probe(file: BinaryIO) -> VideoInfo:
@@ -180,7 +173,8 @@ def _reason(error: Exception) -> str:
 
 
 def _info(container: "InputContainer", stream: "VideoStream", frame: "VideoFrame") -> VideoInfo:
-    if frame.width * frame.height > MAX_PIXELS:
+    sides = sorted((frame.width, frame.height))
+    if frame.width * frame.height > MAX_PIXELS or sides[1] > _MAX_ASPECT * sides[0]:
         raise BadDataError("too_large", f"frames of {frame.width} x {frame.height} pixels")
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     width = frame.width * float(aspect if 0.1 < aspect < 10 else 1)

@@ -68,6 +68,7 @@ class DroidRlds:
     """
 
     format: ClassVar[str] = "droid-rlds"
+    unwanted: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, source: str, *, collection: str | None = None) -> None:
         self._collection = collection

@@ -72,6 +72,7 @@ class VideoFiles:
     """
 
     format: ClassVar[str] = "video"
+    unwanted: ClassVar[frozenset[str]] = frozenset(("black", "copy", "static"))
 
     def __init__(
         self,
