@@ -41,7 +41,7 @@ class _Kind:
 
     def add(self, name: str, blocks: NDArray[np.float32]) -> str | None:
         bits = np.packbits(np.diff(blocks, axis=-1) > 0)
-        flat = blocks.round().astype(np.uint8).reshape(-1)
+        flat = blocks.round().clip(0, 255).astype(np.uint8).reshape(-1)
         like = self._find(bits, flat)
         self._grow(len(bits), len(flat))
         self._hashes[len(self._names)], self._blocks[len(self._names)] = bits, flat

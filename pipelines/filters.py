@@ -4,13 +4,14 @@ import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping
 
-from pipelines.content import CHECKS, COVERED, check_times, examine
+from pipelines.content import CHECKS, COVERED, check_times, examine, samples, sketch
 from pipelines.duplicates import Seen
 from pipelines.files import raw_path
 from pipelines.source import BadDataError, Rejected, Rejection, SourceReader, SourceRef, Timed
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
+from storage_schemas.store import Dataset
 
 FILTERS: Mapping[str, str] = {"copy": "has the same bytes as another", **CHECKS}
 """What can be filtered; "duplicate" includes "copy"."""
@@ -67,6 +68,20 @@ class Filter:
             for ref in listed
             if first.setdefault(ref.fingerprint, ref.uri) != ref.uri
         }
+
+    def remember(self, dataset: Dataset) -> None:
+        """Look at what the dataset holds, to find its duplicates: 8 frames of every camera of every episode."""
+        if self._seen is None:
+            return
+        names = dataset.episodes.column("source_uri")
+        for episode, length in enumerate(dataset.episodes.lengths.tolist()):
+            sketches = {}
+            for view, camera in enumerate(dataset.spec.cameras):
+                if dataset.episodes.sizes[episode, view, 0]:
+                    frames = dataset.frames(episode, camera, samples(length).tolist())
+                    sketches[camera] = sketch(frames, range(len(frames)))
+            if sketches:
+                self._seen.add(names[episode], sketches)
 
     def check_reference(self, ref: SourceRef) -> None:
         """Look at what concerns a whole reference. Raises Rejected."""

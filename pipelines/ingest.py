@@ -125,6 +125,8 @@ def ingest(
     dataset = dataset or _create(store_uri, reader, val_percent)
     _check_fits(dataset, reader, val_percent)
     plan = _plan(reader, dataset, fit)
+    if plan.todo:
+        fit.remember(dataset)
     writer = _Writer(store_uri, run, batch_episodes, plan, fit)
     _record(store_uri, plan.rejected, run)
     skipped = len(plan.refs) + len(plan.rejected) - len(plan.todo)
