@@ -1,24 +1,26 @@
-"""Is a video file as long as its container says? Decoders often end a file that was cut as if it were whole.
+"""Is a video file what its container says that it is? Decoders often end a file that was cut as if it were whole.
 
-Only the outermost structure is read: the boxes of MP4 and MOV (ISO 14496-12), the segment of Matroska and WebM
-(RFC 8794), the RIFF chunk of AVI, the trailer of GIF. Other containers say nothing that could be checked.
+The outermost structure is read: the boxes of MP4 and MOV (ISO 14496-12), the RIFF chunk of AVI, the trailer of GIF, and
+the elements of Matroska and WebM (RFC 8794) with their checksums. Other containers say nothing that could be checked.
 """
 
 import struct
+import zlib
 from typing import BinaryIO
 
 from pipelines.quality import BadDataError
 
 _BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"))
 _MAX_BOXES = 1_000_000
+_CRC32 = b"\xbf\x84"
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def check_whole(file: BinaryIO, size: int) -> None:
-    """Compare the size that the container declares with the file's `size` in bytes.
+    """Compare what the container declares with the file and its `size` in bytes.
 
     Raises:
-        BadDataError: "truncated", or "corrupt" when its structure makes no sense.
+        BadDataError: "truncated", "crc_mismatch", or "corrupt" when its structure makes no sense.
     """
     file.seek(0)
     head = file.read(12)
@@ -66,8 +68,30 @@ def _check_matroska(file: BinaryIO, size: int) -> None:
     if length is None:
         return
     file.seek(length, 1)
-    if file.read(4) == _SEGMENT and (length := _vint(file)) is not None:
-        _check_end(file.tell() + length, size, "the segment")
+    if file.read(4) == _SEGMENT:
+        length = _vint(file)
+        end = size if length is None else file.tell() + length
+        _check_end(end, size, "the segment")
+        _check_elements(file, end)
+
+
+def _check_elements(file: BinaryIO, end: int) -> None:
+    """Compare the checksum of every element of the segment that has one, such as those that FFmpeg wrote."""
+    while file.tell() < end:
+        start = file.tell()
+        file.seek(max(0, 7 - (file.read(1) or b"\xff")[0].bit_length() + 1), 1)  # the rest of the id
+        length = _vint(file)
+        if length is None:
+            return
+        stop = file.tell() + length
+        _check_end(stop, end, f"the element at byte {start}")
+        if length >= 6 and file.read(2) == _CRC32:
+            wanted, found = int.from_bytes(file.read(4), "little"), 0
+            while (left := stop - file.tell()) > 0:
+                found = zlib.crc32(file.read(min(left, 1 << 20)), found)
+            if found != wanted:
+                raise BadDataError("crc_mismatch", f"the checksum of the element at byte {start} does not match")
+        file.seek(stop)
 
 
 def _vint(file: BinaryIO) -> int | None:

@@ -161,6 +161,8 @@ def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
         if best is None:
             raise BadDataError("no_video_stream", "the file holds no video stream")
         stream = cast("VideoStream", best)
+        if stream.codec_context is None:
+            raise BadDataError("unsupported_codec", "no decoder knows the codec of the video stream")
         stream.codec_context.options = _STRICT
         try:
             yield container, stream

@@ -45,3 +45,10 @@ def test_nonsense_is_corrupt(head: bytes) -> None:
 @pytest.mark.parametrize("data", [b"", b"x", b"\x47" * 200, b"\0\0\1\xba" + bytes(50)])
 def test_others_say_nothing(data: bytes) -> None:
     check_whole(io.BytesIO(data), len(data))
+
+
+def test_a_flipped_bit_in_matroska_shows(tmp_path: Path, write_video: Callable[..., Path]) -> None:
+    data = bytearray(write_video(tmp_path / "video", format="matroska").read_bytes())
+    data[len(data) // 2] ^= 1
+    with pytest.raises(BadDataError, match="crc_mismatch"):
+        check_whole(io.BytesIO(data), len(data))
