@@ -164,6 +164,8 @@ def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
         if stream.codec_context is None:
             raise BadDataError("unsupported_codec", "no decoder knows the codec of the video stream")
         stream.codec_context.options = _STRICT
+        # with slice threads decoders lose track of damage, and what they make of it differs from run to run
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         try:
             yield container, stream
         except (av.FFmpegError, UnicodeDecodeError) as error:
