@@ -37,6 +37,7 @@ def ingest(
     clip_steps: int | None = None,
     backend: str | None = None,
     val_percent: int | None = None,
+    reject: list[str] | None = None,
 ) -> Ingested:
     """Bring robot episodes or videos into a store as a new version; only what is new is read.
 
@@ -50,6 +51,7 @@ def ingest(
         clip_steps: most steps of an episode cut from a video.
         backend: decoder of videos, pyav or decord.
         val_percent: share of episodes held out, fixed when the store is created.
+        reject: findings of the doctor that keep an episode out, such as black, static and duplicate.
     """
     result = settled(ingest_source)(
         source,
@@ -61,6 +63,7 @@ def ingest(
         clip_steps=clip_steps,
         backend=backend,
         val_percent=val_percent,
+        reject=reject,
         run_id=str(flow_run.id or ""),
         run_url=flow_run.ui_url or "",
     )

@@ -87,6 +87,7 @@ def run_ingest(
     clip_steps: int | None = None,
     backend: str | None = None,
     val_percent: int | None = None,
+    reject: Sequence[str] | None = None,
     run_id: str = "",
     run_url: str = "",
     progress: "Callable[[IngestProgress], None] | None" = None,
@@ -103,6 +104,7 @@ def run_ingest(
         clip_steps: most steps of an episode cut from a video.
         backend: decoder of videos.
         val_percent: share of held-out episodes of a new dataset.
+        reject: findings of the doctor that keep an episode out; the format's own when None.
         run_id: written into every row; a new one when empty.
         run_url: the flow run, for the lineage.
         progress: called after every reference.
@@ -120,6 +122,7 @@ def run_ingest(
         format=format,
         options=SourceOptions(collection=collection, camera=camera, video=video),
         val_percent=val_percent,
+        reject=reject,
         run_id=run_id or None,
         progress=progress,
     )

@@ -8,11 +8,12 @@ import hashlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipelines.files import printable
+from pipelines.filters import Filter, chosen
 from pipelines.source import Rejected, Rejection, SourceReader, SourceRef
 from pipelines.sources import SourceOptions, open_source
 from storage_schemas.episode import EncodedFrames, Episode
@@ -96,6 +97,7 @@ def ingest(
     batch_episodes: int = 64,
     run_id: str | None = None,
     val_percent: int | None = None,
+    reject: Sequence[str] | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
     """Bring a source into a dataset, which is created when there is none.
@@ -108,6 +110,7 @@ def ingest(
         batch_episodes: episodes per commit; a commit also ends at 256 MB or 20,000 steps.
         run_id: for lineage; a new one when None.
         val_percent: share of held-out episodes of a new dataset.
+        reject: names of `pipelines.filters.FILTERS`; the format's own when None, no filter when empty.
         progress: called after every reference.
 
     Raises:
@@ -118,10 +121,13 @@ def ingest(
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
     spec = dataset.spec if dataset else None
     reader = open_source(source, format, replace(options or SourceOptions(), dataset=spec))
+    fit = Filter(reader, chosen(reject, reader.unwanted))
     dataset = dataset or _create(store_uri, reader, val_percent)
     _check_fits(dataset, reader, val_percent)
-    plan = _plan(reader, dataset)
-    writer = _Writer(store_uri, run, batch_episodes, plan)
+    plan = _plan(reader, dataset, fit)
+    if plan.todo:
+        fit.remember(dataset)
+    writer = _Writer(store_uri, run, batch_episodes, plan, fit)
     _record(store_uri, plan.rejected, run)
     skipped = len(plan.refs) + len(plan.rejected) - len(plan.todo)
     for done, ref in enumerate(plan.todo, skipped + 1):
@@ -161,7 +167,7 @@ def _check_fits(dataset: Dataset, reader: SourceReader, val_percent: int | None)
         raise UserError(f"{dataset.uri} holds out {held.val_percent}%, which can't be changed to {val_percent}%")
 
 
-def _plan(reader: SourceReader, dataset: Dataset) -> _Plan:
+def _plan(reader: SourceReader, dataset: Dataset, fit: Filter) -> _Plan:
     """List the source and compare it with the dataset, without reading a payload."""
     listed = list(reader.refs())
     refs = tuple(item for item in listed if isinstance(item, SourceRef))
@@ -177,10 +183,11 @@ def _plan(reader: SourceReader, dataset: Dataset) -> _Plan:
             taken[episode_id] = fingerprint, uri
         elif uri not in current and (file := uri.rpartition("#")[0]) in current:
             stale.setdefault(file, []).append(episode_id)
+    copies = fit.copies(refs, dict(taken.values()))
     return _Plan(
-        refs=refs,
-        rejected=tuple(item for item in listed if isinstance(item, Rejection)),
-        todo=tuple(ref for ref in refs if ref.fingerprint not in known),
+        refs=tuple(ref for ref in refs if ref.uri not in copies),
+        rejected=(*(item for item in listed if isinstance(item, Rejection)), *copies.values()),
+        todo=tuple(ref for ref in refs if ref.fingerprint not in known and ref.uri not in copies),
         present=known.total(),
         taken=taken,
         stale={uri: tuple(ids) for uri, ids in stale.items()},
@@ -218,6 +225,7 @@ class _Writer:
     run_id: str
     batch_episodes: int
     plan: _Plan
+    fit: Filter
     rejected: list[Rejection] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
     _buffer: list[Episode] = field(default_factory=list)
@@ -233,6 +241,7 @@ class _Writer:
     def add(self, ref: SourceRef, reader: SourceReader) -> None:
         """Convert one reference; commit when the batch is full."""
         try:
+            self.fit.check_reference(ref)
             for episode in self._checked(ref, reader.read(ref)):
                 self._buffer.append(episode)
                 self._bytes += _weight(episode)
@@ -240,8 +249,7 @@ class _Writer:
                     self._flush()
         except Rejected as error:
             self._drop(ref)
-            self.rejected.append(error.rejection)
-            self._unrecorded.append(error.rejection)
+            self._turn_away(error.rejection)
         else:
             self._retired += self.plan.stale.get(ref.uri, ())
         if len(self._rows) + len(self._buffer) >= self.batch_episodes or self._full():
@@ -280,8 +288,16 @@ class _Writer:
             if uri != ref.uri:
                 self.total["present"] += 1
                 continue
+            if unwanted := self.fit.verdict(episode):
+                del self.plan.taken[key]
+                self._turn_away(unwanted)
+                continue
             self.total.update(episodes=1, read=len(episode))
             yield episode
+
+    def _turn_away(self, rejection: Rejection) -> None:
+        self.rejected.append(rejection)
+        self._unrecorded.append(rejection)
 
     def _full(self) -> bool:
         return self._bytes >= _MAX_BYTES or sum(map(len, self._buffer)) >= _MAX_STEPS

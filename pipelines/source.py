@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.files import SourceFile
 from pipelines.quality import BadDataError, Rejection
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
 
-__all__ = ["BadDataError", "Rejected", "Rejection", "SourceReader", "SourceRef", "rejecting"]
+__all__ = ["BadDataError", "Rejected", "Rejection", "SourceReader", "SourceRef", "Timed", "rejecting"]
 
 
 class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error of the program
@@ -57,6 +60,8 @@ class SourceReader(Protocol):
     """A source of episodes. Listing and reading are separate, so that what is stored already is never read."""
 
     format: ClassVar[str]
+    unwanted: ClassVar[frozenset[str]]
+    """Filters of `pipelines.filters` that apply to its episodes unless the user says otherwise."""
 
     def spec(self) -> DatasetSpec:
         """The dataset that this source would start: its cameras and action."""
@@ -72,4 +77,13 @@ class SourceReader(Protocol):
         Raises:
             Rejected: when the reference is bad; episodes that were yielded before must be dropped too.
         """
+        ...
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """A reader whose references have a clock of their own."""
+
+    def times(self, ref: SourceRef) -> NDArray[np.float64]:
+        """When the frames of a reference appear, (T,) in seconds, ascending. Raises Rejected."""
         ...

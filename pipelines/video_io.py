@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.containers import check_whole
 from pipelines.quality import MAX_PIXELS, BadDataError
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ BACKENDS: tuple[Backend, ...] = ("pyav", "decord")
 
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,gif,apng,webp_pipe,flv,asf,ivf,mxf,rm,dv,nut,h264,hevc,m4v,y4m"
 """Formats that hold their own data. Playlists are not among them: they would open other files and addresses."""
+
+_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MAX_PIXELS)}
+"""Decoders rather fail than hide damage, and allocate nothing for a frame of absurd size."""
+
+_MAX_ASPECT = 32
+"""Of the longer to the shorter side; beyond, frames would stay huge when their shorter side is small."""
 
 _MAX_GAP = 10.0
 """Seconds that a frame may stay on screen; a longer gap is a broken clock and counts as one frame."""
@@ -66,12 +73,25 @@ def probe(file: BinaryIO) -> VideoInfo:
     """Read the header and the first frame.
 
     Raises:
-        BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "too_large".
+        BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "truncated", "too_large".
     """
+    check_whole(file, file.seek(0, os.SEEK_END))
     with _open(file) as (container, stream):
         for frame in container.decode(stream):
             return _info(container, stream, frame)
     raise BadDataError("no_frames", "the video stream holds no frame")
+
+
+def frame_times(file: BinaryIO) -> NDArray[np.float64]:
+    """When the frames appear, (T,) in seconds, ascending; nothing is decoded.
+
+    Raises:
+        BadDataError: "not_a_video", "no_video_stream", "corrupt".
+    """
+    with _open(file) as (container, stream):
+        base = float(stream.time_base or 0)
+        packets = (packet for packet in container.demux(stream) if packet.size)
+        return np.sort([packet.pts * base for packet in packets if packet.pts is not None and not packet.is_discard])
 
 
 def steady_frames(
@@ -141,6 +161,11 @@ def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
         if best is None:
             raise BadDataError("no_video_stream", "the file holds no video stream")
         stream = cast("VideoStream", best)
+        if stream.codec_context is None:
+            raise BadDataError("unsupported_codec", "no decoder knows the codec of the video stream")
+        stream.codec_context.options = _STRICT
+        # with slice threads decoders lose track of damage, and what they make of it differs from run to run
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
         try:
             yield container, stream
         except (av.FFmpegError, UnicodeDecodeError) as error:
@@ -152,7 +177,8 @@ def _reason(error: Exception) -> str:
 
 
 def _info(container: "InputContainer", stream: "VideoStream", frame: "VideoFrame") -> VideoInfo:
-    if frame.width * frame.height > MAX_PIXELS:
+    sides = sorted((frame.width, frame.height))
+    if frame.width * frame.height > MAX_PIXELS or sides[1] > _MAX_ASPECT * sides[0]:
         raise BadDataError("too_large", f"frames of {frame.width} x {frame.height} pixels")
     aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
     width = frame.width * float(aspect if 0.1 < aspect < 10 else 1)

@@ -42,7 +42,7 @@ def say_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) 
 
     table = Table(*header, title=title or None, title_justify="left")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
     Console().print(table)
 
 

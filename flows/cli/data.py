@@ -46,6 +46,13 @@ def ingest(
     val_percent: Annotated[
         int | None, typer.Option(min=0, max=100, help="Per cent of episodes held out, fixed for a new store (10).")
     ] = None,
+    reject: Annotated[
+        str | None,
+        typer.Option(
+            help="What to keep out, by the doctor's names: black,static,idle,duplicate,copy,missing_camera,"
+            "out_of_range,time_gap,too_short; none for no filter (video: black,static,copy)."
+        ),
+    ] = None,
     json: AsJson = False,
     flow: Flow = None,
 ) -> int:
@@ -63,6 +70,7 @@ def ingest(
         "clip_steps": clip_steps,
         "backend": backend,
         "val_percent": val_percent,
+        "reject": None if reject is None else reject.split(","),
     }
     result = carried_out(flow, quiet=json).ingest(source, store, **options)
     if json:

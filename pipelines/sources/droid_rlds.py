@@ -6,6 +6,7 @@ untouched. Letters: T steps, D dimensions of a field.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from storage_schemas.schema import DatasetSpec, check_field_names
 
 _SHARD = re.compile(r"(?P<stem>.+-(?P<split>[^-]+)\.tfrecord)-(?P<index>\d{5,})-of-(?P<total>\d{5,})")
 _MAX_JSON = 1 << 24
+_MAX_DIM = 1 << 20
 _STRUCTURE = ("is_first", "is_last")  # checked, then implied by the episode's length
 _VELOCITY, _GRIPPER = "action_dict/cartesian_velocity", "action_dict/gripper_position"
 
@@ -66,6 +68,7 @@ class DroidRlds:
     """
 
     format: ClassVar[str] = "droid-rlds"
+    unwanted: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, source: str, *, collection: str | None = None) -> None:
         self._collection = collection
@@ -108,6 +111,7 @@ class DroidRlds:
         steps = len(example.numbers("steps/is_first"))
         if steps == 0:
             raise BadDataError("empty", "the episode has no steps")
+        _check_declared(example, folder.fields)
         state = _numbers(example, folder.fields, steps)
         quality.check_flags(state["is_first"][:, 0] != 0, state["is_last"][:, 0] != 0)
         quality.check_finite(state)
@@ -187,17 +191,24 @@ def _open_folder(shards: list[SourceFile], whole: bool) -> _Folder:
     place = Location(first.folder, first.protocol, first.folder)
     features, info = (_read_json(place / name) for name in ("features.json", "dataset_info.json"))
     problems = [value for value in (features, info) if isinstance(value, Rejection)]
-    records, name = _promised(info if isinstance(info, dict) else {}, default=first.name.partition("-")[0])
-    names = {shard.name for shard in shards}
     uri = first.uri.removesuffix(printable(first.name))
+    name, records = first.name.partition("-")[0], dict[str, int]()
+    if isinstance(info, dict):
+        try:
+            records, name = _promised(info, default=name)
+        except BadDataError as error:
+            problems.append(_rejection(f"{uri}dataset_info.json", 0, error.reason, error.detail))
+    names = {shard.name for shard in shards}
     if whole:
         expected = sorted({*records, *(sibling for shard in names for sibling in _siblings(shard))} - names)
         problems += [_rejection(f"{uri}{e}", 0, "missing_shard", "the shard is not in its folder") for e in expected]
-    fields = _declared(features) if isinstance(features, dict) else _inferred(shards)
-    try:
-        check_field_names(list(fields.numbers))
-    except ValueError as error:
-        raise UserError(f"{uri}features.json: {error}") from error
+    fields = None
+    if isinstance(features, dict):
+        try:
+            fields = _declared(features)
+        except BadDataError as error:
+            problems.append(_rejection(f"{uri}features.json", 0, error.reason, error.detail))
+    fields = fields or _inferred(shards)
     return _Folder(name=name, fields=fields, records=records, shards=tuple(shards), problems=tuple(problems))
 
 
@@ -207,18 +218,25 @@ def _read_json(place: Location) -> dict[str, Any] | Rejection | None:
         value = json.loads(place.read_bytes(0, _MAX_JSON))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return _rejection(printable(place.uri), 0, "bad_metadata", f"not JSON: {error}")
     return value if isinstance(value, dict) else _rejection(printable(place.uri), 0, "bad_metadata", "not an object")
 
 
 def _promised(info: dict[str, Any], default: str) -> tuple[dict[str, int], str]:
-    """Records by shard name, and the dataset's name, as `dataset_info.json` has them."""
+    """Records by shard name, and the dataset's name, as `dataset_info.json` has them.
+
+    Raises:
+        BadDataError: "bad_metadata".
+    """
     name, counts = str(info.get("name") or default), {}
-    for split in info.get("splits") or []:
-        lengths = split.get("shardLengths") or []
-        for index, length in enumerate(lengths):
-            counts[f"{name}-{split.get('name')}.tfrecord-{index:05d}-of-{len(lengths):05d}"] = int(length)
+    try:
+        for split in info.get("splits") or []:
+            lengths = split.get("shardLengths") or []
+            for index, length in enumerate(lengths):
+                counts[f"{name}-{split.get('name')}.tfrecord-{index:05d}-of-{len(lengths):05d}"] = int(length)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BadDataError("bad_metadata", f"its splits make no sense: {error}") from error
     return counts, name
 
 
@@ -231,28 +249,44 @@ def _siblings(shard: str) -> list[str]:
 
 
 def _declared(features: dict[str, Any]) -> Fields:
-    """The fields that `features.json` declares under `steps`."""
+    """The fields that `features.json` declares under `steps`.
+
+    Raises:
+        BadDataError: "bad_metadata", when a feature is of no known kind or has no possible shape or name.
+    """
     cameras, numbers, texts = [], {}, []
-    for key, node in _leaves(features, ""):
-        name = key.removeprefix("steps/")
-        if name == key:
-            continue
-        if "image" in node:
-            cameras.append(name)
-        elif "text" in node:
-            texts.append(name)
-        elif "tensor" in node and node["tensor"].get("dtype") not in ("string", "object"):
-            dimensions = node["tensor"].get("shape", {}).get("dimensions", [])
-            numbers[name] = int(np.prod([int(size) for size in dimensions], dtype=np.int64))
+    try:
+        for key, node in _leaves(features, ""):
+            name = key.removeprefix("steps/")
+            if name == key:
+                continue
+            if "image" in node:
+                cameras.append(name)
+            elif "text" in node or node["tensor"]["dtype"] in ("string", "object"):
+                texts.append(name)
+            else:
+                numbers[name] = _dim(node["tensor"].get("shape", {}).get("dimensions", []))
+        check_field_names(list(numbers))
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise BadDataError("bad_metadata", f"a feature makes no sense: {type(error).__name__}: {error}") from error
+    if not numbers:
+        raise BadDataError("bad_metadata", "it declares no number under steps")
     return Fields(cameras=tuple(cameras), numbers=numbers, texts=tuple(texts))
+
+
+def _dim(dimensions: list[Any]) -> int:
+    dim = math.prod(int(size) for size in dimensions)
+    if not 0 <= dim <= _MAX_DIM:
+        raise ValueError(f"a shape of {dimensions}")
+    return dim
 
 
 def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if "featuresDict" in node:
-        for name, child in node["featuresDict"].get("features", {}).items():
+        for name, child in node["featuresDict"]["features"].items():
             yield from _leaves(child, f"{key}/{name}" if key else name)
     elif "sequence" in node:
-        yield from _leaves(node["sequence"].get("feature", {}), key)
+        yield from _leaves(node["sequence"]["feature"], key)
     else:
         yield key, node
 
@@ -302,6 +336,14 @@ def _numbers(example: Example, fields: Fields, steps: int) -> dict[str, NDArray[
         if name not in values:
             raise BadDataError("missing_field", f"the record has no steps/{name}")
     return values
+
+
+def _check_declared(example: Example, fields: Fields) -> None:
+    """All fields of the record are declared, so that a damaged declaration loses none of them."""
+    known = {f"steps/{name}" for name in (*fields.cameras, *fields.numbers, *fields.texts)}
+    strange = [key for key in example.names() if key.startswith("steps/") and key not in known]
+    if strange:
+        raise BadDataError("undeclared_field", f"the record has {strange[0]}, which features.json does not declare")
 
 
 def _frames(example: Example, key: str, steps: int) -> EncodedFrames:

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.files import SourceFile, find, printable
+from pipelines.isolation import decoding, frame_times
 from pipelines.source import BadDataError, Rejection, SourceRef, rejecting
 from pipelines.sources import SourceOptions
-from pipelines.video_io import Backend, probe, steady_frames
+from pipelines.video_io import Backend
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.errors import UserError
@@ -71,6 +72,7 @@ class VideoFiles:
     """
 
     format: ClassVar[str] = "video"
+    unwanted: ClassVar[frozenset[str]] = frozenset(("black", "copy", "static"))
 
     def __init__(
         self,
@@ -103,10 +105,8 @@ class VideoFiles:
     def read(self, ref: SourceRef) -> Iterator[Episode]:
         """The clips of a file. Raises Rejected, possibly after some clips."""
         options = self._options
-        with rejecting(ref), ref.file.open() as file:
-            info = probe(file)
-            rate, size = min(options.fps, info.rate), info.size(options.short_side)
-            frames = steady_frames(file, info, rate=rate, size=size, backend=options.backend)
+        decoder = decoding(ref.file, fps=options.fps, short_side=options.short_side, backend=options.backend)
+        with rejecting(ref), decoder as (rate, frames):
             index = 0
             while True:
                 clip = list(islice(frames, options.clip_steps))
@@ -116,6 +116,11 @@ class VideoFiles:
                 index += 1
             if index == 0:
                 raise BadDataError("too_short", f"{len(clip)} steps at {rate:g} fps, fewer than {options.min_steps}")
+
+    def times(self, ref: SourceRef) -> NDArray[np.float64]:
+        """When the frames of a file appear, (T,) in seconds. Raises Rejected."""
+        with rejecting(ref):
+            return frame_times(ref.file)
 
     def _episode(self, ref: SourceRef, index: int, rate: float, frames: NDArray[np.uint8]) -> Episode:
         identity = f"video\0{ref.fingerprint}\0{index}"

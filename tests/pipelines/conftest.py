@@ -65,6 +65,7 @@ CASES: dict[str, Callable[[], list[Truth]]] = {
     "cut_truth": _some_videos(_is_cut),
     "bad_tfrecord": lambda: _bad("tfrecord/"),
     "bad_video": lambda: _bad("videos/"),
+    "bad_rlds": lambda: _bad("rlds_"),
 }
 
 

@@ -103,18 +103,25 @@ def test_videos_through_the_store(fixtures_root: Path, store: str) -> None:
     assert counts(ingest(str(fixtures_root / "videos"), store)) == (1, 0, 0, facts.episodes, 0)
 
 
-GOOD_WORDS = ("readable", "duplicate", "12 frames", "30 ")
+GOOD_WORDS = ("readable", "duplicate", "12 frames")
+UNWANTED_WORDS = ("identical black", "no motion")
 BAD_WORDS = ("first half", "cut at", "0 bytes", "plain text", "HTML", "flipped", "no video stream", " 1 frame", " 3 fr")
 
 
 @pytest.mark.ground_truth
 def test_bad_videos_have_a_reason(bad_video: Truth, store: str) -> None:
     report = ingest(str(bad_video.path), store, format="video")
-    good = any(word in bad_video.expected for word in GOOD_WORDS)
-    assert good != any(word in bad_video.expected for word in BAD_WORDS)
+    good, unwanted, bad = (
+        any(word in bad_video.expected for word in words) for words in (GOOD_WORDS, UNWANTED_WORDS, BAD_WORDS)
+    )
+    assert good + unwanted + bad == 1
     assert (report.added > 0) == good
-    assert [rejection.source_uri for rejection in report.quarantined] == ([] if good else [str(bad_video.path)])
+    named = [rejection.source_uri.partition("#")[0] for rejection in report.quarantined]
+    assert named == ([] if good else [str(bad_video.path)])
     assert report.version == int(good)
+    assert len(quarantined(store)) == len(named)
+    again = ingest(str(bad_video.path), store, format="video", reject=[])
+    assert (again.added > 0) == unwanted
 
 
 @pytest.mark.ground_truth
@@ -204,7 +211,9 @@ def test_a_changed_video_leaves_no_old_clip(tmp_path: Path, write_video: Make, s
     assert lengths(store, 1) == [10] * 6
     assert ingest(str(tmp_path / "clips"), store, options=options).version == 2
     shutil.copy(tmp_path / "clips/b.mp4", tmp_path / "clips/a.mp4")
-    assert counts(ingest(str(tmp_path / "clips"), store, options=options)) == (3, 0, 0, 3, 0)
+    report = ingest(str(tmp_path / "clips"), store, options=options)
+    assert counts(report) == (3, 0, 0, 3, 1)
+    assert report.quarantined[0].reason == "duplicate"
     assert lengths(store) == [10] * 3
     assert ingest(str(tmp_path / "clips"), store, options=options).version == 3
 
@@ -264,8 +273,12 @@ def test_hostile_names_and_places(tmp_path: Path, write_video: Make, store: str)
     shutil.copy(good, root / "dir.mp4/copy.mp4")
     report = ingest(str(root), store)
     assert report.added == len(names) + 1
-    assert report.present == 1  # the copy
-    assert {Path(r.source_uri).name for r in report.quarantined} == {"fifo.mp4", "self.mp4", "dangling.mp4"}
+    assert {Path(r.source_uri).name: r.reason for r in report.quarantined} == {
+        "fifo.mp4": "not_a_file",
+        "self.mp4": "unreadable",
+        "dangling.mp4": "unreadable",
+        "plain.mp4": "duplicate",  # of the one that comes first, dir.mp4/copy.mp4
+    }
     assert verify(store).ok
     assert ingest(str(root), store).version == report.version
 

@@ -1,0 +1,325 @@
+"""What the frames, actions and times of an episode show that a decoder does not object to.
+
+Frames are judged by sketches, their mean brightness in a grid of blocks: cheap enough for every frame, blind to
+compression noise, and sensitive to an arm that moves in a corner. Letters: T steps, N sampled frames,
+R = 12 rows and C = 16 columns of the grid, D numbers of a step.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.duplicates import SAMPLES, Seen
+from pipelines.quality import BadDataError
+from storage_schemas.conventions import DROID_ACTION_DIM
+from storage_schemas.episode import EncodedFrames, Episode, Frames
+
+CHECKS: dict[str, str] = {
+    "black": "frames without light",
+    "static": "nothing moves from the first frame to the last",
+    "idle": "nothing moves for two seconds or more",
+    "duplicate": "looks like an episode seen before, or has the same bytes",
+    "missing_camera": "a robot episode lacks one of the cameras",
+    "out_of_range": "known actions outside of what the action space allows",
+    "time_gap": "no frame for longer than the rate allows",
+    "too_short": "too few steps to predict anything",
+}
+"""The checks that a source passes and still may not be wanted, and what each means."""
+
+COVERED = 0.9
+"""Share of an episode's frames from which on a finding is about the episode as a whole."""
+
+_LOOKS = {"black", "static", "idle", "duplicate"}
+"""Checks that need frames."""
+_DARK = 20.0
+"""Brightest block, of 255, of a black frame."""
+_STILL = 2.0
+"""Largest change of a block, of 255, that compression explains."""
+_SAME_ACTION = 1e-3
+_IDLE_SECONDS = 2.0
+_DARK_SECONDS = 0.5
+_GAP_SECONDS, _GAP_FRAMES = 0.5, 5
+_LEAST_STEPS = 2
+_FAR = 1e3
+"""No normalised or metric action is as large as this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that is wrong with, or doubtful in, a source or a dataset."""
+
+    reason: str
+    """A short stable slug: one of `CHECKS`, or what kept the data out of a store."""
+    detail: str
+    """One line to read."""
+    source_uri: str
+    fatal: bool = False
+    """The data can't be used at all; ingestion quarantines it, whatever its filters."""
+    episode_id: str = ""
+    camera: str = ""
+    """Empty when all cameras are concerned, or none."""
+    first: int | None = None
+    """First step that is concerned."""
+    last: int | None = None
+    share: float = 1.0
+    """Share of the episode's frames that are concerned."""
+    picture: bytes = field(default=b"", repr=False)
+    """A small JPEG of the place."""
+
+
+def examine(
+    episode: Episode,
+    *,
+    cameras: Collection[str] = (),
+    wanted: Collection[str] = tuple(CHECKS),
+    seen: Seen | None = None,
+    pictures: bool = True,
+) -> Iterator[Finding]:
+    """Look at an episode.
+
+    Args:
+        episode: with frames as pixels or JPEG bytes.
+        cameras: those that a robot episode should have.
+        wanted: some of `CHECKS`; without "idle" only a sample of the frames is decoded.
+        seen: what was seen before, to find duplicates; the episode is added.
+        pictures: whether findings show the place.
+
+    Raises:
+        BadDataError: "corrupt", when a frame can't be decoded.
+    """
+    for finding in _examine(episode, cameras, wanted, seen):
+        camera = finding.camera or next(iter(episode.frames), "")
+        shot = picture(episode.frames[camera], finding.first or 0) if pictures and camera else b""
+        yield replace(finding, picture=shot)
+
+
+def _examine(
+    episode: Episode, cameras: Collection[str], wanted: Collection[str], seen: Seen | None
+) -> Iterator[Finding]:
+    if "too_short" in wanted and len(episode) < _LEAST_STEPS:
+        yield _found(episode, "too_short", f"{len(episode)} step, which leads nowhere")
+    yield from _numbers(episode, cameras, wanted)
+    if not _LOOKS & set(wanted):
+        return
+    dense = "idle" in wanted
+    steps = np.arange(len(episode)) if dense else samples(len(episode))
+    sketches = {name: sketch(frames, steps) for name, frames in episode.frames.items()}
+    if "black" in wanted:
+        yield from _black(episode, sketches, steps)
+    still = {name for name, values in sketches.items() if _largest(np.ptp(values, axis=0)) < _STILL}
+    frozen = bool(sketches) and still == set(sketches) and len(episode) >= _LEAST_STEPS
+    if "static" in wanted and len(episode) >= _LEAST_STEPS:
+        yield from _static(episode, sketches, still)
+    if dense and (not frozen or "static" not in wanted):
+        yield from _idle(episode, sketches)
+    if seen is not None and not frozen and sketches:
+        chosen = samples(len(episode)) if dense else slice(None)
+        like = seen.add(episode.meta.source_uri, {name: values[chosen] for name, values in sketches.items()})
+        if like and "duplicate" in wanted:
+            yield _found(episode, "duplicate", f"looks like {like}")
+
+
+def check_times(times: NDArray[np.float64], source_uri: str) -> Iterator[Finding]:
+    """Gaps between frames, by their times (T,) in seconds."""
+    if len(times) < 3:
+        return
+    steps = np.diff(times)
+    usual = float(np.median(steps))
+    wide = np.flatnonzero(steps > max(_GAP_SECONDS, _GAP_FRAMES * usual))
+    if len(wide):
+        first = int(wide[0])
+        more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
+        detail = f"no frame for {steps[first]:.2f} s at {times[first]:.2f} s{more}; usual are {usual:.3f} s"
+        yield Finding(reason="time_gap", detail=detail, source_uri=source_uri, first=first, last=first + 1)
+
+
+def samples(length: int) -> NDArray[np.int64]:
+    """Steps (N,), evenly from the first to the last; a short episode repeats some."""
+    return np.linspace(0, length - 1, SAMPLES).round().astype(np.int64)
+
+
+def _found(
+    episode: Episode,
+    reason: str,
+    detail: str,
+    steps: tuple[int, int] | None = None,
+    *,
+    camera: str = "",
+    share: float = 1.0,
+    fatal: bool = False,
+) -> Finding:
+    first, last = steps or (None, None)
+    return Finding(
+        reason=reason,
+        detail=detail,
+        source_uri=episode.meta.source_uri,
+        episode_id=episode.meta.episode_id,
+        camera=camera,
+        first=first,
+        last=last,
+        share=share,
+        fatal=fatal,
+    )
+
+
+def _numbers(episode: Episode, cameras: Collection[str], wanted: Collection[str]) -> Iterator[Finding]:
+    for name, values in {"action": episode.action, **episode.state}.items():
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            detail = f"{name} is NaN or infinite at step {bad[0]} ({len(bad)} steps in all)"
+            yield _found(episode, "non_finite", detail, (int(bad[0]), int(bad[-1])), fatal=True)
+    known = np.flatnonzero(episode.action_mask)
+    if "missing_camera" in wanted and len(known):
+        for name in sorted(set(cameras) - set(episode.frames)):
+            yield _found(episode, "missing_camera", f"the episode has no {name}")
+    if "out_of_range" in wanted and len(known):
+        low, high = _action_limits(episode.action.shape[1])
+        action = episode.action[known]
+        bad = known[((action < low) | (action > high)).any(axis=1)]
+        if len(bad):
+            worst = int(np.nanargmax(np.abs(episode.action[bad[0]])))
+            detail = (
+                f"action[{worst}] is {episode.action[bad[0], worst]:.4g} at step {bad[0]} ({len(bad)} steps in all)"
+            )
+            yield _found(episode, "out_of_range", detail, (int(bad[0]), int(bad[-1])))
+
+
+def _action_limits(dim: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and largest action: DROID's velocities and rotations lie in [-1, 1], its gripper in [0, 1]."""
+    if dim != DROID_ACTION_DIM:
+        return np.full(dim, -_FAR), np.full(dim, _FAR)
+    low, high = np.full(dim, -1.05), np.full(dim, 1.05)
+    low[-1] = -0.05
+    return low, high
+
+
+def _black(
+    episode: Episode, sketches: Mapping[str, NDArray[np.float32]], steps: NDArray[np.int64]
+) -> Iterator[Finding]:
+    least = 1 if len(steps) < len(episode) else min(len(episode), round(_DARK_SECONDS * episode.meta.fps) or 1)
+    for camera, values in sketches.items():
+        dark = values.max(axis=(1, 2)) < _DARK
+        runs = [(a, b) for a, b in _runs(dark) if b - a + 1 >= least]
+        if runs:
+            share = sum(b - a + 1 for a, b in runs) / len(steps) / len(sketches)
+            first, last = int(steps[runs[0][0]]), int(steps[runs[-1][1]])
+            detail = f"{camera} shows nothing in {share * len(sketches):.0%} of its frames"
+            yield _found(episode, "black", detail, (first, last), camera=camera, share=share)
+
+
+def _static(episode: Episode, sketches: Mapping[str, NDArray[np.float32]], still: set[str]) -> Iterator[Finding]:
+    last, share = len(episode) - 1, len(still) / max(1, len(sketches))
+    if still and share == 1:
+        yield _found(episode, "static", "nothing moves in any frame", (0, last))
+    else:
+        for name in sorted(still):
+            yield _found(episode, "static", f"nothing moves before {name}", (0, last), camera=name, share=share)
+
+
+def _idle(episode: Episode, sketches: Mapping[str, NDArray[np.float32]]) -> Iterator[Finding]:
+    """Stretches in which no camera sees a change, or the known action stays the same."""
+    steps, least = len(episode), max(2, round(_IDLE_SECONDS * episode.meta.fps))
+    idle = np.zeros(steps, np.bool_)
+    if sketches:
+        seen = np.concatenate([values.reshape(steps, -1) for values in sketches.values()], axis=1)
+        idle |= _unchanged(seen, _STILL, least)
+    if episode.action_mask.all():
+        idle |= _unchanged(episode.action, _SAME_ACTION, least)
+    runs = list(_runs(idle))
+    if runs:
+        first, last = max(runs, key=lambda run: run[1] - run[0])
+        share = float(idle.mean())
+        detail = f"nothing happens for {(last - first + 1) / episode.meta.fps:.1f} s; {share:.0%} of the steps in all"
+        yield _found(episode, "idle", detail, (first, last), share=share)
+
+
+def _unchanged(values: NDArray[np.float32], tolerance: float, least: int) -> NDArray[np.bool_]:
+    """Which steps (T,) of `values` (T, D) lie in a stretch of at least `least` that stays near its first step."""
+    marked = np.zeros(len(values), np.bool_)
+    start = 0
+    while start + least <= len(values):
+        moved = np.flatnonzero(np.abs(values[start:] - values[start]).max(axis=1) >= tolerance)
+        end = start + int(moved[0]) if len(moved) else len(values)
+        if end - start >= least:
+            marked[start:end] = True
+            start = end
+        else:
+            start += 1
+    return marked
+
+
+def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """First and last index of every run of true flags."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
+    for first, end in edges.reshape(-1, 2).tolist():
+        yield first, end - 1
+
+
+def _largest(values: NDArray[np.float32]) -> float:
+    return float(values.max()) if values.size else 0.0
+
+
+_ROWS, _COLUMNS = 12, 16
+
+
+def sketch(frames: Frames, steps: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+    """Mean brightness in a grid of blocks, (N, R, C), of some steps of a camera.
+
+    Raises:
+        BadDataError: "corrupt", when a frame can't be decoded.
+    """
+    known: dict[int, NDArray[np.float32]] = {}
+    for step in steps:
+        if int(step) not in known:
+            known[int(step)] = _blocks(_gray(frames, int(step)))
+    return np.stack([known[int(step)] for step in steps])
+
+
+def _gray(frames: Frames, step: int) -> NDArray[np.uint8]:
+    """One frame in gray, (H, W), in no more detail than its sketch needs."""
+    if not isinstance(frames, EncodedFrames):
+        return frames[step, ..., 1] if frames.shape[1] < 2 * _ROWS else _luma(frames[step, ::2, ::2])
+    import simplejpeg
+
+    try:
+        decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            frames.jpegs[step], "GRAY", fastdct=True, min_height=2 * _ROWS, min_width=2 * _COLUMNS
+        )
+    except ValueError as error:
+        raise BadDataError("corrupt", f"frame {step} can't be decoded: {error}") from error
+    return decoded[..., 0]
+
+
+def _luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return (pixels.astype(np.uint16) @ np.array([77, 151, 28], np.uint16) >> 8).astype(np.uint8)
+
+
+def _blocks(gray: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(H, W) -> (R, C); a tiny image is enlarged first."""
+    height, width = gray.shape
+    if height < _ROWS or width < _COLUMNS:
+        gray = gray[np.arange(_ROWS) * height // _ROWS] if height < _ROWS else gray
+        gray = gray[:, np.arange(_COLUMNS) * width // _COLUMNS] if width < _COLUMNS else gray
+        height, width = gray.shape
+    rows, columns = np.arange(_ROWS + 1) * height // _ROWS, np.arange(_COLUMNS + 1) * width // _COLUMNS
+    sums = np.add.reduceat(np.add.reduceat(gray, rows[:-1], axis=0, dtype=np.float32), columns[:-1], axis=1)
+    return np.asarray(sums / (np.diff(rows)[:, None] * np.diff(columns)), np.float32)
+
+
+def picture(frames: Frames, step: int, width: int = 160) -> bytes:
+    """A small JPEG of one frame; empty when it can't be decoded."""
+    import io
+
+    from PIL import Image, UnidentifiedImageError
+
+    encoded = isinstance(frames, EncodedFrames)
+    try:
+        image = Image.open(io.BytesIO(frames.jpegs[step])) if encoded else Image.fromarray(frames[step])  # type: ignore[union-attr, index]
+        image.thumbnail((width, width))
+        out = io.BytesIO()
+        image.convert("RGB").save(out, "JPEG", quality=80)
+    except (UnidentifiedImageError, OSError, ValueError):
+        return b""
+    return out.getvalue()

@@ -1,0 +1,93 @@
+"""The doctor's report: a table in Markdown, and one HTML file with pictures that needs no network."""
+
+import base64
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pipelines.content import CHECKS, Finding
+from pipelines.doctor import Diagnosis
+from storage_schemas.location import locate
+
+MAX_SHOWN = 50
+"""Findings of one reason that the HTML page lists, and of all that the Markdown does; the JSON has all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The findings of one reason."""
+
+    reason: str
+    meaning: str
+    fatal: bool
+    count: int
+    shown: tuple[Finding, ...]
+
+
+def groups(diagnosis: Diagnosis) -> list[Group]:
+    """Findings by reason: first what can't be used, then the doubts; the most frequent first."""
+    found: dict[tuple[bool, str], list[Finding]] = {}
+    for finding in diagnosis.findings:
+        found.setdefault((finding.fatal, finding.reason), []).append(finding)
+    ordered = sorted(found.items(), key=lambda item: (not item[0][0], -len(item[1]), item[0][1]))
+    return [
+        Group(
+            reason=reason,
+            meaning=CHECKS.get(reason, ""),
+            fatal=fatal,
+            count=len(findings),
+            shown=tuple(findings[:MAX_SHOWN]),
+        )
+        for (fatal, reason), findings in ordered
+    ]
+
+
+def verdict(diagnosis: Diagnosis) -> str:
+    """The result in one line."""
+    fatal = Counter(finding.fatal for finding in diagnosis.findings)
+    looked = f"{diagnosis.episodes:,} episodes of {diagnosis.steps:,} steps can be used"
+    if not diagnosis.findings:
+        return f"{looked}; nothing is wrong"
+    return f"{looked}; {fatal[True]} findings of damage, {fatal[False]} of doubt"
+
+
+def write_page(diagnosis: Diagnosis, path: str) -> str:
+    """Write the HTML page to a path or URI; returns the path as given."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipelines", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    page = environment.get_template("doctor.html").render(
+        diagnosis=diagnosis,
+        groups=groups(diagnosis),
+        verdict=verdict(diagnosis),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    locate(path).write_bytes(page.encode())
+    return path
+
+
+def markdown(diagnosis: Diagnosis) -> str:
+    """The findings as a Markdown table."""
+    lines = [f"# Doctor: {_cell(diagnosis.target)}", "", verdict(diagnosis), ""]
+    if diagnosis.findings:
+        lines += ["| finding | place | what |", "|---|---|---|"]
+    ordered = [finding for group in groups(diagnosis) for finding in group.shown]
+    for finding in ordered[:MAX_SHOWN]:
+        mark = "✗" if finding.fatal else "?"
+        lines.append(f"| {mark} {finding.reason} | {_cell(finding.source_uri)} | {_cell(finding.detail)} |")
+    if len(diagnosis.findings) > MAX_SHOWN:
+        lines += ["", f"{len(diagnosis.findings) - MAX_SHOWN:,} more: `uwm doctor --json` lists all."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that can't break out of a table or become a link or markup."""
+    plain = " ".join(text.split())
+    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#|!~" else letter for letter in plain)
