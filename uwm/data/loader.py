@@ -30,6 +30,20 @@ from uwm.data.mixture import MixtureSampler
 from uwm.data.sampler import Pick
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """One sample and the frames that it has."""
+
+    row: int
+    pick: Pick
+    steps: NDArray[np.int64]
+    """(F,) steps of its frames."""
+    real: NDArray[np.bool_]
+    """(F,) whether they lie inside the episode."""
+    mask: NDArray[np.bool_]
+    """(V, F) which frames there are."""
+
+
 @dataclass(frozen=True)
 class _Load:
     """Frames of one sample that are fetched together: views of one size, each step once."""
@@ -67,15 +81,17 @@ class SegmentReader:
         self._latents = tuple(latents)
         self._actions = tuple(actions) or (None,) * len(self._datasets)
 
-    def read(self, picks: Sequence[Pick]) -> RawBatch:
-        """The samples of `picks`, in their order."""
+    def read(self, picks: Sequence[Pick], *, images: bool = True) -> RawBatch:
+        """The samples of `picks`, in their order; without `images` no frame is read and `frames` holds none."""
         config = self._config
-        view_mask = self._view_mask(picks)
+        samples = [self._sample(row, pick) for row, pick in enumerate(picks)]
+        view_mask = np.stack([sample.mask for sample in samples])
         count = config.obs_frames if self._latents else config.obs_frames + config.next_frames
-        pixels = _zeros((len(picks), len(config.cameras), count, *config.resize, 3))
-        self._read_frames(picks, view_mask[:, :, :count], pixels.numpy())
+        pixels = _empty((len(picks), len(config.cameras), count if images else 0, *config.resize, 3))
+        if images:
+            self._read_frames(samples, pixels.numpy())
         action, action_mask = self._read_actions(picks)
-        latents, draws = self._read_latents(picks, view_mask) if self._latents else (None, None)
+        latents, draws = self._read_latents(samples) if self._latents else (None, None)
         return RawBatch(
             frames=pixels.permute(0, 1, 2, 5, 3, 4),
             view_mask=torch.from_numpy(view_mask),
@@ -89,58 +105,50 @@ class SegmentReader:
             draws=draws,
         )
 
-    def _steps(self, pick: Pick) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The steps of the sample's frames, and which of them lie inside the episode."""
-        dataset = self._datasets[pick.dataset]
-        return self._specs[pick.dataset].frame_steps(
-            pick.segment.step, int(dataset.episodes.lengths[pick.segment.episode])
-        )
+    def _sample(self, row: int, pick: Pick) -> _Sample:
+        """Which frames a sample has."""
+        config, dataset = self._config, self._datasets[pick.dataset]
+        episode = pick.segment.episode
+        ours, theirs = self._views[pick.dataset]
+        length = int(dataset.episodes.lengths[episode])
+        steps, real = self._specs[pick.dataset].frame_steps(pick.segment.step, length)
+        mask = np.zeros((len(config.cameras), len(steps)), np.bool_)
+        mask[ours] = (dataset.episodes.sizes[episode, theirs, :1] > 0) & real
+        return _Sample(row=row, pick=pick, steps=steps, real=real, mask=mask)
 
-    def _view_mask(self, picks: Sequence[Pick]) -> NDArray[np.bool_]:
-        """(B, V, F): which frames there are."""
-        config = self._config
-        mask = np.zeros((len(picks), len(config.cameras), config.obs_frames + config.next_frames), np.bool_)
-        for row, pick in enumerate(picks):
-            ours, theirs = self._views[pick.dataset]
-            known = self._datasets[pick.dataset].episodes.sizes[pick.segment.episode, theirs, 0] > 0
-            mask[row, ours] = known[:, None] & self._steps(pick)[1]
-        return mask
-
-    def _read_frames(self, picks: Sequence[Pick], view_mask: NDArray[np.bool_], pixels: NDArray[np.uint8]) -> None:
-        """Fill frames (B, V, F, H0, W0, 3) where the mask (B, V, F) is set."""
+    def _read_frames(self, samples: Sequence[_Sample], pixels: NDArray[np.uint8]) -> None:
+        """Fill frames (B, V, F, H0, W0, 3): those that there are, and zeros."""
         loads: list[list[_Load]] = [[] for _ in self._datasets]
-        for row, pick in enumerate(picks):
-            loads[pick.dataset] += self._loads(row, pick, view_mask[row])
-        streams = [
-            dataset.fetch([load.request for load in wanted])
-            for dataset, wanted in zip(self._datasets, loads, strict=True)
-            if wanted
-        ]
-        used = [(d, wanted) for d, wanted in zip(self._datasets, loads, strict=True) if wanted]
+        count = pixels.shape[2]
+        for sample in samples:
+            loads[sample.pick.dataset] += self._loads(sample, count)
+            if not sample.mask[:, :count].all():
+                pixels[sample.row][~sample.mask[:, :count]] = 0
+        used = [(dataset, wanted) for dataset, wanted in zip(self._datasets, loads, strict=True) if wanted]
+        streams = [dataset.fetch([load.request for load in wanted]) for dataset, wanted in used]
         for (dataset, wanted), stream in zip(used, streams, strict=True):
             for load, chunks in zip(wanted, stream, strict=True):
                 self._decode(dataset, load, chunks, pixels[load.row])
 
-    def _loads(self, row: int, pick: Pick, mask: NDArray[np.bool_]) -> Iterator[_Load]:
-        """What to fetch for one sample; `mask` (V, F)."""
-        episode = pick.segment.episode
-        ours, theirs = self._views[pick.dataset]
-        steps = self._steps(pick)[0].tolist()
-        sizes = self._datasets[pick.dataset].episodes.sizes[episode, theirs].tolist()
+    def _loads(self, sample: _Sample, count: int) -> Iterator[_Load]:
+        """What to fetch for the first `count` frames of a sample."""
+        episode = sample.pick.segment.episode
+        ours, theirs = self._views[sample.pick.dataset]
         groups: dict[tuple[int, int], list[int]] = {}
+        sizes = self._datasets[sample.pick.dataset].episodes.sizes[episode, theirs].tolist()
         for i, (height, width) in enumerate(sizes):
             if height:
                 groups.setdefault((height, width), []).append(i)
         places: dict[int, list[int]] = {}
-        real = mask.any(axis=0)
-        for place in np.flatnonzero(real).tolist():
-            places.setdefault(steps[place], []).append(place)
-        order = sorted(places)
-        if not order:
+        for place, (step, real) in enumerate(zip(sample.steps[:count].tolist(), sample.real.tolist(), strict=False)):
+            if real:
+                places.setdefault(step, []).append(place)
+        if not places:
             return
+        steps = np.array(list(places))  # they never descend
         for members in groups.values():
-            request = FrameRequest(episode, np.array(order), theirs[members])
-            yield _Load(row, request, [int(ours[i]) for i in members], [places[step] for step in order])
+            request = FrameRequest(episode, steps, theirs[members])
+            yield _Load(sample.row, request, ours[members].tolist(), list(places.values()))
 
     def _decode(self, dataset: Store, load: _Load, chunks: list[bytes | memoryview], out: NDArray[np.uint8]) -> None:
         """Decode one load into a sample's frames (V, F, H0, W0, 3)."""
@@ -172,17 +180,18 @@ class SegmentReader:
                 action[row, known] = found[known]
         return action, mask
 
-    def _read_latents(self, picks: Sequence[Pick], view_mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor]:
+    def _read_latents(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
         """Latents (B, V, F, C, h, w) float16 and the draws (B, V, 5) that they were augmented with."""
-        shape = self._latents[0].shape
-        latents = np.zeros((*view_mask.shape, *shape), np.float16)
-        draws = np.full((*view_mask.shape[:2], DRAWS), 0.5, np.float32)
-        for row, pick in enumerate(picks):
+        views, frames = samples[0].mask.shape
+        latents = np.zeros((len(samples), views, frames, *self._latents[0].shape), np.float16)
+        draws = np.full((len(samples), views, DRAWS), 0.5, np.float32)
+        for sample in samples:
+            pick, row = sample.pick, sample.row
             ours, theirs = self._views[pick.dataset]
             store = self._latents[pick.dataset]
             variant = store.variant(pick.position)
             draws[row, ours] = store.augmentation(pick.segment.episode, variant)[theirs]
-            store.read(pick.segment.episode, variant, self._steps(pick)[0], ours, theirs, view_mask[row], latents[row])
+            store.read(pick.segment.episode, variant, sample.steps, ours, theirs, sample.mask, latents[row])
         return torch.from_numpy(latents), torch.from_numpy(draws)
 
 
@@ -199,10 +208,10 @@ def _views(dataset: Store, config: DataConfig) -> tuple[NDArray[np.int64], NDArr
     return np.array(ours, np.int64), np.array(theirs, np.int64)
 
 
-def _zeros(shape: tuple[int, ...]) -> Tensor:
-    """Zeros, uint8; in a worker they lie in shared memory, so that handing them over copies nothing."""
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Room for bytes; in a worker it lies in shared memory, so that handing it over copies nothing."""
     if get_worker_info() is None:
-        return torch.from_numpy(np.zeros(shape, np.uint8))
+        return torch.from_numpy(np.empty(shape, np.uint8))
     storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
