@@ -9,6 +9,7 @@ Dimension letters: K variants, V views, F frames, C, h, w latent channels, heigh
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -37,7 +38,9 @@ from uwm.data.augment import augment, centre
 from uwm.data.frames import decode_fitted
 from uwm.data.mixture import Member
 from uwm.device import autocast
-from uwm.model.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from uwm.model.tokenizer import Tokenizer
 
 _BATCH = 64
 """Frames encoded at once."""
@@ -200,7 +203,7 @@ def describe(
 def encode(
     member: Member,
     config: DataConfig,
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer",
     *,
     variants: int = 1,
     seed: int = 0,
@@ -261,7 +264,7 @@ def encode(
     )
 
 
-def latent_shape(config: DataConfig, tokenizer: Tokenizer) -> tuple[int, int, int]:
+def latent_shape(config: DataConfig, tokenizer: "Tokenizer") -> tuple[int, int, int]:
     """C, h, w of the latents of a run's images. Raises UserError when the crop is not divisible."""
     height, width = config.crop
     if height % tokenizer.downsample or width % tokenizer.downsample:
@@ -318,7 +321,7 @@ class _Encoder:
     dataset: Dataset
     spec: LatentSpec
     config: DataConfig
-    tokenizer: Tokenizer
+    tokenizer: "Tokenizer"
     device: torch.device
     dtype: torch.dtype
 
