@@ -80,20 +80,25 @@ def _rows(first: int, count: int) -> Iterator[EpisodeRow]:
 
 
 _PROBE = """
-import json, resource, sys, time
+import json, sys, time
+from pathlib import Path
+import deltalake, pyarrow
 from storage_schemas.store import open_dataset
 from uwm.data.sampler import SegmentSampler
-import pyarrow, deltalake
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before, began = peak(), time.perf_counter()
+
+def resident():
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS"))
+    return int(line.split()[1]) / 1024
+
+before, began = resident(), time.perf_counter()
 dataset = open_dataset(sys.argv[1])
-opened, after = time.perf_counter() - began, peak()
+seconds, opened = time.perf_counter() - began, resident()
 rows = dataset.episodes.select(split="train")
 sampler = SegmentSampler(rows, dataset.episodes.lengths[rows], (0,))
 for place in range(1000):
     sampler.draw(place)
-print(json.dumps({"open_seconds": round(opened, 3), "open_mb": round(after - before, 1),
-                  "sampler_mb": round(peak() - after, 1)}))
+print(json.dumps({"open_seconds": round(seconds, 3), "open_mb": round(opened - before, 1),
+                  "sampler_mb": round(resident() - opened, 1)}))
 """
 
 
