@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from benchmarks.content import generate, take
 from benchmarks.measure import Cost, Work, interleave
 from benchmarks.rivals import DecodeOnly, Lance, LanceBatch, Mp4, Published, Rival, TorchCodec, folder_bytes
+from benchmarks.s3 import S3Result, bench_s3
 from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import Episode, SegmentId, frame_size
 from storage_schemas.schema import Codec, DatasetSpec
@@ -40,6 +41,7 @@ class LoaderResult:
     ratios: dict[str, float]
     content: str
     frames_per_sample: int
+    s3: S3Result | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     """Contenders that could not run, and why."""
 
@@ -66,6 +68,7 @@ def bench_loader(
     steps: int = 120,
     rounds: int = 9,
     batch: int = 16,
+    s3: bool = False,
     folder: Path | None = None,
 ) -> LoaderResult:
     """Measure all layouts on the same frames.
@@ -76,12 +79,14 @@ def bench_loader(
         steps: of a generated episode.
         rounds: that count; the median is reported.
         batch: samples that are read at once; every contender reads one batch in each round.
+        s3: whether to count requests on an S3 emulator too.
         folder: where the layouts are written; a temporary one when None.
     """
     torch.set_num_threads(1)
     content = take(open_dataset(dataset), episodes) if dataset else generate(episodes, steps)
     with tempfile.TemporaryDirectory() as temporary:
-        return _measure(content, folder or Path(temporary), rounds, batch, dataset or "generated")
+        found = _measure(content, folder or Path(temporary), rounds, batch, dataset or "generated")
+    return replace(found, s3=bench_s3(content)) if s3 else found
 
 
 def _measure(content: Sequence[Episode], root: Path, rounds: int, batch: int, name: str) -> LoaderResult:

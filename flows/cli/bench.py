@@ -26,6 +26,7 @@ def bench_loader(
     dataset: Source = None,
     rounds: Rounds = 9,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to write in every layout.")] = 4,
+    s3: Annotated[bool, typer.Option("--s3", help="Also count requests on an S3 emulator (package moto).")] = False,
     json: AsJson = False,
 ) -> int:
     """Samples per CPU second of this loader and of other layouts on the same frames.
@@ -34,7 +35,7 @@ def bench_loader(
     """
     from benchmarks.loader import bench_loader as measure
 
-    result = measure(dataset, rounds=rounds, episodes=episodes)
+    result = measure(dataset, rounds=rounds, episodes=episodes, s3=s3)
     if json:
         say_json(result)
         return 0
@@ -44,20 +45,27 @@ def bench_loader(
     ]
     say_table(result.content, ("layout", "samples / CPU s", "CPU ms / sample", "bytes / frame"), rows)
     say_table("", ("ratio", ""), [(name, f"{value:.2f}") for name, value in result.ratios.items()])
+    if result.s3:
+        say_table("S3 emulator", ("", ""), [(name, f"{value:,}") for name, value in asdict(result.s3).items()])
     for name, reason in result.left_out.items():
         say(f"left out: {name}: {reason}")
     return 0
 
 
 @bench.command("ingest")
-def bench_ingest(source: Source = None, rounds: Rounds = 5, json: AsJson = False) -> int:
+def bench_ingest(
+    source: Source = None,
+    rounds: Rounds = 5,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to generate.")] = 8,
+    json: AsJson = False,
+) -> int:
     """CPU time per frame of ingesting DROID RLDS with every check.
 
     Example: uwm bench ingest /data/droid_100/1.0.0 --json
     """
     from benchmarks.ingest import bench_ingest as measure
 
-    _say(asdict(measure(source, rounds=rounds)), json)
+    _say(asdict(measure(source, rounds=rounds, episodes=episodes)), json)
     return 0
 
 
@@ -79,6 +87,22 @@ def bench_store(
         say_json({"scaling": found})
     else:
         say_table("", tuple(found[0]), [tuple(f"{value:,}" for value in row.values()) for row in found])
+    return 0
+
+
+@bench.command("step")
+def bench_step(
+    recipe: Annotated[str, typer.Argument(help="Recipe whose network and image size are measured.")] = "uwm",
+    rounds: Rounds = 2,
+    json: AsJson = False,
+) -> int:
+    """A training step on cached latents against one that encodes its images; takes minutes and 8 GB on a CPU.
+
+    Example: uwm bench step --json
+    """
+    from benchmarks.step import bench_step as measure
+
+    _say(asdict(measure(recipe, rounds=rounds)), json)
     return 0
 
 
