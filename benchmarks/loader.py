@@ -3,18 +3,18 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.content import generate, take
-from benchmarks.measure import Cost, Work, interleave
-from benchmarks.rivals import DecodeOnly, Lance, LanceBatch, Mp4, Published, Rival, TorchCodec, folder_bytes
+from benchmarks.measure import Cost, Work, interleave_workers
+from benchmarks.rivals import DecodeOnly, Facts, Lance, LanceBatch, Mp4, Published, Rival, TorchCodec, folder_bytes
 from benchmarks.s3 import S3Result, bench_s3
 from storage_schemas.conventions import DROID_ACTION_DIM
-from storage_schemas.episode import Episode, SegmentId, frame_size
+from storage_schemas.episode import Episode, SegmentId
 from storage_schemas.schema import Codec, DatasetSpec
 from storage_schemas.store import commit, create_dataset, open_dataset, write_part
 from uwm.config import DataConfig, DatasetRef
@@ -39,6 +39,10 @@ class LoaderResult:
     wall_ms_per_sample: dict[str, float]
     files: dict[str, int]
     ratios: dict[str, float]
+    resident_mb: dict[str, float]
+    """Memory of the contender's process at the end."""
+    growth_mb: dict[str, float]
+    """How much of it came after the first counted round."""
     content: str
     frames_per_sample: int
     s3: S3Result | None = None
@@ -90,31 +94,25 @@ def bench_loader(
 
 
 def _measure(content: Sequence[Episode], root: Path, rounds: int, batch: int, name: str) -> LoaderResult:
-    places = _places(content)
-    work, left_out = _contenders(content, root, places, batch)
-    costs = interleave(work, rounds=rounds, size=batch)
+    missing = _write(content, root)
+    job = _Job(root=root, facts=Facts.of(content), cameras=tuple(content[0].frames), batch=batch)
+    openers = {key: partial(_open, key, job) for key in (*_OWN, *_RIVALS) if _FOLDERS[key] not in missing}
+    costs, failed = interleave_workers(openers, rounds=rounds, size=batch)
     frames = sum(len(episode) * len(episode.frames) for episode in content)
-    sizes = {key: folder_bytes(path) for key, path in _folders(root).items() if path.exists()}
-    for alias, key in (
-        ("published_4_frames", "published"),
-        ("decode_only", "jpeg"),
-        ("mp4_torchcodec", "mp4"),
-        ("lance_batch", "lance"),
-        ("latents_and_observation", "latents"),
-    ):
-        if key in sizes:
-            sizes[alias] = sizes[key]
-    height, width = frame_size(next(iter(content[0].frames.values())))
+    sizes = {key: folder_bytes(root / _FOLDERS[key]) for key in costs}
+    height, width = job.facts.size
     return LoaderResult(
         samples_per_cpu_second={key: round(cost.per_cpu_second, 1) for key, cost in costs.items()},
-        bytes_per_frame={key: round(sizes[key][0] / frames, 1) for key in costs if key in sizes},
+        bytes_per_frame={key: round(size / frames, 1) for key, (size, _) in sizes.items()},
         cpu_ms_per_sample={key: round(cost.cpu_ms, 3) for key, cost in costs.items()},
         wall_ms_per_sample={key: round(cost.wall_ms, 3) for key, cost in costs.items()},
-        files={key: sizes[key][1] for key in costs if key in sizes},
+        files={key: count for key, (_, count) in sizes.items()},
+        resident_mb={key: round(cost.resident_mb, 1) for key, cost in costs.items()},
+        growth_mb={key: round(cost.growth_mb, 1) for key, cost in costs.items()},
         ratios=_ratios(costs, sizes),
         content=f"{name}: {len(content)} episodes, {frames} frames of {height}x{width}",
-        frames_per_sample=4 * len(content[0].frames),
-        left_out=left_out,
+        frames_per_sample=4 * job.facts.views,
+        left_out=failed | {key: missing[_FOLDERS[key]] for key in _RIVALS if _FOLDERS[key] in missing},
     )
 
 
@@ -134,80 +132,95 @@ def _ratios(costs: Mapping[str, Cost], sizes: Mapping[str, tuple[int, int]]) -> 
     return found | ({"jpeg_over_lance": faster("jpeg", "lance")} if "lance" in costs else {})
 
 
-def _folders(root: Path) -> dict[str, Path]:
-    return {
-        "jpeg": root / "jpeg" / "parts",
-        "lossless": root / "lossless" / "parts",
-        "latents": root / "jpeg" / "latents",
-        "published": root / "published",
-        "mp4": root / "mp4",
-        "lance": root / "lance",
-    }
+_OWN = ("jpeg", "lossless", "latents", "latents_and_observation")
+_RIVALS: dict[str, Callable[[Path, Facts], Rival]] = {
+    "published": partial(Published, whole=True),
+    "published_4_frames": partial(Published, whole=False),
+    "decode_only": DecodeOnly,
+    "mp4": Mp4,
+    "mp4_torchcodec": TorchCodec,
+    "lance": Lance,
+    "lance_batch": LanceBatch,
+}
+_FOLDERS = {
+    "jpeg": "jpeg/parts",
+    "lossless": "lossless/parts",
+    "latents": "jpeg/latents",
+    "latents_and_observation": "jpeg/latents",
+    "published": "published",
+    "published_4_frames": "published",
+    "decode_only": "jpeg/parts",
+    "mp4": "mp4",
+    "mp4_torchcodec": "mp4",
+    "lance": "lance",
+    "lance_batch": "lance",
+}
+"""Where the bytes of each contender lie."""
 
 
-def _places(content: Sequence[Episode]) -> list[SegmentId]:
-    """Every place that a sample can have, shuffled."""
-    found = [
-        SegmentId(number, step) for number, episode in enumerate(content) for step in range(1, len(episode) - _MARGIN)
-    ]
-    order = np.random.default_rng(0).permutation(len(found))
-    return [found[i] for i in order]
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What a contender's process has to know."""
+
+    root: Path
+    facts: Facts
+    cameras: tuple[str, ...]
+    batch: int
+
+    def chosen(self, piece: int) -> list[SegmentId]:
+        """The places of a batch, from a shuffle of all that a sample can have."""
+        return [self._shuffled[(piece * self.batch + i) % len(self._shuffled)] for i in range(self.batch)]
+
+    @cached_property
+    def _shuffled(self) -> list[SegmentId]:
+        lengths = enumerate(self.facts.lengths)
+        found = [SegmentId(number, step) for number, length in lengths for step in range(1, length - _MARGIN)]
+        return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+    @property
+    def config(self) -> DataConfig:
+        """Frames pass through in their size; latents are of nearly all of them."""
+        crop = (self.facts.size[0] // _DOWNSAMPLE * _DOWNSAMPLE, self.facts.size[1] // _DOWNSAMPLE * _DOWNSAMPLE)
+        return DataConfig(
+            cameras=self.cameras, resize=self.facts.size, crop=crop, latents="bench", action_dim=DROID_ACTION_DIM
+        )
 
 
-def _contenders(
-    content: Sequence[Episode], root: Path, places: Sequence[SegmentId], batch: int
-) -> tuple[dict[str, Work], dict[str, str]]:
-    def chosen(piece: int) -> list[SegmentId]:
-        return [places[(piece * batch + i) % len(places)] for i in range(batch)]
-
-    folders = _folders(root)
-    readers = _own_readers(content, root)
-    mp4 = Mp4(folders["mp4"], content)
-    rivals: dict[str, Callable[[], Rival]] = {
-        "published": lambda: Published(folders["published"], content, whole=True),
-        "published_4_frames": lambda: Published(folders["published"], content, whole=False),
-        "decode_only": lambda: DecodeOnly(content),
-        "mp4": lambda: mp4,
-        "mp4_torchcodec": lambda: TorchCodec(mp4),
-        "lance": lambda: Lance(folders["lance"], content),
-        "lance_batch": lambda: LanceBatch(folders["lance"], content),
-    }
-    work: dict[str, Work] = {name: _own(reader, chosen) for name, reader in readers.items()}
-    left_out = {}
-    for name, make in rivals.items():
-        try:
-            work[name] = _rival(make(), chosen)
-        except (ImportError, OSError, RuntimeError) as error:
-            left_out[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-    return work, left_out
-
-
-def _own(read: Callable[[Sequence[Pick]], object], chosen: Callable[[int], list[SegmentId]]) -> Work:
-    return lambda piece: read([Pick(piece, 0, place) for place in chosen(piece)])
-
-
-def _rival(rival: Rival, chosen: Callable[[int], list[SegmentId]]) -> Work:
-    return lambda piece: rival.read(chosen(piece))
-
-
-def _own_readers(content: Sequence[Episode], root: Path) -> dict[str, Callable[[Sequence[Pick]], object]]:
-    """This loader on JPEG, lossless, latents alone, and latents with the observation frames that training reads."""
-    cameras = tuple(content[0].frames)
-    size = frame_size(next(iter(content[0].frames.values())))
-    crop = (size[0] // _DOWNSAMPLE * _DOWNSAMPLE, size[1] // _DOWNSAMPLE * _DOWNSAMPLE)
-    config = DataConfig(cameras=cameras, resize=size, crop=crop, latents="bench", action_dim=DROID_ACTION_DIM)
+def _write(content: Sequence[Episode], root: Path) -> dict[str, str]:
+    """Write all layouts; returns the folders of those that can't be written here, and why."""
     codecs: tuple[Codec, ...] = ("jpeg", "lossless")
+    job = _Job(root=root, facts=Facts.of(content), cameras=tuple(content[0].frames), batch=1)
     for codec in codecs:
         uri = str(root / codec)
-        create_dataset(uri, DatasetSpec(cameras=cameras, action_dim=DROID_ACTION_DIM, val_percent=0))
+        create_dataset(uri, DatasetSpec(cameras=job.cameras, action_dim=DROID_ACTION_DIM, val_percent=0))
         commit(uri, write_part(uri, content, run_id="bench", codec=codec))
-    member = open_member(DatasetRef(uri=str(root / "jpeg")), config)
-    encode(member, config, _FakeVae(), device=torch.device("cpu"))
-    latents = open_latents(member, config, _FakeVae.fingerprint, latent_shape(config, _FakeVae()), seed=0)
-    both = SegmentReader([member.dataset], config, [latents])
-    return {
-        "jpeg": SegmentReader([member.dataset], config).read,
-        "lossless": SegmentReader([open_dataset(root / "lossless")], config).read,
-        "latents": partial(both.read, images=False),
-        "latents_and_observation": both.read,
-    }
+    member = open_member(DatasetRef(uri=str(root / "jpeg")), job.config)
+    encode(member, job.config, _FakeVae(), device=torch.device("cpu"))
+    Published.write(root / "published", content)
+    Mp4.write(root / "mp4", content)
+    try:
+        Lance.write(root / "lance", content)
+    except ImportError as error:
+        return {"lance": str(error)}
+    return {}
+
+
+def _open(name: str, job: _Job) -> Work:
+    """A contender's work, opened in its own process."""
+    torch.set_num_threads(1)
+    if name in _RIVALS:
+        folder = job.root / ("jpeg" if name == "decode_only" else _FOLDERS[name])
+        rival = _RIVALS[name](folder, job.facts)
+        return lambda piece: rival.read(job.chosen(piece))
+    read = _own_reader(name, job)
+    return lambda piece: read([Pick(piece, 0, place) for place in job.chosen(piece)])
+
+
+def _own_reader(name: str, job: _Job) -> Callable[[Sequence[Pick]], object]:
+    """This loader on JPEG, lossless, latents alone, or latents with the observation frames that training reads."""
+    if name in ("jpeg", "lossless"):
+        return SegmentReader([open_dataset(job.root / name)], job.config).read
+    member = open_member(DatasetRef(uri=str(job.root / "jpeg")), job.config)
+    shape = latent_shape(job.config, _FakeVae())
+    latents = open_latents(member, job.config, _FakeVae.fingerprint, shape, seed=0)
+    return partial(SegmentReader([member.dataset], job.config, [latents]).read, images=name != "latents")

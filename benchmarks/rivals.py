@@ -6,6 +6,8 @@ sample by sample, as the `__getitem__` of a map-style dataset does, and let go o
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +15,33 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from storage_schemas.episode import EncodedFrames, Episode, SegmentId
+from benchmarks.content import take
+from storage_schemas.episode import EncodedFrames, Episode, SegmentId, frame_size
+from storage_schemas.store import open_dataset
 
 OFFSETS = (-1, 0, 15, 16)
 """Steps of a sample's frames, counted from the current one."""
 _PUBLISHED_STEPS = 19
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a reader has to know of the episodes that a layout holds."""
+
+    lengths: tuple[int, ...]
+    views: int
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode]) -> "Facts":
+        """The facts of some episodes, whose frames are of one size."""
+        first = episodes[0].frames
+        return cls(lengths=tuple(map(len, episodes)), views=len(first), size=frame_size(next(iter(first.values()))))
+
+    @property
+    def starts(self) -> list[int]:
+        """First row of every episode where all lie one after the other."""
+        return [0, *accumulate(self.lengths)]
 
 
 class Rival(Protocol):
@@ -41,10 +65,9 @@ def pixels(encoded: Sequence[bytes]) -> NDArray[np.uint8]:
 class DecodeOnly:
     """No storage at all: the JPEG bytes are in memory and the arrays are there. The limit of any JPEG layout."""
 
-    def __init__(self, episodes: Sequence[Episode]) -> None:
-        self._episodes = [jpegs(episode) for episode in episodes]
-        height, width = simplejpeg.decode_jpeg_header(self._episodes[0][0][0])[:2]
-        self._out = np.empty((len(self._episodes[0]), len(OFFSETS), height, width, 3), np.uint8)
+    def __init__(self, folder: Path, facts: Facts) -> None:
+        self._episodes = [jpegs(episode) for episode in take(open_dataset(folder), len(facts.lengths))]
+        self._out = np.empty((facts.views, len(OFFSETS), *facts.size, 3), np.uint8)
 
     def read(self, places: Sequence[SegmentId]) -> None:
         """See `Rival`."""
@@ -58,31 +81,36 @@ class Published:
     """The published layout: Zarr version 2, all episodes in one array per view, one frame per LZ4 chunk.
 
     Args:
-        folder: an empty one.
-        episodes: to write.
+        folder: written by `write`.
+        facts: of the episodes.
         whole: read all 19 steps, as the published loader does, or only the 4 that it uses.
     """
 
-    def __init__(self, folder: Path, episodes: Sequence[Episode], *, whole: bool) -> None:
+    def __init__(self, folder: Path, facts: Facts, *, whole: bool) -> None:
+        import zarr
+
+        self._starts = facts.starts
+        self._whole = whole
+        group = zarr.open_group(str(folder), mode="r")
+        self._views: list[Any] = [group[f"view_{view}"] for view in range(facts.views)]
+
+    @staticmethod
+    def write(folder: Path, episodes: Sequence[Episode]) -> None:
+        """Write the layout."""
         import zarr
         from numcodecs import Blosc
 
-        self._starts = np.cumsum([0, *map(len, episodes)])
-        self._whole = whole
-        if not folder.exists():
-            group = zarr.open_group(str(folder), mode="w", zarr_format=2)
-            for view in range(len(jpegs(episodes[0]))):
-                frames = np.concatenate([pixels(jpegs(episode)[view]) for episode in episodes])
-                array = group.create_array(
-                    f"view_{view}",
-                    shape=frames.shape,
-                    chunks=(1, *frames.shape[1:]),
-                    dtype="uint8",
-                    compressors=Blosc("lz4", 5, Blosc.SHUFFLE),
-                )
-                array[:] = frames
-        group = zarr.open_group(str(folder), mode="r")
-        self._views: list[Any] = [group[f"view_{view}"] for view in range(len(jpegs(episodes[0])))]
+        group = zarr.open_group(str(folder), mode="w", zarr_format=2)
+        for view in range(len(jpegs(episodes[0]))):
+            frames = np.concatenate([pixels(jpegs(episode)[view]) for episode in episodes])
+            array = group.create_array(
+                f"view_{view}",
+                shape=frames.shape,
+                chunks=(1, *frames.shape[1:]),
+                dtype="uint8",
+                compressors=Blosc("lz4", 5, Blosc.SHUFFLE),
+            )
+            array[:] = frames
 
     def read(self, places: Sequence[SegmentId]) -> None:
         """See `Rival`."""
@@ -90,7 +118,7 @@ class Published:
             self._read(*place)
 
     def _read(self, episode: int, step: int) -> list[Any]:
-        first = int(self._starts[episode]) + step - 1
+        first = self._starts[episode] + step - 1
         if self._whole:
             return [view[first : first + _PUBLISHED_STEPS] for view in self._views]
         return [(view[first : first + 2], view[first + 16 : first + 18]) for view in self._views]
@@ -99,22 +127,26 @@ class Published:
 class Mp4:
     """One H.264 file per episode and view with a key frame every 2 frames, read by PyAV: LeRobot's way."""
 
-    def __init__(self, folder: Path, episodes: Sequence[Episode]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._paths = [
-            [folder / f"{number}-{view}.mp4" for view in range(len(jpegs(episode)))]
-            for number, episode in enumerate(episodes)
-        ]
-        for paths, episode in zip(self._paths, episodes, strict=True):
+    def __init__(self, folder: Path, facts: Facts) -> None:
+        self.paths = _mp4_paths(folder, len(facts.lengths), facts.views)
+
+    @staticmethod
+    def write(folder: Path, episodes: Sequence[Episode]) -> None:
+        """Write the layout."""
+        folder.mkdir(parents=True)
+        for episode, paths in zip(episodes, _mp4_paths(folder, len(episodes), len(episodes[0].frames)), strict=True):
             for path, encoded in zip(paths, jpegs(episode), strict=True):
-                if not path.exists():
-                    _write_mp4(path, pixels(encoded), float(episode.meta.fps))
+                _write_mp4(path, pixels(encoded), float(episode.meta.fps))
 
     def read(self, places: Sequence[SegmentId]) -> None:
         """See `Rival`."""
         for episode, step in places:
-            for path in self._paths[episode]:
+            for path in self.paths[episode]:
                 _read_mp4(path, [step + offset for offset in OFFSETS])
+
+
+def _mp4_paths(folder: Path, episodes: int, views: int) -> list[list[Path]]:
+    return [[folder / f"{episode}-{view}.mp4" for view in range(views)] for episode in range(episodes)]
 
 
 def _write_mp4(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
@@ -149,13 +181,13 @@ def _read_mp4(path: Path, steps: Sequence[int]) -> list[NDArray[np.uint8]]:
 class TorchCodec:
     """The same files read by torchcodec, with its decoders kept open."""
 
-    def __init__(self, mp4: Mp4) -> None:
+    def __init__(self, folder: Path, facts: Facts) -> None:
         from torchcodec import decoders  # type: ignore[import-not-found,unused-ignore]
 
         self._open: Callable[[str], Any] = lambda path: decoders.VideoDecoder(  # type: ignore[attr-defined,unused-ignore]
             path, num_ffmpeg_threads=1
         )
-        self._paths = mp4._paths
+        self._paths = Mp4(folder, facts).paths
         self._decoders: dict[str, Any] = {}
 
     def read(self, places: Sequence[SegmentId]) -> None:
@@ -170,29 +202,33 @@ class TorchCodec:
 class Lance:
     """A Lance table with one row per step and a column of JPEG bytes per view, read by `take`."""
 
-    def __init__(self, folder: Path, episodes: Sequence[Episode]) -> None:
+    def __init__(self, folder: Path, facts: Facts) -> None:
+        import lance
+
+        self._dataset: Any = lance.dataset(str(folder))
+        self._columns = [f"view_{view}" for view in range(facts.views)]
+        self._starts = facts.starts
+        self._shape = (facts.views, len(OFFSETS), *facts.size, 3)
+
+    @staticmethod
+    def write(folder: Path, episodes: Sequence[Episode]) -> None:
+        """Write the layout."""
         import lance
         import pyarrow as pa
 
-        views = len(jpegs(episodes[0]))
-        if not folder.exists():
-            columns = [[jpeg for e in episodes for jpeg in jpegs(e)[view]] for view in range(views)]
-            table = pa.table({f"view_{v}": pa.array(c, pa.large_binary()) for v, c in enumerate(columns)})
-            lance.write_dataset(table, str(folder))
-        self._dataset: Any = lance.dataset(str(folder))
-        self._columns = [f"view_{view}" for view in range(views)]
-        self._starts = np.cumsum([0, *map(len, episodes)])
-        height, width = simplejpeg.decode_jpeg_header(jpegs(episodes[0])[0][0])[:2]
-        self._shape = (views, len(OFFSETS), height, width, 3)
+        views = range(len(jpegs(episodes[0])))
+        columns = {f"view_{view}": [jpeg for e in episodes for jpeg in jpegs(e)[view]] for view in views}
+        table = pa.table({name: pa.array(values, pa.large_binary()) for name, values in columns.items()})
+        lance.write_dataset(table, str(folder))
 
     def read(self, places: Sequence[SegmentId]) -> None:
         """See `Rival`."""
         for place in places:
-            self.take([place])
+            self.take_all([place])
 
-    def take(self, places: Sequence[SegmentId]) -> NDArray[np.uint8]:
+    def take_all(self, places: Sequence[SegmentId]) -> NDArray[np.uint8]:
         """Frames (V, 4 n, H, W, 3) of n samples by one `take`."""
-        rows = [int(self._starts[episode]) + step + offset for episode, step in places for offset in OFFSETS]
+        rows = [self._starts[episode] + step + offset for episode, step in places for offset in OFFSETS]
         found = self._dataset.take(rows, columns=self._columns)
         views, frames, *image = self._shape
         out = np.empty((views, frames * len(places), *image), np.uint8)
@@ -207,7 +243,7 @@ class LanceBatch(Lance):
 
     def read(self, places: Sequence[SegmentId]) -> None:
         """See `Rival`."""
-        self.take(places)
+        self.take_all(places)
 
 
 def folder_bytes(folder: Path) -> tuple[int, int]:
