@@ -1,7 +1,9 @@
 """`uwm bench loader`: samples per CPU second of this loader and of the other ways, in one interleaved run."""
 
+import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -198,10 +200,12 @@ def _write(content: Sequence[Episode], root: Path) -> dict[str, str]:
     encode(member, job.config, _FakeVae(), device=torch.device("cpu"))
     Published.write(root / "published", content)
     Mp4.write(root / "mp4", content)
-    try:
-        Lance.write(root / "lance", content)
-    except ImportError as error:
-        return {"lance": str(error)}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:  # Lance must not be in a process that is forked later
+        try:
+            pool.submit(Lance.write, root / "lance", content).result()
+        except ImportError as error:
+            return {"lance": str(error)}
     return {}
 
 

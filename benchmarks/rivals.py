@@ -2,7 +2,8 @@
 
 Every reader makes the frames (V, 4, H, W, 3) of the samples it is asked for: steps t-1, t, t+15 and t+16 of all
 views. That of the published layout makes all 19 steps t-1 .. t+17, of which the published loader keeps 4. They read
-sample by sample, as the `__getitem__` of a map-style dataset does, and let go of each; `LanceBatch` takes all at once.
+sample by sample, as the `__getitem__` of a map-style dataset does; `LanceBatch` takes all at once. The published one
+also reads the actions and collates the batch, as this loader does; the others are spared that.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,9 @@ from storage_schemas.store import open_dataset
 OFFSETS = (-1, 0, 15, 16)
 """Steps of a sample's frames, counted from the current one."""
 _PUBLISHED_STEPS = 19
+_USED = (0, 1, 16, 17)
+"""Which steps of the published window are used."""
+_ACTIONS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,7 @@ class Published:
         self._whole = whole
         group = zarr.open_group(str(folder), mode="r")
         self._views: list[Any] = [group[f"view_{view}"] for view in range(facts.views)]
+        self._action: Any = group["action"]
 
     @staticmethod
     def write(folder: Path, episodes: Sequence[Episode]) -> None:
@@ -111,17 +116,24 @@ class Published:
                 compressors=Blosc("lz4", 5, Blosc.SHUFFLE),
             )
             array[:] = frames
+        actions = np.concatenate([episode.action for episode in episodes])
+        group.create_array("action", shape=actions.shape, chunks=actions.shape, dtype="float32")[:] = actions
 
     def read(self, places: Sequence[SegmentId]) -> None:
-        """See `Rival`."""
-        for place in places:
-            self._read(*place)
+        """See `Rival`. Collated like this loader's batches: the frames that are used, and the actions."""
+        samples = [self._read(*place) for place in places]
+        for view in range(len(self._views)):
+            np.stack([frames[view] for frames, _ in samples])
+        np.stack([action for _, action in samples])
 
-    def _read(self, episode: int, step: int) -> list[Any]:
+    def _read(self, episode: int, step: int) -> tuple[list[Any], Any]:
         first = self._starts[episode] + step - 1
+        action = self._action[first + 1 : first + 1 + _ACTIONS]
         if self._whole:
-            return [view[first : first + _PUBLISHED_STEPS] for view in self._views]
-        return [(view[first : first + 2], view[first + 16 : first + 18]) for view in self._views]
+            windows = [view[first : first + _PUBLISHED_STEPS] for view in self._views]
+            return [window[list(_USED)] for window in windows], action
+        pairs = [(view[first : first + 2], view[first + 16 : first + 18]) for view in self._views]
+        return [np.concatenate(pair) for pair in pairs], action
 
 
 class Mp4:
