@@ -127,7 +127,7 @@ class SegmentSpec:
         obs = np.arange(step - self.obs_frames + 1, step + 1)
         following = np.arange(step + self.next_start, step + self.next_start + self.next_frames)
         wanted = np.concatenate([obs, following])
-        return np.clip(wanted, 0, length - 1), wanted < length
+        return np.minimum(np.maximum(wanted, 0), length - 1), wanted < length  # np.clip takes three times as long
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,12 +23,27 @@ def encode_frames(frames: NDArray[np.uint8], codec: Codec) -> list[bytes]:
     return [blosc.compress(frame, b"lz4", 5, blosc.NOSHUFFLE, 0, 1) for frame in frames]
 
 
-def decode_frames(chunks: Iterable[Data], codec: Codec, out: Iterable[NDArray[np.uint8]]) -> None:
+def decode_frames(
+    chunks: Iterable[Data],
+    codec: Codec,
+    out: Iterable[NDArray[np.uint8]],
+    least: tuple[int, int] | None = None,
+) -> None:
     """Decode each chunk into its contiguous array (H, W, 3).
+
+    Args:
+        chunks: encoded frames.
+        codec: of all of them.
+        out: one array for each chunk.
+        least: shrink JPEGs while decoding to the `scaled_size` for these least pixels, the size of the arrays.
 
     Raises:
         ValueError: when a chunk is not an image of that size.
     """
+    if codec == "jpeg" and least:
+        for chunk, frame in zip(chunks, out, strict=True):
+            _decode_scaled(chunk, frame, least)
+        return
     if codec == "jpeg":
         decode = simplejpeg.decode_jpeg
         for chunk, frame in zip(chunks, out, strict=True):
@@ -38,6 +53,32 @@ def decode_frames(chunks: Iterable[Data], codec: Codec, out: Iterable[NDArray[np
     for chunk, frame in zip(chunks, out, strict=True):
         check_frame(chunk, "lossless", frame.shape[0], frame.shape[1])
         blosc.decompress(chunk, frame)
+
+
+def scaled_size(size: tuple[int, int], least: tuple[int, int], codec: Codec) -> tuple[int, int]:
+    """The size in which a frame of `size` leaves the decoder when at least `least` pixels are needed.
+
+    JPEG's transform can be evaluated on a coarser grid, n/8 of the frame's, which saves most of the decoding of
+    large frames. Frames that would shrink to more than half, and lossless frames, keep their size.
+
+    Args:
+        size: height and width of the stored frame.
+        least: height and width that the decoded frame must reach.
+        codec: of the frame.
+    """
+    if codec != "jpeg":
+        return size
+    for eighths in (1, 2, 3, 4):
+        height, width = (-(-pixels * eighths // 8) for pixels in size)
+        if height >= least[0] and width >= least[1]:
+            return height, width
+    return size
+
+
+def _decode_scaled(chunk: Data, frame: NDArray[np.uint8], least: tuple[int, int]) -> None:
+    found = simplejpeg.decode_jpeg(chunk, min_height=least[0], min_width=least[1], min_factor=2.0, buffer=frame)
+    if found.shape != frame.shape:
+        raise ValueError(f"the JPEG shrinks to {found.shape[:2]}, not to {frame.shape[:2]}")
 
 
 def check_frame(chunk: Data, codec: Codec, height: int, width: int) -> None:

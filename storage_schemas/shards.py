@@ -7,9 +7,10 @@ so it is safe in forked workers and costs no memory however large the dataset is
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import starmap
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import google_crc32c
 import numpy as np
@@ -25,6 +26,16 @@ class DamagedError(RuntimeError):
     """Stored bytes are missing or not what was written; `uwm verify` names what is damaged."""
 
 
+class ShardRead(NamedTuple):
+    """Chunks of one shard."""
+
+    key: str
+    entries: int
+    """Chunks that the shard has room for."""
+    ids: NDArray[np.int64]
+    """Ascending."""
+
+
 class PartReader(Protocol):
     """Byte access to the parts of one dataset."""
 
@@ -34,6 +45,10 @@ class PartReader(Protocol):
         Raises:
             DamagedError: when the shard is cut short or its index points outside of it.
         """
+        ...
+
+    def stream(self, reads: Sequence[ShardRead]) -> Iterator[Sequence[bytes | memoryview | None]]:
+        """What `chunks` gives for each of many reads, in their order; remote ones are under way at once."""
         ...
 
     def span(self, key: str, start: int, size: int) -> bytes:
@@ -113,6 +128,10 @@ class LocalParts:
         index = index.reshape(-1, 2)[ids - first]
         _check_inside(index, data_size)
         return _read_ranges(file, index)
+
+    def stream(self, reads: Sequence[ShardRead]) -> Iterator[Sequence[bytes | memoryview | None]]:
+        """See `PartReader`. Read one by one: what was just read is still in the processor's cache."""
+        return starmap(self.chunks, reads)
 
     def span(self, key: str, start: int, size: int) -> bytes:
         """See `PartReader`."""

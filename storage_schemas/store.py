@@ -6,9 +6,10 @@ first read, so a `Dataset` is cheap to pickle and may be forked.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from itertools import islice
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ from storage_schemas.parts import write_part
 from storage_schemas.quarantine import QuarantineRow, add_quarantine, quarantined
 from storage_schemas.rows import EpisodeRow, EpisodeTable, split_of
 from storage_schemas.schema import DatasetSpec, StoreSchema, shard_key
-from storage_schemas.shards import DamagedError, LocalParts, PartReader
+from storage_schemas.shards import DamagedError, LocalParts, PartReader, ShardRead
 from storage_schemas.statistics import FieldStatistics
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "EpisodeRow",
     "EpisodeTable",
     "FieldStatistics",
+    "FrameRequest",
     "QuarantineRow",
     "add_quarantine",
     "commit",
@@ -49,6 +51,7 @@ __all__ = [
     "dataset_exists",
     "known_sources",
     "open_dataset",
+    "open_parts",
     "quarantined",
     "split_of",
     "summary",
@@ -85,6 +88,11 @@ def open_dataset(uri: str | os.PathLike[str], version: int | None = None) -> "Da
     return Dataset(location, load(location, version))
 
 
+def open_parts(folder: Location) -> PartReader:
+    """Byte access to a folder of parts, for this process. Raises UserError when there is no driver for it."""
+    return LocalParts(folder.path) if folder.is_local else RemoteParts(folder)
+
+
 def summary(dataset: "Dataset") -> DatasetSummary:
     """Count what a dataset version holds, from the log alone."""
     episodes = dataset.episodes
@@ -99,6 +107,14 @@ def summary(dataset: "Dataset") -> DatasetSummary:
         bytes=sum(parts.values()),
         quarantined=len(quarantined(dataset.uri)),
     )
+
+
+class FrameRequest(NamedTuple):
+    """Frames of one episode: steps that ascend, and views of one size, as numbers on the view axis."""
+
+    episode: int
+    steps: NDArray[np.int64]
+    views: NDArray[np.int64]
 
 
 class Dataset:
@@ -137,7 +153,7 @@ class Dataset:
             raise IndexError(f"step {step} of episode {episode}, which has {length}")
         steps, real = spec.frame_steps(step, length)
         frames, known = self._read_frames(episode, steps, spec.cameras)
-        action, action_mask = self._read_action(episode, step, spec.action_steps)
+        action, action_mask = self.actions(episode, step, spec.action_steps)
         return Segment(
             id=segment,
             frames=frames,
@@ -182,6 +198,16 @@ class Dataset:
         """
         return self._rows(episode, name, 0, self._length(episode))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a mounted file system."""
+        return self._location.is_local
+
+    @property
+    def location(self) -> Location:
+        """Where it lies."""
+        return self._location
+
     def schema(self, episode: int) -> StoreSchema:
         """The schema of the part that the episode lies in. Raises DamagedError."""
         part = self.episodes.parts[episode]
@@ -195,8 +221,7 @@ class Dataset:
     def reader(self) -> PartReader:
         """Byte access to the parts, opened in this process at the first call."""
         if self._reader is None:
-            parts = self._location / "parts"
-            self._reader = LocalParts(parts.path) if parts.is_local else RemoteParts(parts)
+            self._reader = open_parts(self._location / "parts")
         return self._reader
 
     def _length(self, episode: int) -> int:
@@ -228,37 +253,92 @@ class Dataset:
         for size in {(int(h), int(w)) for h, w in sizes[known]}:
             same = np.flatnonzero((sizes == size).all(axis=1))
             pixels = np.empty((len(once), len(same), *size, 3), np.uint8)
-            self._decode(episode, self.chunks(episode, once, views[same]), pixels.reshape(-1, *size, 3))
+            self.decode(episode, self.chunks(episode, once, views[same]), pixels.reshape(-1, *size, 3))
             for i, k in enumerate(same):
                 frames[cameras[k]] = pixels[:, i] if len(once) == len(steps) else pixels[place, i]
         return frames, known
 
-    def _decode(self, episode: int, chunks: list[Chunk], out: NDArray[np.uint8]) -> None:
+    def decode(
+        self,
+        episode: int,
+        chunks: Sequence[Chunk],
+        out: Iterable[NDArray[np.uint8]],
+        least: tuple[int, int] | None = None,
+    ) -> None:
+        """Decode stored bytes of an episode's frames into one contiguous array (H, W, 3) each.
+
+        Args:
+            episode: that they belong to.
+            chunks: from `fetch` or `chunks`.
+            out: where the pixels go.
+            least: height and width that a JPEG may be shrunk towards while it is decoded; see `scaled_size`,
+                which gives the size that `out` must have then.
+
+        Raises:
+            DamagedError: when a chunk is no image of that size.
+        """
         try:
-            decode_frames(chunks, self.schema(episode).codec, out)
+            decode_frames(chunks, self.schema(episode).codec, out, least)
         except (ValueError, RuntimeError) as error:
             raise DamagedError(f"a frame of episode {self.episodes.row(episode).episode_id}: {error}") from error
 
     def chunks(self, episode: int, steps: NDArray[np.int64], views: NDArray[np.int64]) -> list[Chunk]:
         """Stored bytes of frames, step by step and view by view; steps ascend, all views have one size."""
+        return next(self.fetch([FrameRequest(episode, steps, views)]))
+
+    def fetch(self, requests: Sequence["FrameRequest"]) -> Iterator[list[Chunk]]:
+        """Stored bytes of the frames of many requests, one list for each, in their order.
+
+        Remote reads are all under way when this returns; local ones happen as the result is walked.
+
+        Raises:
+            DamagedError: when a frame is missing or a shard is damaged, as the result is walked.
+        """
+        reads: list[ShardRead] = []
+        counts = []
+        for request in requests:
+            found = self._shard_reads(request)
+            reads.extend(found)
+            counts.append(len(found))
+        return self._gather(requests, counts, self.reader().stream(reads))
+
+    def _gather(
+        self,
+        requests: Sequence["FrameRequest"],
+        counts: Sequence[int],
+        stream: Iterator[Sequence[bytes | memoryview | None]],
+    ) -> Iterator[list[Chunk]]:
+        for request, count in zip(requests, counts, strict=True):
+            found: list[Chunk] = []
+            for chunks in islice(stream, count):
+                present = [chunk for chunk in chunks if chunk is not None]
+                if len(present) != len(chunks):
+                    name = self.episodes.row(request.episode).episode_id
+                    raise DamagedError(f"a frame of episode {name} is missing")
+                found.extend(present)
+            yield found
+
+    def _shard_reads(self, request: "FrameRequest") -> list[ShardRead]:
+        """Where the frames of a request lie, shard by shard."""
+        episode, steps, views = request
+        if not len(steps) or not len(views):
+            return []
         schema = self.schema(episode)
         height, width = self.episodes.sizes[episode, views[0]]
         array = schema.frame_array(height, width).name
         folder = f"{self.episodes.parts[episode]}/"
         entries = schema.shard_steps * len(schema.cameras)
         ids = ((self.episodes.starts[episode] + steps)[:, None] * len(schema.cameras) + views).ravel()
+        first, last = int(ids[0]) // entries, int(ids[-1]) // entries
+        if first == last:
+            return [ShardRead(folder + shard_key(array, first), entries, ids - first * entries)]
         shards = ids // entries
-        found: list[Chunk] = []
-        for shard in np.unique(shards) if len(shards) else ():
-            local = ids[shards == shard] - shard * entries
-            chunks = self.reader().chunks(folder + shard_key(array, shard), entries, local)
-            present = [chunk for chunk in chunks if chunk is not None]
-            if len(present) != len(chunks):
-                raise DamagedError(f"a frame of episode {self.episodes.row(episode).episode_id} is missing")
-            found.extend(present)
-        return found
+        return [
+            ShardRead(folder + shard_key(array, shard), entries, ids[shards == shard] - shard * entries)
+            for shard in np.unique(shards).tolist()
+        ]
 
-    def _read_action(self, episode: int, step: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def actions(self, episode: int, step: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Actions (count, A) from `step` on, and which are known; zero where unknown or past the end."""
         action = np.zeros((count, self.spec.action_dim), np.float32)
         mask = np.zeros(count, np.bool_)
@@ -295,6 +375,14 @@ class Dataset:
         return array.parse(self.reader().span(key, start, count * array.row_bytes))
 
 
+def _results(key: str, pending: Sequence[Any]) -> list[bytes | memoryview | None]:
+    try:
+        found = [read.result() for read in pending]
+    except ValueError as error:
+        raise DamagedError(f"{key}: {error}") from error
+    return [result.value if result.state == "value" else None for result in found]
+
+
 class RemoteParts:
     """`PartReader` of an object store through TensorStore: shard indexes are cached, ranges batched.
 
@@ -320,17 +408,19 @@ class RemoteParts:
 
     def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
         """See `PartReader`."""
+        return next(self.stream([ShardRead(key, entries, ids)]))
+
+    def stream(self, reads: Sequence[ShardRead]) -> Iterator[Sequence[bytes | memoryview | None]]:
+        """See `PartReader`. All reads are under way at once, those of one shard in as few requests as possible."""
         import tensorstore
 
         self._check_process()
-        shard = self._shard(key, entries)
         with tensorstore.Batch() as batch:
-            reads = [shard.read(int(i).to_bytes(4, "big"), batch=batch) for i in ids]
-        try:
-            found = [read.result() for read in reads]
-        except ValueError as error:
-            raise DamagedError(f"{key}: {error}") from error
-        return [result.value if result.state == "value" else None for result in found]
+            pending = [
+                [self._shard(key, entries).read(int(i).to_bytes(4, "big"), batch=batch) for i in ids]
+                for key, entries, ids in reads
+            ]
+        return map(_results, (read.key for read in reads), pending)
 
     def span(self, key: str, start: int, size: int) -> bytes:
         """See `PartReader`."""

@@ -52,7 +52,18 @@ class DataConfig(Config):
         description="draw crop and colour jitter for every sample, once for a batch (published), or not at all",
     )
     jitter: float = Field(0.2, ge=0, lt=1, description="strength of brightness, contrast and saturation jitter")
+    decode: Literal["exact", "scaled"] = Field(
+        "exact", description="scaled lets JPEGs shrink while they are decoded, to half or less: faster, other pixels"
+    )
+    action_scale: Literal["min_max", "quantile", "z_score"] = Field(
+        "min_max",
+        description="what becomes [-1, 1]: all training actions (published), percentiles 1 to 99, or mean +- std",
+    )
+    latents: str = Field(
+        "", description="name of cached latents (`uwm latents`) to train on; empty encodes images in every step"
+    )
     workers: int = Field(0, ge=0, description="loader processes; 0 reads in the training process")
+    prefetch: int = Field(4, gt=0, description="batches that each loader process reads ahead")
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:

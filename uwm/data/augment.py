@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from storage_schemas.latents import DRAWS
 from uwm.config import DataConfig
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
 
-_DRAWS = 5
-"""Uniform numbers per sample and view: row, column, brightness, contrast, saturation."""
 _LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the brightness that the eye sees (ITU-R BT.601)."""
 
@@ -40,21 +39,40 @@ def training_batch(
     if config.augmentation == "none":
         return evaluation_batch(raw, config, normalizer, device=device)
     views = raw.frames.shape[1]
-    draws = uniform_draws(seed, raw.position, (views, _DRAWS))  # (B, V, 5)
+    draws = uniform_draws(seed, raw.position, (views, DRAWS)) if raw.draws is None else raw.draws  # (B, V, 5)
     if config.augmentation == "batch":
         draws = draws[:1, :1].expand_as(draws)
-    images = _crop(raw.frames.to(device, non_blocking=True), _offsets(draws[..., :2], raw.frames, config.crop))
-    if config.jitter:
-        factors = 1 + config.jitter * (2 * draws[..., 2:] - 1)
-        images = jitter_colours(images, factors.to(device, non_blocking=True))
-    return _batch(raw, images, config, normalizer)
+    return _batch(raw, augment(raw.frames, draws, config, device), config, normalizer)
 
 
 def evaluation_batch(raw: RawBatch, config: DataConfig, normalizer: ActionNormalizer, *, device: torch.device) -> Batch:
     """The same without randomness: centre crop, colours as they are."""
-    middle = torch.full((*raw.frames.shape[:2], 2), 0.5)
-    images = _crop(raw.frames.to(device, non_blocking=True), _offsets(middle, raw.frames, config.crop))
-    return _batch(raw, images, config, normalizer)
+    return _batch(raw, centre(raw.frames, config, device), config, normalizer)
+
+
+def augment(frames: Tensor, draws: Tensor, config: DataConfig, device: torch.device) -> Tensor:
+    """Crop and jitter frames.
+
+    Args:
+        frames: (B, V, F, 3, H0, W0) uint8.
+        draws: (B, V, 5) uniform in [0, 1) on the CPU: row, column, brightness, contrast, saturation.
+        config: size of the crop, strength of the jitter.
+        device: where to work.
+
+    Returns:
+        (B, V, F, 3, H, W) float32 in [0, 1].
+    """
+    images = _crop(frames.to(device, non_blocking=True), _offsets(draws[..., :2], frames, config.crop))
+    if not config.jitter:
+        return images
+    factors = 1 + config.jitter * (2 * draws[..., 2:] - 1)
+    return jitter_colours(images, factors.to(device, non_blocking=True))
+
+
+def centre(frames: Tensor, config: DataConfig, device: torch.device) -> Tensor:
+    """Centre crops of frames (B, V, F, 3, H0, W0) uint8: (B, V, F, 3, H, W) float32 in [0, 1]."""
+    middle = torch.full((*frames.shape[:2], 2), 0.5)
+    return _crop(frames.to(device, non_blocking=True), _offsets(middle, frames, config.crop))
 
 
 def uniform_draws(seed: int, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -100,20 +118,22 @@ def _crop(frames: Tensor, boxes: list[list[list[int]]]) -> Tensor:
     Slices copy whole rows of bytes; indexing all boxes at once would need an index tensor eight times
     the size of the images.
     """
-    rows = []
-    for sample, row in zip(frames, boxes, strict=True):
-        views = zip(sample, row, strict=True)
-        rows.append(torch.stack([view[..., y : y + h, x : x + w] for view, (y, x, h, w) in views]))
-    return torch.stack(rows).float().div_(255)
+    height, width = boxes[0][0][2:]
+    images = torch.empty(*frames.shape[:4], height, width, device=frames.device)
+    for sample, row, target in zip(frames, boxes, images, strict=True):
+        for view, (y, x, h, w), out in zip(sample, row, target, strict=True):
+            out.copy_(view[..., y : y + h, x : x + w])
+    return images.div_(255)
 
 
 def _batch(raw: RawBatch, images: Tensor, config: DataConfig, normalizer: ActionNormalizer) -> Batch:
     device = images.device
     view_mask = raw.view_mask.to(device, non_blocking=True)
-    images = images.mul_(view_mask[..., None, None, None])  # contrast may have lit what is masked
+    images = images.mul_(view_mask[:, :, : images.shape[2], None, None, None])  # contrast may have lit what is masked
     known = raw.action_mask[..., None]
     action = normalizer.normalize(raw.action).where(known, 0.0)  # small, and on the CPU it waits for nothing
     seen = config.obs_frames
+    latents = None if raw.latents is None else raw.latents.to(device, non_blocking=True).float()
     return Batch(
         obs=images[:, :, :seen],
         obs_mask=view_mask[:, :, :seen],
@@ -121,4 +141,6 @@ def _batch(raw: RawBatch, images: Tensor, config: DataConfig, normalizer: Action
         next_mask=view_mask[:, :, seen:],
         action=action.to(device, non_blocking=True),
         action_mask=raw.action_mask.to(device, non_blocking=True),
+        obs_latents=None if latents is None else latents[:, :, :seen],
+        next_latents=None if latents is None else latents[:, :, seen:],
     )

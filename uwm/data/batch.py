@@ -4,7 +4,8 @@ Dimension letters: B batch, V views, F = O + N frames (O observation, N next), S
 dimensions, H0 and W0 the loader's image size, H and W the model's.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 class RawBatch:
     """Samples as the loader collates them: bytes and physical units, on the CPU."""
 
-    frames: Tensor  # (B, V, F, 3, H0, W0) uint8; zero where masked
+    frames: Tensor  # (B, V, F, 3, H0, W0) uint8, channels last in memory as decoders write; zero where masked
     view_mask: Tensor  # (B, V, F) bool
     action: Tensor  # (B, S, A) float32, in the store's units; zero where unknown
     action_mask: Tensor  # (B, S) bool
@@ -22,14 +23,22 @@ class RawBatch:
     episode: Tensor  # (B,) int64, row in that dataset's version
     step: Tensor  # (B,) int64, current step
     position: Tensor  # (B,) int64, place in the run's sample order; it seeds the sample's augmentation
+    latents: Tensor | None = None
+    """(B, V, F, C, h, w) float16, cached; zero where masked. `frames` then holds the observation frames only."""
+    draws: Tensor | None = None
+    """(B, V, 5) in [0, 1): the augmentation that the latents were made with, instead of one by `position`."""
 
     def to(self, device: torch.device) -> "RawBatch":
         """The batch on `device`; from pinned memory the copy does not block."""
-        return RawBatch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "RawBatch":
         """The batch in page-locked memory (called by torch's DataLoader)."""
-        return RawBatch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "RawBatch":
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(value) for name, value in held.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,8 @@ class Batch:
     next_mask: Tensor  # (B, V, N) bool: known, and inside the episode
     action: Tensor  # (B, S, A) float32, normalized to [-1, 1]; zero where unknown
     action_mask: Tensor  # (B, S) bool
+    obs_latents: Tensor | None = None  # (B, V, O, C, h, w) float32, cached; zero where masked
+    next_latents: Tensor | None = None  # (B, V, N, C, h, w); next_obs then holds no frames
 
     def __len__(self) -> int:
         return len(self.action)

@@ -1,50 +1,59 @@
 """From places in the sample order to collated bytes, in this process or in workers.
 
+Frames are decoded straight into the batch's memory where their size fits; a batch that a worker makes lies in
+shared memory from the start. Remote reads of a whole batch are under way at once.
+
 Dimension letters: B batch, V views, F frames of a view (observation, then next), S action steps, A
 action dimensions, H and W a stored frame's size, H0 and W0 the loader's.
 """
 
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from storage_schemas.episode import Segment, SegmentSpec
+from storage_schemas.episode import SegmentSpec
+from storage_schemas.latents import DRAWS
 from storage_schemas.store import Dataset as Store
+from storage_schemas.store import FrameRequest
 from uwm.config import DataConfig
+from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch
+from uwm.data.frames import decode_fitted
+from uwm.data.latents import LatentStore
 from uwm.data.mixture import MixtureSampler
 from uwm.data.sampler import Pick
 
 
-def fit_frames(frames: NDArray[np.uint8], size: tuple[int, int], fit: str = "cover") -> Tensor:
-    """Bring frames to one size, antialiased; frames of that size pass through.
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """One sample and the frames that it has."""
 
-    Args:
-        frames: (F, H, W, 3).
-        size: H0, W0.
-        fit: `cover` keeps the aspect and cuts what stands out evenly on both sides; `stretch` cuts nothing.
+    row: int
+    pick: Pick
+    steps: NDArray[np.int64]
+    """(F,) steps of its frames."""
+    real: NDArray[np.bool_]
+    """(F,) whether they lie inside the episode."""
+    mask: NDArray[np.bool_]
+    """(V, F) which frames there are."""
 
-    Returns:
-        (F, 3, H0, W0) uint8.
-    """
-    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)  # channels last in memory
-    height, width = images.shape[-2:]
-    if fit == "cover":
-        scale = max(size[0] / height, size[1] / width)
-        rows = min(height, max(1, round(size[0] / scale)))
-        columns = min(width, max(1, round(size[1] / scale)))
-        top, left = (height - rows) // 2, (width - columns) // 2
-        images = images[..., top : top + rows, left : left + columns]
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+@dataclass(frozen=True)
+class _Load:
+    """Frames of one sample that are fetched together: views of one size, each step once."""
+
+    row: int
+    request: FrameRequest
+    views: list[int]
+    """Their places on the batch's view axis, ascending on the store's."""
+    places: list[list[int]]
+    """For every step of the request, its places on the batch's frame axis."""
 
 
 class SegmentReader:
@@ -53,54 +62,158 @@ class SegmentReader:
     Args:
         datasets: of the mixture, in its order.
         config: what a sample holds.
+        latents: cached latents of each dataset, when training runs on them: then only the observation frames are
+            read as images.
+        actions: of each dataset in shared memory; None reads them from the store.
     """
 
-    def __init__(self, datasets: Sequence[Store], config: DataConfig) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Store],
+        config: DataConfig,
+        latents: Sequence[LatentStore] = (),
+        actions: Sequence[ActionTable | None] = (),
+    ) -> None:
         self._datasets = tuple(datasets)
         self._config = config
         self._specs = tuple(_spec_for(dataset, config) for dataset in datasets)
+        self._views = tuple(_views(dataset, config) for dataset in datasets)
+        self._latents = tuple(latents)
+        self._actions = tuple(actions) or (None,) * len(self._datasets)
 
-    def read(self, picks: Sequence[Pick]) -> RawBatch:
-        """The samples of `picks`, in their order."""
-        config, batch = self._config, len(picks)
-        count = config.obs_frames + config.next_frames
-        frames = torch.zeros(batch, len(config.cameras), count, 3, *config.resize, dtype=torch.uint8)
-        view_mask = torch.zeros(batch, len(config.cameras), count, dtype=torch.bool)
-        action = torch.zeros(batch, config.action_steps, config.action_dim)
-        action_mask = torch.zeros(batch, config.action_steps, dtype=torch.bool)
-        for row, pick in enumerate(picks):
-            dataset = self._datasets[pick.dataset]
-            spec = self._specs[pick.dataset]
-            segment = dataset.read(pick.segment, spec)
-            self._put_frames(segment, spec.cameras, frames[row], view_mask[row])
-            if dataset.spec.action_dim == config.action_dim:
-                mask = torch.from_numpy(segment.action_mask)
-                action_mask[row] = mask
-                action[row] = torch.from_numpy(segment.action).where(mask[:, None], 0.0)
+    def read(self, picks: Sequence[Pick], *, images: bool = True) -> RawBatch:
+        """The samples of `picks`, in their order; without `images` no frame is read and `frames` holds none."""
+        config = self._config
+        samples = [self._sample(row, pick) for row, pick in enumerate(picks)]
+        view_mask = np.stack([sample.mask for sample in samples])
+        count = config.obs_frames if self._latents else config.obs_frames + config.next_frames
+        pixels = _empty((len(picks), len(config.cameras), count if images else 0, *config.resize, 3))
+        if images:
+            self._read_frames(samples, pixels.numpy())
+        action, action_mask = self._read_actions(picks)
+        latents, draws = self._read_latents(samples) if self._latents else (None, None)
         return RawBatch(
-            frames=frames,
-            view_mask=view_mask,
-            action=action,
-            action_mask=action_mask,
+            frames=pixels.permute(0, 1, 2, 5, 3, 4),
+            view_mask=torch.from_numpy(view_mask),
+            action=torch.from_numpy(action),
+            action_mask=torch.from_numpy(action_mask),
             dataset=torch.tensor([pick.dataset for pick in picks]),
             episode=torch.tensor([pick.segment.episode for pick in picks]),
             step=torch.tensor([pick.segment.step for pick in picks]),
             position=torch.tensor([pick.position for pick in picks]),
+            latents=latents,
+            draws=draws,
         )
 
-    def _put_frames(self, segment: Segment, cameras: tuple[str, ...], frames: Tensor, view_mask: Tensor) -> None:
-        """Fill one sample's frames (V, F, 3, H0, W0) and mask (V, F) in place; `cameras` are the segment's."""
+    def _sample(self, row: int, pick: Pick) -> _Sample:
+        """Which frames a sample has."""
+        config, dataset = self._config, self._datasets[pick.dataset]
+        episode = pick.segment.episode
+        ours, theirs = self._views[pick.dataset]
+        length = int(dataset.episodes.lengths[episode])
+        steps, real = self._specs[pick.dataset].frame_steps(pick.segment.step, length)
+        mask = np.zeros((len(config.cameras), len(steps)), np.bool_)
+        mask[ours] = (dataset.episodes.sizes[episode, theirs, :1] > 0) & real
+        return _Sample(row=row, pick=pick, steps=steps, real=real, mask=mask)
+
+    def _read_frames(self, samples: Sequence[_Sample], pixels: NDArray[np.uint8]) -> None:
+        """Fill frames (B, V, F, H0, W0, 3): those that there are, and zeros."""
+        loads: list[list[_Load]] = [[] for _ in self._datasets]
+        count = pixels.shape[2]
+        for sample in samples:
+            loads[sample.pick.dataset] += self._loads(sample, count)
+            if not sample.mask[:, :count].all():
+                pixels[sample.row][~sample.mask[:, :count]] = 0
+        used = [(dataset, wanted) for dataset, wanted in zip(self._datasets, loads, strict=True) if wanted]
+        streams = [dataset.fetch([load.request for load in wanted]) for dataset, wanted in used]
+        for (dataset, wanted), stream in zip(used, streams, strict=True):
+            for load, chunks in zip(wanted, stream, strict=True):
+                self._decode(dataset, load, chunks, pixels[load.row])
+
+    def _loads(self, sample: _Sample, count: int) -> Iterator[_Load]:
+        """What to fetch for the first `count` frames of a sample."""
+        episode = sample.pick.segment.episode
+        ours, theirs = self._views[sample.pick.dataset]
+        groups: dict[tuple[int, int], list[int]] = {}
+        sizes = self._datasets[sample.pick.dataset].episodes.sizes[episode, theirs].tolist()
+        for i, (height, width) in enumerate(sizes):
+            if height:
+                groups.setdefault((height, width), []).append(i)
+        places: dict[int, list[int]] = {}
+        for place, (step, real) in enumerate(zip(sample.steps[:count].tolist(), sample.real.tolist(), strict=False)):
+            if real:
+                places.setdefault(step, []).append(place)
+        if not places:
+            return
+        steps = np.array(list(places))  # they never descend
+        for members in groups.values():
+            request = FrameRequest(episode, steps, theirs[members])
+            yield _Load(sample.row, request, ours[members].tolist(), list(places.values()))
+
+    def _decode(self, dataset: Store, load: _Load, chunks: list[bytes | memoryview], out: NDArray[np.uint8]) -> None:
+        """Decode one load into a sample's frames (V, F, H0, W0, 3)."""
+        config, episode = self._config, load.request.episode
+        height, width = dataset.episodes.sizes[episode, load.request.views[0]].tolist()
+        if (height, width) == config.resize:
+            slots = [out[view, places[0]] for places in load.places for view in load.views]
+            dataset.decode(episode, chunks, slots)
+        else:
+            images = iter(decode_fitted(dataset, episode, chunks, (height, width), config))
+            for places in load.places:
+                for view in load.views:
+                    out[view, places[0]] = next(images)
+        for places in load.places:
+            for repeated in places[1:]:
+                out[load.views, repeated] = out[load.views, places[0]]
+
+    def _read_actions(self, picks: Sequence[Pick]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """(B, S, A) in the store's units and (B, S); what is unknown or of another space is zero and masked."""
         config = self._config
-        for camera, known in zip(cameras, segment.view_mask, strict=True):
-            if camera in segment.frames and known.any():
-                view, mask = config.cameras.index(camera), torch.from_numpy(known)
-                frames[view, mask] = fit_frames(segment.frames[camera][known], config.resize, config.fit)
-                view_mask[view] = mask
+        action = np.zeros((len(picks), config.action_steps, config.action_dim), np.float32)
+        mask = np.zeros(action.shape[:2], np.bool_)
+        for row, pick in enumerate(picks):
+            dataset, table = self._datasets[pick.dataset], self._actions[pick.dataset]
+            if dataset.spec.action_dim == config.action_dim:
+                source = table or dataset
+                found, known = source.actions(*pick.segment, config.action_steps)
+                mask[row] = known
+                action[row, known] = found[known]
+        return action, mask
+
+    def _read_latents(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
+        """Latents (B, V, F, C, h, w) float16 and the draws (B, V, 5) that they were augmented with."""
+        views, frames = samples[0].mask.shape
+        latents = np.zeros((len(samples), views, frames, *self._latents[0].shape), np.float16)
+        draws = np.full((len(samples), views, DRAWS), 0.5, np.float32)
+        for sample in samples:
+            pick, row = sample.pick, sample.row
+            ours, theirs = self._views[pick.dataset]
+            store = self._latents[pick.dataset]
+            variant = store.variant(pick.position)
+            draws[row, ours] = store.augmentation(pick.segment.episode, variant)[theirs]
+            store.read(pick.segment.episode, variant, sample.steps, ours, theirs, sample.mask, latents[row])
+        return torch.from_numpy(latents), torch.from_numpy(draws)
 
 
 def _spec_for(dataset: Store, config: DataConfig) -> SegmentSpec:
     """What to read of a dataset, which need not have all of the run's cameras."""
     return replace(config.segment_spec, cameras=tuple(c for c in config.cameras if c in dataset.spec.cameras))
+
+
+def _views(dataset: Store, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The cameras that both have: places on the run's view axis, and on the dataset's, which ascend."""
+    shared = [camera for camera in dataset.spec.cameras if camera in config.cameras]
+    ours = [config.cameras.index(camera) for camera in shared]
+    theirs = [dataset.spec.cameras.index(camera) for camera in shared]
+    return np.array(ours, np.int64), np.array(theirs, np.int64)
+
+
+def _empty(shape: tuple[int, ...]) -> Tensor:
+    """Room for bytes; in a worker it lies in shared memory, so that handing it over copies nothing."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.uint8))
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 class _Picked(Dataset[RawBatch]):
@@ -114,11 +227,26 @@ class _Picked(Dataset[RawBatch]):
         return self._reader.read([self._sampler.pick(place) for place in places])
 
 
-class _Places(Sampler[range]):
-    """The places of each batch from `start` to `stop`."""
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which of several processes that train together this one is."""
 
-    def __init__(self, start: int, stop: int, batch_size: int) -> None:
-        self._starts = range(start, stop, batch_size)
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f"rank {self.rank} of {self.world} processes")
+
+
+class _Places(Sampler[range]):
+    """The places of each batch from `start` to `stop`: of every step's samples, the share of one process."""
+
+    def __init__(self, start: int, stop: int, batch_size: int, shard: Shard) -> None:
+        whole = batch_size * shard.world
+        if (stop - start) % whole:
+            raise ValueError(f"{stop - start} samples are no whole number of steps of {whole}")
+        self._starts = range(start + shard.rank * batch_size, stop, whole)
         self._batch_size = batch_size
 
     def __len__(self) -> int:
@@ -135,27 +263,36 @@ def batches(
     start: int,
     stop: int,
     batch_size: int,
+    shard: Shard | None = None,
     workers: int = 0,
+    prefetch: int = 4,
     pin: bool = False,
 ) -> Iterator[RawBatch]:
     """Batches of the samples at places `start` to `stop`, in order, whatever the number of workers.
+
+    Several processes split each step's samples: the samples of a step are the same for any number of them, as long
+    as the batches of all together are of one size. So a run resumes sample-exactly with other numbers of workers
+    and of processes, from the place alone.
 
     Workers are spawned, not forked: the storage library must not be used on both sides of a fork.
 
     Args:
         reader: of the run's datasets.
         sampler: the run's sample order.
-        start: place of the first sample.
-        stop: place after the last one; a multiple of `batch_size` away from `start`.
-        batch_size: B.
+        start: place of the first sample of all processes.
+        stop: place after the last one; a whole number of steps away from `start`.
+        batch_size: B, of this process.
+        shard: which process this is; the only one by default.
         workers: reading processes; 0 reads here, when a batch is asked for.
+        prefetch: batches that each worker reads ahead.
         pin: whether batches lie in page-locked memory.
     """
     loader = DataLoader(
         _Picked(reader, sampler),
         batch_size=None,
-        sampler=_Places(start, stop, batch_size),
+        sampler=_Places(start, stop, batch_size, shard or Shard()),
         num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
         multiprocessing_context="spawn" if workers else None,
         worker_init_fn=_leave_signals_to_trainer,
         pin_memory=pin,

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from storage_schemas.errors import UserError
 from storage_schemas.store import Dataset, open_dataset
 from uwm.config import DataConfig, DatasetRef, replace
-from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, fit_normalizer
+from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 from uwm.data.sampler import Pick, SegmentSampler
+
+_SAMPLE = 1 << 22
+"""Most steps that percentiles are taken over."""
 
 
 class Quotas:
@@ -85,6 +88,8 @@ class Member:
     dataset: Dataset
     rows: NDArray[np.int64]
     """Rows of the chosen episodes."""
+    split: str | None = "train"
+    """That they were chosen from; None is all."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -94,7 +99,9 @@ class Member:
     @property
     def source(self) -> NormalizerSource:
         """The key of this member's statistics."""
-        return NormalizerSource(uri=self.ref.uri, version=self.dataset.version, collections=self.ref.collections)
+        return NormalizerSource(
+            uri=self.ref.uri, version=self.dataset.version, collections=self.ref.collections, split=self.split
+        )
 
     def sampler(self, key: tuple[int, ...]) -> SegmentSampler:
         """The order of this member's own samples."""
@@ -107,8 +114,8 @@ class Member:
         return int(np.asarray(self.dataset.episodes.action_steps, np.int64)[self.rows].sum())
 
 
-def open_member(ref: DatasetRef, config: DataConfig, *, split: str = "train") -> Member:
-    """Open a dataset of a mixture and choose its episodes.
+def open_member(ref: DatasetRef, config: DataConfig, *, split: str | None = "train") -> Member:
+    """Open a dataset of a mixture and choose its episodes, of one split or of all.
 
     Raises:
         UserError: when the dataset or the version is missing, it has none of the configured cameras,
@@ -119,10 +126,12 @@ def open_member(ref: DatasetRef, config: DataConfig, *, split: str = "train") ->
     if not set(config.cameras) & set(dataset.spec.cameras):
         raise UserError(f"{name} has none of the cameras in data.cameras: it has {', '.join(dataset.spec.cameras)}")
     rows = np.asarray(dataset.episodes.select(split=split, collections=ref.collections), np.int64)
-    member = Member(ref=replace(ref, version=dataset.version), dataset=dataset, rows=rows)
+    member = Member(ref=replace(ref, version=dataset.version), dataset=dataset, rows=rows, split=split)
     if not len(member.sampler((0,))):
         where = f" in collections {', '.join(ref.collections)}" if ref.collections else ""
-        raise UserError(f"{name} has no {split} episode of two or more steps{where}: ingest more or choose others")
+        raise UserError(
+            f"{name} has no {split or ''} episode of two or more steps{where}: ingest more or choose others"
+        )
     return member
 
 
@@ -143,18 +152,61 @@ def mixture_sampler(members: Sequence[Member], seed: int) -> MixtureSampler:
     return MixtureSampler(samplers, [member.ref.weight for member in members])
 
 
-def mixture_normalizer(members: Sequence[Member], action_dim: int) -> ActionNormalizer:
-    """The normalizer of a mixture, from the statistics of its training episodes."""
+def mixture_normalizer(members: Sequence[Member], action_dim: int, scale: Scale = "min_max") -> ActionNormalizer:
+    """The normalizer of a mixture, from the statistics of its training episodes.
+
+    No image is read. For `quantile` the actions are, all of them or an evenly spread sample of four million steps.
+    """
     used = [member for member in members if member.action_steps(action_dim)]
-    return fit_normalizer([_action_range(member) for member in used], action_dim)
+    actions = [_known_actions(member) for member in used] if scale == "quantile" else ()
+    return fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
+
+
+def dataset_normalizer(
+    uri: str,
+    version: int | None = None,
+    *,
+    split: str | None = "train",
+    collections: tuple[str, ...] = (),
+    scale: Scale = "min_max",
+) -> ActionNormalizer:
+    """The normalizer of one split of one dataset version, with its key: uri, version, split, collections.
+
+    Raises:
+        UserError: when there is no such dataset or version.
+    """
+    dataset = open_dataset(uri, version)
+    rows = np.asarray(dataset.episodes.select(split=split, collections=collections), np.int64)
+    ref = DatasetRef(uri=uri, version=dataset.version, collections=collections)
+    member = Member(ref=ref, dataset=dataset, rows=rows, split=split)
+    return mixture_normalizer([member], dataset.spec.action_dim, scale)
+
+
+def _known_actions(member: Member) -> NDArray[np.float32]:
+    """(n, A): every k-th known action, so that n stays within `_SAMPLE`."""
+    dataset = member.dataset
+    rows = [row for row in member.rows.tolist() if dataset.episodes.action_steps[row]]
+    every = -(-int(dataset.episodes.action_steps[rows].sum()) // _SAMPLE)
+    found, skipped = [], 0
+    for row in rows:
+        action, known = dataset.actions(row, 0, int(dataset.episodes.lengths[row]))
+        values = action[known & np.isfinite(action).all(axis=1)]
+        found.append(values[-skipped % every :: every].copy())
+        skipped += len(values)
+    return np.concatenate(found)
 
 
 def _action_range(member: Member) -> ActionRange:
     found = member.dataset.episodes.statistics("action", member.rows)
     return ActionRange(
         count=int(found.count),
-        low=tuple(np.asarray(found.min, np.float64).tolist()),
-        high=tuple(np.asarray(found.max, np.float64).tolist()),
-        total=tuple(np.asarray(found.sum, np.float64).tolist()),
+        low=_floats(found.min),
+        high=_floats(found.max),
+        total=_floats(found.sum),
+        squares=_floats(found.sumsq),
         source=member.source,
     )
+
+
+def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(np.asarray(values, np.float64).tolist())

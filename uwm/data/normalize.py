@@ -1,14 +1,14 @@
 """Actions between the store's units and the network's [-1, 1].
 
-The bounds come from the per-episode statistics of training episodes, so no image is decoded and no
-validation episode counts. One normalizer serves all datasets of a mixture: the same physical action
-is the same number, whichever dataset it comes from.
+The bounds come from the per-episode statistics of training episodes, those of percentiles from the
+actions themselves, so no image is decoded and no validation episode counts. One normalizer serves all
+datasets of a mixture: the same physical action is the same number, whichever dataset it comes from.
 
 Dimension letters: B batch, S action steps, A action dimensions.
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -23,22 +23,31 @@ ZERO_RANGE = 1e-6
 """A dimension whose half range is smaller, relative to its centre or 1, is constant up to rounding."""
 
 
+Scale = Literal["min_max", "quantile", "z_score"]
+PERCENTILES = (1.0, 99.0)
+"""Which percentiles `quantile` brings to -1 and 1."""
+
+
 class NormalizerSource(Config):
-    """A dataset version whose training episodes the bounds cover."""
+    """A dataset version whose episodes of one split the bounds cover."""
 
     uri: str
     version: int
     collections: tuple[str, ...] = ()
+    split: str | None = Field("train", description="None is all episodes")
 
 
 class ActionNormalizer(Config):
-    """Maps every action dimension's training range to [-1, 1] and back.
+    """Maps a range of every action dimension to [-1, 1] and back.
 
-    A dimension of zero range is only shifted: its constant becomes 0, and the inverse stays exact.
+    The range is all that training holds (`min_max`), its 1st to 99th percentile (`quantile`), or its mean
+    plus and minus its standard deviation (`z_score`). A dimension of zero range is only shifted: its
+    constant becomes 0, and the inverse stays exact.
     """
 
-    low: tuple[float, ...] = Field(description="least training action by dimension, in the store's units")
-    high: tuple[float, ...] = Field(description="greatest training action")
+    scale: Scale = "min_max"
+    low: tuple[float, ...] = Field(description="what becomes -1, by dimension, in the store's units")
+    high: tuple[float, ...] = Field(description="what becomes 1")
     mean: tuple[float, ...] = Field(description="mean training action")
     count: int = Field(ge=0, description="training steps with a known action; 0 leaves actions unchanged")
     sources: tuple[NormalizerSource, ...] = ()
@@ -114,15 +123,24 @@ class ActionRange(Config):
     low: tuple[float, ...]
     high: tuple[float, ...]
     total: tuple[float, ...] = Field(description="sum over the steps")
+    squares: tuple[float, ...] = Field((), description="sum of the squares; `z_score` needs it")
     source: NormalizerSource
 
 
-def fit_normalizer(ranges: Sequence[ActionRange], action_dim: int) -> ActionNormalizer:
-    """The normalizer that covers all given ranges; the identity when no action is known.
+def fit_normalizer(
+    ranges: Sequence[ActionRange],
+    action_dim: int,
+    scale: Scale = "min_max",
+    actions: Sequence[NDArray[np.float32]] = (),
+) -> ActionNormalizer:
+    """The normalizer of all given actions together; the identity when no action is known.
 
     Args:
         ranges: one per dataset; those without known actions are left out.
         action_dim: A.
+        scale: what becomes [-1, 1].
+        actions: (n, A) known actions of each dataset with any, for `quantile`; every range weighs as many steps
+            as it counts, however few of them are given here.
 
     Raises:
         ValueError: when a range has another number of dimensions.
@@ -133,10 +151,33 @@ def fit_normalizer(ranges: Sequence[ActionRange], action_dim: int) -> ActionNorm
     if any(len(found.low) != action_dim for found in known):
         raise ValueError(f"an action range does not have {action_dim} dimensions")
     count = sum(found.count for found in known)
+    mean = np.sum([found.total for found in known], axis=0) / count
+    if scale == "min_max":
+        low, high = np.min([found.low for found in known], axis=0), np.max([found.high for found in known], axis=0)
+    elif scale == "z_score":
+        std = np.sqrt(np.maximum(np.sum([found.squares for found in known], axis=0) / count - mean**2, 0.0))
+        low, high = mean - std, mean + std
+    else:
+        low, high = _percentiles(known, actions)
     return ActionNormalizer(
-        low=tuple(np.min([found.low for found in known], axis=0).tolist()),
-        high=tuple(np.max([found.high for found in known], axis=0).tolist()),
-        mean=tuple((np.sum([found.total for found in known], axis=0) / count).tolist()),
+        scale=scale,
+        low=tuple(low.tolist()),
+        high=tuple(high.tolist()),
+        mean=tuple(mean.tolist()),
         count=count,
         sources=tuple(found.source for found in known),
     )
+
+
+def _percentiles(
+    ranges: Sequence[ActionRange], actions: Sequence[NDArray[np.float32]]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The two percentiles of every dimension, over all steps of all ranges."""
+    values = np.concatenate(actions).astype(np.float64)
+    shares = [np.full(len(found), r.count / len(found)) for r, found in zip(ranges, actions, strict=True)]
+    weights = np.concatenate(shares)
+    found = [
+        np.quantile(column, np.array(PERCENTILES) / 100, weights=weights, method="inverted_cdf") for column in values.T
+    ]
+    low, high = np.array(found).T
+    return low, high

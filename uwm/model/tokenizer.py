@@ -4,6 +4,7 @@ Dimension letters: M images, H and W image height and width, C latent channels, 
 """
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
+from storage_schemas.latents import NO_VARIANCE
 from uwm.config import RunConfig, TokenizerConfig
 from uwm.model.autoencoder import Autoencoder
 
@@ -26,11 +28,13 @@ class Tokenizer(nn.Module, ABC):
         channels: C.
         downsample: image pixels per latent pixel along each axis.
         fingerprint: changes with everything that changes a latent.
+        variance: whether an image's latents have a variance.
     """
 
     channels: int
     downsample: int
     fingerprint: str
+    variance: bool = False
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -39,6 +43,11 @@ class Tokenizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (M, C, h, w) -> images (M, 3, H, W) float32 in [0, 1]."""
+
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean, which is what `encode` gives, and log-variance of the latents (M, C, h, w) of images."""
+        mean = self.encode(images)
+        return mean, torch.full_like(mean, NO_VARIANCE)
 
     def train(self, mode: bool = True) -> Self:
         """A frozen network has no training mode; the call is ignored."""
@@ -97,6 +106,8 @@ class SdxlTokenizer(Tokenizer):
         vae: a `diffusers.AutoencoderKL`.
     """
 
+    variance = True
+
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
@@ -109,8 +120,16 @@ class SdxlTokenizer(Tokenizer):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images (M, 3, H, W) in [0, 1] -> latents (M, C, h, w) of about unit scale."""
+        return self.posterior(images)[0]
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (M, 3, H, W) in [0, 1] -> mean and log-variance (M, C, h, w), both of the scaled latents."""
         chunks = torch.chunk((images * 2 - 1).to(self.vae.dtype), _chunks(images))
-        return torch.cat([self.vae.encode(chunk).latent_dist.mode() for chunk in chunks]).float() * self.scale
+        found = [self.vae.encode(chunk).latent_dist for chunk in chunks]
+        mean = torch.cat([distribution.mean for distribution in found]).float() * self.scale
+        logvar = torch.cat([distribution.logvar for distribution in found]).float() + 2 * math.log(self.scale)
+        return mean, logvar
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -160,8 +160,8 @@ class UWMPolicy(nn.Module):
         current_mask = batch.obs_mask & (self._joined or self._relative)
         return Encoded(
             cond=self.obs_encoder(batch.obs, batch.obs_mask),
-            latents=self._encode_known(batch.next_obs, mask),
-            current=self._encode_known(batch.obs, current_mask),
+            latents=self._encode_known(batch.next_obs, mask, batch.next_latents),
+            current=self._encode_known(batch.obs, current_mask, batch.obs_latents),
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,
@@ -217,8 +217,13 @@ class UWMPolicy(nn.Module):
     def _context(self, encoded: Encoded) -> Tensor | None:
         return encoded.current if self._joined else None
 
-    def _encode_known(self, images: Tensor, mask: Tensor) -> Tensor:
-        """Images (B, V, N, 3, H, W), mask (B, V, N) -> latents (B, V, C, N, h, w), zero where unknown."""
+    def _encode_known(self, images: Tensor, mask: Tensor, cached: Tensor | None) -> Tensor:
+        """Images (B, V, N, 3, H, W), mask (B, V, N) -> latents (B, V, C, N, h, w), zero where unknown.
+
+        With `cached` latents (B, V, N, C, h, w) the images are not looked at.
+        """
+        if cached is not None:
+            return torch.where(mask[..., None, None, None], cached, 0.0).transpose(2, 3)
         by_frame = images.new_zeros(*mask.shape, self.latent_shape[1], *self.latent_shape[3:])  # (B, V, N, C, h, w)
         known = images[mask]  # waits for the device once; absent views then cost nothing
         if len(known):

@@ -14,6 +14,7 @@ from torch import nn
 
 from storage_schemas.errors import UserError
 from uwm.config import Config, RunConfig, replace
+from uwm.data.latents import LatentStore, open_latents
 from uwm.data.mixture import Member, mixture_normalizer, open_mixture
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import autocast, resolve_device, resolve_precision
@@ -38,6 +39,7 @@ FREE_TO_CHANGE = frozenset(
         "init_from",
         "tokenizer.path",
         "data.workers",
+        "data.prefetch",
         "optim.decay_steps",
         "train.steps",
         "train.device",
@@ -68,6 +70,8 @@ class Run:
     tokenizer: str
     attention: str
     code_revision: str
+    latents: tuple[LatentStore, ...] = ()
+    """Of every dataset, when the run trains on cached latents."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last logged numbers."""
     saved: Path | None = None
@@ -182,7 +186,7 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build) -> Run:
     run = Run(
         config=config,
         members=members,
-        normalizer=_choose_normalizer(members, config.data.action_dim, found, parent),
+        normalizer=_choose_normalizer(members, config, found, parent),
         model=model,
         optimizer=optimizer,
         average=average,
@@ -193,6 +197,7 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build) -> Run:
         tokenizer_checkpoint=_tokenizer_origin(config),
         attention=_attention(model, device, dtype),
         code_revision=code_revision(),
+        latents=_latents(members, config, model),
     )
     if found:
         _go_on(run, found)
@@ -230,19 +235,36 @@ def _open_data(config: RunConfig, found: Checkpoint | None) -> tuple[Member, ...
     return members
 
 
+def _latents(members: tuple[Member, ...], config: RunConfig, model: nn.Module) -> tuple[LatentStore, ...]:
+    """The cached latents that the run declares. Raises UserError when a dataset has none that fit."""
+    if not config.data.latents:
+        return ()
+    shape = getattr(model, "latent_shape", None)
+    if shape is None:
+        raise UserError("this run makes latents itself: leave data.latents empty")
+    views, channels, frames, height, width = shape
+    del views, frames
+    seed, tokenizer = config.train.seed, _text(model, "tokenizer_fingerprint")
+    latent = channels, height, width
+    return tuple(open_latents(member, config.data, tokenizer, latent, seed=seed) for member in members)
+
+
 def _with_versions(config: RunConfig, members: tuple[Member, ...]) -> RunConfig:
     return replace(config, data=replace(config.data, datasets=[member.ref for member in members]))
 
 
 def _choose_normalizer(
-    members: tuple[Member, ...], action_dim: int, found: Checkpoint | None, parent: Checkpoint | None
+    members: tuple[Member, ...], config: RunConfig, found: Checkpoint | None, parent: Checkpoint | None
 ) -> ActionNormalizer:
     """A run keeps its own bounds, a finetuning run its parent's, unless the parent saw no actions."""
     if found:
         return found.normalizer
     if parent and parent.normalizer.count:
         return parent.normalizer
-    return mixture_normalizer(members, action_dim)
+    bound, scale = config.diffusion.clip_action, config.data.action_scale
+    if scale == "z_score" and config.stage != "tokenizer" and bound is not None and bound <= 1:
+        raise UserError("data.action_scale=z_score needs actions beyond 1: set diffusion.clip_action to 5 or to none")
+    return mixture_normalizer(members, config.data.action_dim, scale)
 
 
 def _check_base(base: Checkpoint, config: RunConfig, tokenizer: str) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
+from uwm.data.actions import share_actions
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
 from uwm.data.loader import SegmentReader, batches
@@ -130,12 +131,18 @@ class _Loop:
     def _batches(self, steps: int) -> Iterator[RawBatch]:
         run, size = self.run, self.run.config.train.batch_size
         return batches(
-            SegmentReader([member.dataset for member in run.members], run.config.data),
+            SegmentReader(
+                [member.dataset for member in run.members],
+                run.config.data,
+                run.latents,
+                [share_actions(member.dataset, member.rows) for member in run.members],
+            ),
             mixture_sampler(run.members, run.config.train.seed),
             start=run.position,
             stop=run.position + (steps - run.step) * size,
             batch_size=size,
             workers=run.config.data.workers,
+            prefetch=run.config.data.prefetch,
             pin=run.device.type == "cuda",
         )
 

@@ -1,16 +1,23 @@
 """Loading: sizes, masks, order, and any number of workers."""
 
+import dataclasses
+import pickle
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from storage_schemas.episode import SegmentId
+from storage_schemas.episode import Episode, SegmentId
+from storage_schemas.schema import DatasetSpec
+from storage_schemas.store import commit, create_dataset, write_part
 from uwm.config import DataConfig, DatasetRef
+from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch
-from uwm.data.loader import SegmentReader, batches, fit_frames
+from uwm.data.frames import fit_frames
+from uwm.data.loader import SegmentReader, Shard, batches
 from uwm.data.mixture import mixture_sampler, open_mixture
 from uwm.data.sampler import Pick
 
@@ -33,7 +40,8 @@ def reader(data: DataConfig) -> SegmentReader:
 
 
 def equal(one: RawBatch, two: RawBatch) -> bool:
-    return all(torch.equal(getattr(one, f.name), getattr(two, f.name)) for f in fields(one))
+    pairs = [(getattr(one, f.name), getattr(two, f.name)) for f in fields(one)]
+    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
 
 
 def test_frames_actions_and_masks_come_from_the_store(make_store: Callable[..., str]) -> None:
@@ -90,11 +98,13 @@ def test_any_size_comes_out_right(size: tuple[int, int], fit: str) -> None:
     assert (out == 77).all()
 
 
-def run(data: DataConfig, start: int, stop: int, workers: int = 0) -> list[RawBatch]:
+def run(
+    data: DataConfig, start: int, stop: int, workers: int = 0, size: int = 3, shard: Shard | None = None
+) -> list[RawBatch]:
     members = open_mixture(data)
     source = SegmentReader([member.dataset for member in members], data)
     order = mixture_sampler(members, 5)
-    return list(batches(source, order, start=start, stop=stop, batch_size=3, workers=workers))
+    return list(batches(source, order, start=start, stop=stop, batch_size=size, workers=workers, shard=shard))
 
 
 def test_order_is_the_same_from_any_place_and_with_workers(make_store: Callable[..., str]) -> None:
@@ -113,3 +123,64 @@ def test_batches_move_whole() -> None:
     values = {f.name: torch.zeros(1) for f in fields(RawBatch)}
     batch = RawBatch(**values)
     assert equal(batch.to(torch.device("cpu")), replace(batch))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_any_number_of_processes_shares_the_same_steps(make_store: Callable[..., str], world: int) -> None:
+    data = config(make_store("robot", (9, 8)))
+    alone = run(data, 6, 24, size=6)
+    ranks = [run(data, 6, 24, size=6 // world, shard=Shard(rank=rank, world=world)) for rank in range(world)]
+    for step, whole in enumerate(alone):
+        together = torch.cat([batches[step].position for batches in ranks])
+        assert torch.equal(together, whole.position)
+        assert torch.equal(torch.cat([batches[step].frames for batches in ranks]), whole.frames)
+
+
+def test_a_shard_is_one_of_the_world() -> None:
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        Shard(rank=2, world=2)
+
+
+def test_a_run_is_whole_steps(make_store: Callable[..., str]) -> None:
+    with pytest.raises(ValueError, match="no whole number of steps"):
+        run(config(make_store("robot")), 0, 4)
+
+
+def test_frames_are_decoded_into_place_and_dataset_read_agrees(make_store: Callable[..., str]) -> None:
+    data = config(make_store("robot", (9, 7)), resize=(24, 32))
+    dataset, spec = open_mixture(data)[0].dataset, data.segment_spec
+    picks = [Pick(0, 0, SegmentId(0, 0)), Pick(1, 0, SegmentId(1, 5)), Pick(2, 0, SegmentId(0, 4))]
+    batch = reader(data).read(picks)
+    known = tuple(camera for camera in spec.cameras if camera in dataset.spec.cameras)
+    for row, pick in enumerate(picks):
+        segment = dataset.read(pick.segment, dataclasses.replace(spec, cameras=known))
+        for view, camera in enumerate(known):
+            place, mask = data.cameras.index(camera), torch.from_numpy(segment.view_mask[view])
+            assert torch.equal(batch.view_mask[row, place], mask)
+            stored = torch.from_numpy(segment.frames[camera]).permute(0, 3, 1, 2)
+            assert torch.equal(batch.frames[row, place, mask], stored[mask])
+            assert batch.frames[row, place, ~mask].sum() == 0
+
+
+def test_scaled_decoding_is_a_setting_and_stays_close(tmp_path: Path, make_episode: Callable[..., Episode]) -> None:
+    uri = str(tmp_path / "large")
+    create_dataset(uri, DatasetSpec(cameras=("left", "wrist"), action_dim=3, val_percent=0))
+    commit(uri, write_part(uri, [make_episode("large", size=(120, 160), length=12)], run_id="test"))
+    pick = [Pick(0, 0, SegmentId(0, 2))]
+    exact = reader(config(uri, resize=(30, 40))).read(pick).frames.float()
+    scaled = reader(config(uri, resize=(30, 40), decode="scaled")).read(pick).frames.float()
+    assert not torch.equal(exact, scaled)
+    assert (exact - scaled).abs().mean() < 3
+    large = {
+        mode: reader(config(uri, resize=(100, 130), decode=mode)).read(pick).frames for mode in ("exact", "scaled")
+    }
+    assert torch.equal(large["exact"], large["scaled"]), "nothing shrinks to less than what is needed"
+
+
+def test_actions_in_shared_memory_are_those_of_the_store(make_store: Callable[..., str]) -> None:
+    dataset = open_mixture(config(make_store("robot", (9, 2, 7))))[0].dataset
+    table = pickle.loads(pickle.dumps(ActionTable(dataset, [0, 2])))  # noqa: S301
+    for episode in (0, 2):
+        for step in range(int(dataset.episodes.lengths[episode])):
+            for ours, theirs in zip(table.actions(episode, step, 4), dataset.actions(episode, step, 4), strict=True):
+                assert np.array_equal(ours, theirs)

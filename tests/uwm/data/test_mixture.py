@@ -9,8 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
+from storage_schemas.store import Dataset, open_dataset
 from uwm.config import DataConfig, DatasetRef
-from uwm.data.mixture import MixtureSampler, Quotas, mixture_normalizer, mixture_sampler, open_mixture
+from uwm.data.mixture import (
+    MixtureSampler,
+    Quotas,
+    dataset_normalizer,
+    mixture_normalizer,
+    mixture_sampler,
+    open_mixture,
+)
+from uwm.data.normalize import NormalizerSource, Scale
 from uwm.data.sampler import SegmentSampler
 
 weights = st.lists(st.sampled_from([0.1, 0.25, 1.0, 1.5, 3.0, 7.0]), min_size=1, max_size=5)
@@ -116,3 +125,27 @@ def test_unusable_datasets_are_refused_in_one_line(
 def test_a_run_without_data_says_what_to_set() -> None:
     with pytest.raises(UserError, match=r"data\.datasets\.0\.uri"):
         open_mixture(config())
+
+
+@pytest.mark.parametrize("scale", ["min_max", "quantile", "z_score"])
+def test_a_splits_normalizer_is_keyed_and_opens_no_image(
+    make_store: Callable[..., str], monkeypatch: pytest.MonkeyPatch, scale: Scale
+) -> None:
+    uri = make_store("robot", (12, 9, 8, 7, 6, 5), val=40)
+    dataset = open_dataset(uri)
+    monkeypatch.setattr(Dataset, "chunks", None)
+    found = {split: dataset_normalizer(uri, split=split, scale=scale) for split in ("train", "val", None)}
+    for split, normalizer in found.items():
+        rows = dataset.episodes.select(split=split)
+        actions = np.concatenate([dataset.array(row, "action") for row in rows])
+        assert normalizer.count == len(actions)
+        assert normalizer.sources == (NormalizerSource(uri=uri, version=1, split=split),)
+        centre = (np.array(normalizer.low) + normalizer.high) / 2
+        if scale == "z_score":
+            np.testing.assert_allclose(centre, actions.mean(0), atol=1e-6)
+        elif scale == "quantile":
+            low = np.quantile(actions, 0.01, axis=0, method="inverted_cdf")
+            np.testing.assert_allclose(normalizer.low, low, atol=1e-6)
+        else:
+            np.testing.assert_allclose(normalizer.low, actions.min(0), atol=1e-6)
+    assert found["train"] != found["val"]

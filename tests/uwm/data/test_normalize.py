@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
-from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, fit_normalizer
+from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 
 number = st.floats(-1e3, 1e3, width=32)
 source = NormalizerSource(uri="a", version=1)
@@ -23,7 +23,8 @@ def range_of(actions: np.ndarray) -> ActionRange:
     if not len(actions):
         return ActionRange(count=0, low=(), high=(), total=(), source=source)
     low, high, total = (tuple(values.tolist()) for values in (actions.min(0), actions.max(0), actions.sum(0)))
-    return ActionRange(count=len(actions), low=low, high=high, total=total, source=source)
+    squares = tuple((actions**2).sum(0).tolist())
+    return ActionRange(count=len(actions), low=low, high=high, total=total, squares=squares, source=source)
 
 
 @given(st.lists(st.tuples(number, number), min_size=1, max_size=20))
@@ -87,3 +88,37 @@ def test_dimensions_must_agree() -> None:
     with pytest.raises(ValueError, match="2 dimensions"):
         fit_normalizer([range_of(np.zeros((1, 3)))], 2)
     assert math.isfinite(of(np.zeros((1, 3))).normalize(torch.zeros(3)).sum())
+
+
+@given(st.lists(st.tuples(number, number), min_size=2, max_size=40))
+def test_percentiles_and_deviation_are_numpys(rows: list[tuple[float, float]]) -> None:
+    actions = np.array(rows, np.float32).astype(np.float64)
+    low, high = np.quantile(actions, [0.01, 0.99], axis=0, method="inverted_cdf")
+    scaled = scale_of(actions, "quantile")
+    np.testing.assert_array_equal([scaled.low, scaled.high], [low, high])
+    scaled = scale_of(actions, "z_score")
+    spread = np.abs(actions).max() ** 2 * 1e-9 + 1e-9
+    np.testing.assert_allclose(((np.array(scaled.high) - scaled.low) / 2) ** 2, actions.var(0), atol=spread, rtol=1e-6)
+    for normalizer in (scaled, scale_of(actions, "quantile")):
+        back = normalizer.denormalize(normalizer.normalize(torch.from_numpy(actions)))
+        np.testing.assert_allclose(back.numpy(), actions, rtol=1e-6, atol=1e-6)
+        assert ActionNormalizer.from_json(normalizer.to_json()) == normalizer
+
+
+@pytest.mark.parametrize("scale", ["min_max", "quantile", "z_score"])
+def test_constant_dimension_is_zero_in_every_scale(scale: Scale) -> None:
+    normalizer = scale_of(np.array([[0.25, 1.0], [0.25, 3.0], [0.25, 2.0]]), scale)
+    assert normalizer.normalize(torch.tensor([0.25, 2.0]))[0].item() == pytest.approx(0, abs=1e-6)
+    assert normalizer.scale == scale
+
+
+def test_datasets_weigh_by_their_steps_in_percentiles() -> None:
+    many, few = np.zeros((300, 1)), np.full((100, 1), 5.0)
+    ranges = [range_of(many), range_of(few)]
+    sampled = fit_normalizer(ranges, 1, "quantile", [many[:3], few])
+    whole = fit_normalizer(ranges, 1, "quantile", [many, few])
+    assert (sampled.low, sampled.high) == (whole.low, whole.high) == ((0.0,), (5.0,))
+
+
+def scale_of(actions: np.ndarray, scale: Scale) -> ActionNormalizer:
+    return fit_normalizer([range_of(actions)], actions.shape[1], scale, [actions])

@@ -1,0 +1,79 @@
+"""Actions of a remote dataset in memory that all loader processes share.
+
+On a local disk the operating system's cache is that memory already, and actions are read from the files. On an
+object store a read per sample would double the requests.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from storage_schemas.store import DamagedError, Dataset
+
+_READERS = 32
+
+
+class ActionTable:
+    """All actions of some episodes; pickling it to a worker shares the memory.
+
+    Args:
+        dataset: a dataset version.
+        rows: the episodes.
+
+    Raises:
+        DamagedError: when an array is shorter than the episodes say.
+    """
+
+    def __init__(self, dataset: Dataset, rows: Sequence[int] | NDArray[np.int64]) -> None:
+        episodes = dataset.episodes
+        used = np.asarray(rows, np.int64)
+        used = used[episodes.action_steps[used] > 0]
+        lengths = episodes.lengths[used]
+        self._starts = np.full(len(episodes), -1, np.int64)
+        self._starts[used] = np.cumsum(lengths) - lengths
+        self._lengths = episodes.lengths
+        self._action = torch.zeros(int(lengths.sum()), dataset.spec.action_dim)
+        self._mask = torch.zeros(int(lengths.sum()), dtype=torch.bool)
+        self._fill(dataset, used)
+        for table in (self._action, self._mask):
+            table.share_memory_()  # type: ignore[no-untyped-call]
+
+    def actions(self, episode: int, step: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """See `Dataset.actions`."""
+        action = np.zeros((count, self._action.shape[1]), np.float32)
+        mask = np.zeros(count, np.bool_)
+        first = int(self._starts[episode])
+        if first >= 0:
+            inside = min(count, int(self._lengths[episode]) - step)
+            action[:inside] = self._action[first + step : first + step + inside]
+            mask[:inside] = self._mask[first + step : first + step + inside]
+        return action, mask
+
+    def _fill(self, dataset: Dataset, rows: NDArray[np.int64]) -> None:
+        """One request per array and part."""
+        by_part: dict[str, list[int]] = {}
+        for row in rows.tolist():
+            by_part.setdefault(dataset.episodes.parts[row], []).append(row)
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(lambda members: self._fill_part(dataset, members), by_part.values()))
+
+    def _fill_part(self, dataset: Dataset, rows: Sequence[int]) -> None:
+        part, arrays = dataset.episodes.parts[rows[0]], dataset.schema(rows[0]).numbers
+        for name, target in (("action", self._action), ("mask/action", self._mask)):
+            array = arrays[name]
+            data = dataset.reader().whole(f"{part}/{array.key}")
+            for row in rows:
+                length, first = int(dataset.episodes.lengths[row]), int(self._starts[row])
+                begin = int(dataset.episodes.starts[row]) * array.row_bytes
+                values = data[begin : begin + length * array.row_bytes]
+                if len(values) != length * array.row_bytes:
+                    raise DamagedError(f"{part}/{name} is cut short")
+                target[first : first + length] = torch.from_numpy(array.parse(values).copy())
+
+
+def share_actions(dataset: Dataset, rows: NDArray[np.int64]) -> ActionTable | None:
+    """The table of a remote dataset; None for a local one, whose files the system's cache shares."""
+    return None if dataset.is_local else ActionTable(dataset, rows)
