@@ -36,8 +36,8 @@ class PartReader(Protocol):
         """
         ...
 
-    def span(self, key: str, start: int, size: int) -> bytes:
-        """Bytes `start` to `start + size` of a file.
+    def numbers(self, key: str, start: int, size: int, total: int) -> bytes:
+        """Bytes `start` to `start + size` of an array of numbers of `total` bytes and its checksum.
 
         Raises:
             DamagedError: when the file is missing or shorter.
@@ -114,8 +114,8 @@ class LocalParts:
         _check_inside(index, data_size)
         return _read_ranges(file, index)
 
-    def span(self, key: str, start: int, size: int) -> bytes:
-        """See `PartReader`."""
+    def numbers(self, key: str, start: int, size: int, total: int) -> bytes:
+        """See `PartReader`. Reads just that range."""
         try:
             file, _ = self._open(key)
         except FileNotFoundError as error:
