@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from storage_schemas.errors import StorageError, UserError
-from storage_schemas.location import Location, locate, storage_errors
+from storage_schemas.location import Location, locate, persistent, storage_errors
 from storage_schemas.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.schema import DatasetSpec
 
@@ -67,8 +67,7 @@ def load(location: Location, version: int | None = None) -> Snapshot:
     table = open_dataset_table(location, version)
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
-    with storage_errors(location):
-        rows = table.to_pyarrow_table(columns=columns)
+    rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns))
     return Snapshot(
         version=table.version(),
         table_id=str(table.metadata().id),
@@ -79,16 +78,14 @@ def load(location: Location, version: int | None = None) -> Snapshot:
 
 def _statistics(location: Location, version: int) -> pa.Table:
     table = open_dataset_table(location, version)
-    with storage_errors(location):
-        return table.to_pyarrow_table(columns=["ordinal", "statistics"])
+    return persistent(location, lambda: table.to_pyarrow_table(columns=["ordinal", "statistics"]))
 
 
 def known_sources(uri: str | os.PathLike[str]) -> set[tuple[str, str]]:
     """(source_uri, source_fingerprint) of all episodes of the newest version."""
     location = locate(uri)
     table = open_dataset_table(location)
-    with storage_errors(location):
-        held = table.to_pyarrow_table(columns=["source_uri", "source_fingerprint"])
+    held = persistent(location, lambda: table.to_pyarrow_table(columns=["source_uri", "source_fingerprint"]))
     return set(zip(held["source_uri"].to_pylist(), held["source_fingerprint"].to_pylist(), strict=True))
 
 
@@ -98,8 +95,8 @@ def is_table(location: Location) -> bool:
 
     if location.is_local and not location.is_dir():
         return False
-    with storage_errors(location):
-        return bool(DeltaTable.is_deltatable(location.delta_uri(), storage_options=location.delta_options() or None))
+    uri, options = location.delta_uri(), location.delta_options() or None
+    return persistent(location, lambda: bool(DeltaTable.is_deltatable(uri, storage_options=options)))
 
 
 def create_table(location: Location, schema: pa.Schema, configuration: dict[str, str]) -> None:
@@ -132,8 +129,8 @@ def open_table(location: Location, version: int | None = None) -> "DeltaTable":
     """Open a Delta table that exists."""
     from deltalake import DeltaTable
 
-    with storage_errors(location):
-        return DeltaTable(location.delta_uri(), version=version, storage_options=location.delta_options() or None)
+    uri, options = location.delta_uri(), location.delta_options() or None
+    return persistent(location, lambda: DeltaTable(uri, version=version, storage_options=options))
 
 
 def append(table: "DeltaTable", data: pa.Table) -> None:

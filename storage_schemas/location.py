@@ -6,18 +6,23 @@ where to go. Whole-file writes are atomic: a reader sees the old bytes, the new 
 
 import os
 import posixpath
+import re
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from storage_schemas.errors import StorageError, UserError
 
 _S3 = ("s3", "s3a")
 _GCS = ("gs", "gcs")
+_ATTEMPTS = 3
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +70,27 @@ def storage_errors(location: "Location") -> Iterator[None]:
     except _outages() as error:
         if type(error).__name__ == "CommitFailedError":
             raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))  # deltalake paints its errors
+        reason = " ".join(plain.split())[:300] or type(error).__name__
         raise StorageError(f"{location.uri}: the storage failed: {reason}") from error
+
+
+def persistent(location: "Location", action: Callable[[], T]) -> T:
+    """Do something that may be done twice, again when a remote storage fails under it.
+
+    Libraries repeat requests themselves, but not all of them an answer that breaks off in the middle.
+
+    Raises:
+        StorageError: when it keeps failing.
+    """
+    for tries in range(_ATTEMPTS - 1):
+        try:
+            with storage_errors(location):
+                return action()
+        except StorageError:
+            time.sleep(0.1 * 2**tries)
+    with storage_errors(location):
+        return action()
 
 
 def _outages() -> tuple[type[Exception], ...]:
@@ -76,8 +100,9 @@ def _outages() -> tuple[type[Exception], ...]:
     from aiohttp import ClientError as HttpError
     from botocore.exceptions import BotoCoreError, ClientError
     from deltalake.exceptions import DeltaError
+    from pyarrow import ArrowException
 
-    return OSError, asyncio.TimeoutError, HttpError, BotoCoreError, ClientError, DeltaError
+    return OSError, asyncio.TimeoutError, HttpError, BotoCoreError, ClientError, DeltaError, ArrowException
 
 
 @dataclass(frozen=True)

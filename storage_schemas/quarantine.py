@@ -11,7 +11,7 @@ import pyarrow as pa
 from storage_schemas.catalog import append, create_table, is_table, known_sources, open_dataset_table, open_table
 from storage_schemas.commits import CommitResult, attempt, commit
 from storage_schemas.errors import UserError
-from storage_schemas.location import Location, locate, storage_errors
+from storage_schemas.location import Location, locate, persistent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,7 @@ def quarantined(uri: str | os.PathLike[str]) -> list[QuarantineRow]:
     if not is_table(location / "quarantine"):
         return []
     table = open_table(location / "quarantine")
-    with storage_errors(location):
-        held = table.to_pyarrow_table().sort_by("time").to_pylist()
+    held = persistent(location, table.to_pyarrow_table).sort_by("time").to_pylist()
     rows = [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in held]
     return [row for row in rows if (row.source_uri, row.fingerprint) not in known]
 
@@ -111,8 +110,7 @@ def withdraw(
     location = locate(uri)
     columns = ["episode_id", "source_uri", "source_fingerprint"]
     table = open_dataset_table(location)
-    with storage_errors(location):
-        rows = table.to_pyarrow_table(columns=columns).to_pylist()
+    rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns)).to_pylist()
     held = {row["episode_id"]: (row["source_uri"], row["source_fingerprint"]) for row in rows}
     if absent := [name for name in episode_ids if name not in held]:
         raise UserError(f"{location.uri} has no episode {absent[0]!r} in version {table.version()}")

@@ -225,7 +225,7 @@ class Dataset:
             pixels = np.empty((len(once), len(same), *size, 3), np.uint8)
             self._decode(episode, self.chunks(episode, once, views[same]), pixels.reshape(-1, *size, 3))
             for i, k in enumerate(same):
-                frames[cameras[k]] = pixels[:, i] if len(once) == len(steps) else pixels[place, i]
+                frames[cameras[k]] = pixels[:, i] if np.array_equal(once, steps) else pixels[place, i]
         return frames, known
 
     def _decode(self, episode: int, chunks: list[Chunk], out: NDArray[np.uint8]) -> None:
