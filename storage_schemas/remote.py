@@ -64,7 +64,9 @@ class RemoteParts:
         self._check_process()
         shard = self._shard(key, entries)
         with tensorstore.Batch() as batch:
-            reads = [shard.read(int(i).to_bytes(4, "big"), staleness_bound=0.0, batch=batch) for i in ids]  # never changes
+            reads = [
+                shard.read(int(i).to_bytes(4, "big"), staleness_bound=0.0, batch=batch) for i in ids
+            ]  # never changes
         found = [self._wait(read, key) for read in reads]
         return [result.value if result.state == "value" else None for result in found]
 

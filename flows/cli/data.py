@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Dataset: a folder or a URI such as s3://bucket/droid.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Version = Annotated[
-    str | None, typer.Option(metavar="NUMBER|TAG", help="Dataset version; the newest by default.")
-]
+Version = Annotated[str | None, typer.Option(metavar="NUMBER|TAG", help="Dataset version; the newest by default.")]
 Flow = Annotated[
     bool | None,
     typer.Option(
@@ -162,7 +160,9 @@ def diff(
         say_json(found)
         return 0
     counts = ", ".join(f"{found.count(kind):,} {kind}" for kind in ("added", "removed", "changed"))
-    say(f"{store}, version {found.before} to {found.after}: {counts}, {found.unchanged:,} as before; {found.steps:+,} steps")
+    say(
+        f"{store}, version {found.before} to {found.after}: {counts}, {found.unchanged:,} as before; {found.steps:+,} steps"
+    )
     for change in found.changes:
         lengths = " -> ".join("none" if n is None else f"{n}" for n in (change.length_before, change.length_after))
         say(f"{change.kind}: {change.episode_id}, {lengths} steps, {change.source_uri}")
@@ -226,7 +226,9 @@ def remove(
 def gc(
     store: Store,
     age: Annotated[float, typer.Option(min=0, help="Safety age in hours: younger files may be in the making.")] = 24.0,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what was found; by default it is only listed.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete what was found; by default it is only listed.")
+    ] = False,
     json: AsJson = False,
 ) -> int:
     """List, or delete, what crashed writers have left and no version names. Old versions stay readable.

@@ -55,7 +55,9 @@ STEPS = st.lists(
 @settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 @given(STEPS)
 def test_commits_follow_the_model(
-    new_uri: Callable[[], str], monkeypatch: pytest.MonkeyPatch, steps: list[tuple[int, list[tuple[str, str]], set[str]]]
+    new_uri: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[tuple[int, list[tuple[str, str]], set[str]]],
 ) -> None:
     monkeypatch.setattr(commits, "_SMALL_FILE", 6)
     monkeypatch.setattr(commits, "_SMALL_FILES", 3)

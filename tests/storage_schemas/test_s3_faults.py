@@ -80,9 +80,7 @@ def expected(make_episode: Make) -> Any:
 
 
 @pytest.mark.parametrize("fault", some("error", "truncate", "short"))
-def test_now_and_then(
-    s3: FaultProxy, make_episode: Make, spec: DatasetSpec, expected: Any, fault: Fault
-) -> None:
+def test_now_and_then(s3: FaultProxy, make_episode: Make, spec: DatasetSpec, expected: Any, fault: Fault) -> None:
     """Every seventh request of a dataset's life is spoiled, wherever that hits."""
     every = 40 if fault == "hang" else 7
     s3.reset(Rule(fault=fault, every=every, skip=3))

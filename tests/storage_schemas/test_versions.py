@@ -80,9 +80,7 @@ def test_tags_of_another_dataset_or_damaged_ones_are_refused(
 def test_the_difference_of_two_versions(uri: str) -> None:
     found = diff(uri, 1, 2)
     assert found.changes == (
-        EpisodeChange(
-            episode_id="episode-b", kind="changed", source_uri="memory://b", length_before=5, length_after=7
-        ),
+        EpisodeChange(episode_id="episode-b", kind="changed", source_uri="memory://b", length_before=5, length_after=7),
         EpisodeChange(
             episode_id="episode-c", kind="added", source_uri="memory://c", length_before=None, length_after=24
         ),
