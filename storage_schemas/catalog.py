@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from storage_schemas.errors import StorageError, UserError
-from storage_schemas.location import Location, locate, persistent, storage_errors
+from storage_schemas.location import Location, locate, persistent
 from storage_schemas.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.schema import DatasetSpec
 
@@ -67,13 +67,27 @@ def load(location: Location, version: int | None = None) -> Snapshot:
     table = open_dataset_table(location, version)
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
-    rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns))
+    rows = persistent(location, lambda: _in_order(table).to_table(columns=columns))
+    pa.default_memory_pool().release_unused()  # what decoding took is more than the rows
     return Snapshot(
         version=table.version(),
         table_id=str(table.metadata().id),
         spec=spec,
         episodes=EpisodeTable(rows, partial(_statistics, location, table.version())),
     )
+
+
+def _in_order(table: "DeltaTable") -> Any:
+    """The table's data files as a dataset of pyarrow, oldest rows first, so that they need not be sorted."""
+    from pyarrow.dataset import FileSystemDataset
+
+    actions = pa.table(table.get_add_actions(flatten=True))
+    found = table.to_pyarrow_dataset()
+    if not len(actions):
+        return found
+    first = dict(zip(actions["path"].to_pylist(), actions["min.ordinal"].to_pylist(), strict=True))
+    files = sorted(found.get_fragments(), key=lambda file: first.get(file.path) or 0)
+    return FileSystemDataset(files, found.schema, found.format, found.filesystem)
 
 
 def _statistics(location: Location, version: int) -> pa.Table:
@@ -111,15 +125,17 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     if location.is_local and unquote(location.path) != location.path:
         raise UserError(f"{location.uri}: Delta Lake can't write below a folder with a percent code in its name")
     try:
-        with storage_errors(location):
-            DeltaTable.create(
+        persistent(
+            location,
+            lambda: DeltaTable.create(
                 location.delta_uri(),
                 schema,
                 mode="ignore",
                 configuration=_CONFIGURATION | configuration,
                 storage_options=location.delta_options() or None,
                 raise_if_key_not_exists=False,
-            )
+            ),
+        )
     except (DeltaError, StorageError):
         if not is_table(location):  # there is one: by another creator at the same time, or ours after a lost answer
             raise

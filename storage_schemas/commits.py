@@ -135,7 +135,7 @@ class Committer:
         if first is not None:
             tail = table.to_pyarrow_table(filters=[("ordinal", ">=", first)])
             stays = pc.invert(pc.is_in(tail["ordinal"], pa.array(gone, pa.int64())))
-            data = pa.concat_tables([tail.filter(stays), data])
+            data = pa.concat_tables([tail.filter(stays).sort_by("ordinal"), data])
             where.append(f"ordinal >= {first}")
         elif data.num_rows:
             where.append(f"ordinal >= {self._known.following}")

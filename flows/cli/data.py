@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Dataset: a folder or a URI such as s3://bucket/droid.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Version = Annotated[str | None, typer.Option(metavar="NUMBER|TAG", help="Dataset version; the newest by default.")]
+Version = Annotated[int | None, typer.Option(min=0, help="Dataset version; the newest by default.")]
+VersionName = Annotated[
+    str | None, typer.Option("--version", metavar="NUMBER|TAG", help="Dataset version; the newest by default.")
+]
 Flow = Annotated[
     bool | None,
     typer.Option(
@@ -86,7 +89,7 @@ def show_ingested(result: "Ingested") -> None:
     say(f"{report.store_uri} is at version {report.version}: {done}, {len(report.quarantined)} quarantined")
 
 
-def inspect(store: Store, version: Version = None, json: AsJson = False) -> int:
+def inspect(store: Store, version: VersionName = None, json: AsJson = False) -> int:
     """Show what a dataset version holds.
 
     Example: uwm inspect runs/droid --version 1 --json
@@ -121,7 +124,7 @@ def _short(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def verify(store: Store, version: Version = None, json: AsJson = False) -> int:
+def verify(store: Store, version: VersionName = None, json: AsJson = False) -> int:
     """Check every byte of a dataset version; exit code 1 when something is damaged.
 
     Example: uwm verify runs/droid
@@ -172,7 +175,7 @@ def diff(
 def tag(
     store: Store,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The tag; without one, list them.")] = None,
-    version: Version = None,
+    version: VersionName = None,
     move: Annotated[bool, typer.Option("--move", help="Take the name from the version that has it.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Take the name away; the version stays.")] = False,
     json: AsJson = False,
