@@ -107,7 +107,7 @@ def s3(s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.address)
     monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
     for method, path in (("POST", "/moto-api/reset"), ("PUT", "/bucket")):
-        request = urllib.request.Request(s3_proxy.backend + path, method=method)
+        request = urllib.request.Request(s3_proxy.backend + path, method=method)  # noqa: S310
         urllib.request.urlopen(request).close()  # noqa: S310
     s3_proxy.reset()
     return s3_proxy

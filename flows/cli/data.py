@@ -248,8 +248,9 @@ def gc(
         return 0
     for orphan in report.orphans:
         say(f"{orphan.name}: {orphan.bytes:,} bytes, last written {orphan.modified:%Y-%m-%d %H:%M} UTC")
+    done = "deleted" if delete else "found"
     say(
-        f"{store}: {count(len(report.orphans), 'orphan')} with {report.bytes:,} bytes {'deleted' if delete else 'found'}"
+        f"{store}: {count(len(report.orphans), 'orphan')} with {report.bytes:,} bytes {done}"
         f", {report.young} younger than {age:g} h left alone"
         + ("; give --delete to delete them" if report.orphans and not delete else "")
     )

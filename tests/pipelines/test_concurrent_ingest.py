@@ -156,7 +156,7 @@ def test_killed_at_random_moments(
     began = time.monotonic()
     at_once(server, sources, str(tmp_path / "calm"))
     duration = time.monotonic() - began
-    moments = random.Random(tries)
+    moments = random.Random(tries)  # noqa: S311
     interrupted = 0
     for i in range(tries):
         store = str(tmp_path / f"store{i}")
