@@ -9,7 +9,6 @@ the process that has committed before (warm) and in one that has not (cold: it f
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -104,7 +103,8 @@ def _open(uri: str) -> dict[str, float]:
     began, cpu = time.perf_counter(), time.process_time()
     dataset = open_dataset(uri)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent had when it forked
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     return {
         "commits": dataset.version,
         "data_files": len(DeltaTable(f"{uri}/episodes").file_uris()),

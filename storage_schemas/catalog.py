@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from storage_schemas.errors import StorageError, UserError
-from storage_schemas.location import Location, locate, persistent
+from storage_schemas.location import Location, locate, persistent, storage_errors
 from storage_schemas.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.schema import DatasetSpec
 
@@ -147,6 +147,16 @@ def open_table(location: Location, version: int | None = None) -> "DeltaTable":
 
     uri, options = location.delta_uri(), location.delta_options() or None
     return persistent(location, lambda: DeltaTable(uri, version=version, storage_options=options))
+
+
+def read_columns(file: Location, columns: list[str]) -> pa.Table:
+    """Some columns of one data file of a table. Raises FileNotFoundError."""
+    from pyarrow.parquet import read_table
+
+    if file.is_local:
+        return read_table(file.path, columns=columns, partitioning=None)
+    with storage_errors(file):
+        return read_table(pa.BufferReader(file.read_bytes()), columns=columns)
 
 
 def append(table: "DeltaTable", data: pa.Table) -> None:

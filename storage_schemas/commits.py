@@ -14,12 +14,13 @@ import random
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_schemas.catalog import exclusive, open_dataset_table
+from storage_schemas.catalog import exclusive, open_dataset_table, read_columns
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.location import Location, locate, storage_errors
 from storage_schemas.rows import EpisodeRow, rows_to_arrow
@@ -116,7 +117,7 @@ class Committer:
             self._table = open_dataset_table(self._location)
         else:
             self._table.update_incremental()
-        self._known.update(self._table)
+        self._known.update(self._table, self._location / "episodes")
         return self._table
 
     def _check_parts(self, parts: Collection[str]) -> None:
@@ -169,13 +170,13 @@ class _Known:
     _files: dict[str, dict[str, _Held]] = field(default_factory=dict)
     _lines: list[tuple[int, int]] = field(default_factory=list)
 
-    def update(self, table: "DeltaTable") -> None:
+    def update(self, table: "DeltaTable", folder: Location) -> None:
         """Read what has come and drop what has gone since the last time."""
         actions = pa.table(table.get_add_actions(flatten=True))
         found = set(actions["path"].to_pylist())
         if found != self._files.keys():
             gone = [self._files.pop(path) for path in self._files.keys() - found]
-            new = _read_files(table, found - self._files.keys())
+            new = _read_files(folder, found - self._files.keys())
             self._files |= new
             for episodes in gone:
                 for name, held in episodes.items():
@@ -201,14 +202,12 @@ class _Known:
         return first if count >= _SMALL_FILES else None
 
 
-def _read_files(table: "DeltaTable", paths: Collection[str]) -> dict[str, dict[str, _Held]]:
+def _read_files(folder: Location, paths: Collection[str]) -> dict[str, dict[str, _Held]]:
     columns = ["episode_id", "source_fingerprint", "part", "ordinal"]
     found = {}
-    for fragment in table.to_pyarrow_dataset().get_fragments():
-        path: str = fragment.path
-        if path in paths:
-            values: list[list[Any]] = [column.to_pylist() for column in fragment.to_table(columns=columns).columns]
-            found[path] = {name: _Held(*rest) for name, *rest in zip(*values, strict=True)}
+    for path in paths:
+        values = [column.to_pylist() for column in read_columns(folder / unquote(path), columns).columns]
+        found[path] = {name: _Held(*rest) for name, *rest in zip(*values, strict=True)}
     return found
 
 

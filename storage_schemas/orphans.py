@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
-import pyarrow.parquet as pq
-
-from storage_schemas.catalog import is_table, open_dataset_table, open_table
-from storage_schemas.location import FileInfo, Location, locate, storage_errors
+from storage_schemas.catalog import is_table, open_dataset_table, open_table, read_columns
+from storage_schemas.location import FileInfo, Location, locate
 from storage_schemas.shards import DamagedError
 
 SAFETY_AGE = timedelta(hours=24)
@@ -139,9 +137,7 @@ def _parts(table: Location, files: Iterable[str]) -> set[str]:
     for name in sorted(files):
         place = table / name
         try:
-            with storage_errors(table):
-                source = place.path if table.is_local else place.fs().open(place.path, "rb")
-                found.update(pq.read_table(source, columns=["part"], partitioning=None)["part"].unique().to_pylist())
+            found.update(read_columns(place, ["part"])["part"].unique().to_pylist())
         except FileNotFoundError as error:
             raise DamagedError(f"{place.uri} is missing, so nobody can say which parts its version names") from error
     return found

@@ -163,9 +163,8 @@ def diff(
         say_json(found)
         return 0
     counts = ", ".join(f"{found.count(kind):,} {kind}" for kind in ("added", "removed", "changed"))
-    say(
-        f"{store}, version {found.before} to {found.after}: {counts}, {found.unchanged:,} as before; {found.steps:+,} steps"
-    )
+    counts += f", {found.unchanged:,} as before; {found.steps:+,} steps"
+    say(f"{store}, version {found.before} to {found.after}: {counts}")
     for change in found.changes:
         lengths = " -> ".join("none" if n is None else f"{n}" for n in (change.length_before, change.length_after))
         say(f"{change.kind}: {change.episode_id}, {lengths} steps, {change.source_uri}")
