@@ -1,113 +1,134 @@
-"""`uwm bench store`: what opening, committing and sampling cost as a dataset grows, on synthetic rows."""
+"""`uwm bench store`: what opening, committing and sampling cost as a dataset grows; synthetic rows, no frames.
+
+A dataset grows as ingestion makes it grow, 64 episodes a commit. At each size a fresh process opens the newest
+version, and commits of one batch are timed in the process that has committed before (warm) and in a committer that
+has not (cold: it first reads the ids).
+"""
 
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
 
-from storage_schemas.schema import DatasetSpec
-from storage_schemas.store import EpisodeRow, commit, create_dataset
+from storage_schemas.store import Committer, DatasetSpec, EpisodeRow, commit, create_dataset, split_of
 
-_BATCH = 20_000
-_STEPS = 300
-_COMMITS = 3
+SPEC = DatasetSpec(cameras=("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left"), action_dim=10)
+BATCH = 64
+PART = "synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoreCost:
-    """Costs beside some number of episodes."""
+class OpenCost:
+    """What a process that does nothing else spends on opening the newest version and on the shuffle of its steps."""
 
-    episodes: int
+    commits: int
     open_seconds: float
-    """Wall time of opening the newest version and its columns, in a process of its own."""
-    open_mb: float
-    """Memory that the process grew by while opening."""
-    commit_ms: float
-    """CPU time of committing one batch of 64 new episodes."""
+    """Wall time."""
+    open_cpu_seconds: float
+    open_peak_mb: float
+    """Peak resident memory of the process, with all that it imports."""
     sampler_mb: float
     """Memory that the process grew by for the global shuffle of all steps."""
 
 
-def bench_store(sizes: Sequence[int] = (100, 1_000, 10_000, 100_000)) -> list[StoreCost]:
-    """Measure at each size, on rows that name no real part: nothing but the log is touched."""
-    found = []
+@dataclass(frozen=True, kw_only=True)
+class StoreCost:
+    """Costs at one size; commits are medians of wall time and include the disk."""
+
+    episodes: int
+    opening: OpenCost
+    commit_warm_ms: float
+    commit_cold_ms: float
+
+    def row(self) -> dict[str, float]:
+        """All figures by name."""
+        own = {name: value for name, value in asdict(self).items() if name != "opening"}
+        return own | asdict(self.opening)
+
+
+def bench_store(sizes: Sequence[int] = (100, 1_000, 10_000, 100_000), repeats: int = 7) -> list[StoreCost]:
+    """Grow a new dataset and measure it at each size, in ascending order."""
     with tempfile.TemporaryDirectory() as folder:
-        create_dataset(folder, DatasetSpec(cameras=("a", "b", "c"), action_dim=10))
-        written = 0
+        uri = str(Path(folder) / "bench-store")
+        create_dataset(uri, SPEC)
+        part = Path(uri, "parts", PART)
+        part.mkdir(parents=True)
+        (part / "zarr.json").touch()
+        committer, rows, found = Committer(uri), 0, []
         for size in sizes:
-            while written < size:
-                count = min(_BATCH, size - written)
-                commit(folder, list(_rows(written, count)))
-                written += count
-            probe = _probe(folder)
-            began = time.process_time()
-            for _ in range(_COMMITS):
-                commit(folder, list(_rows(written, 64)))
-                written += 64
-            spent = (time.process_time() - began) * 1000 / _COMMITS
-            found.append(StoreCost(episodes=size, commit_ms=round(spent, 1), **probe))
-    return found
+            while rows < size:
+                count = min(BATCH, size - rows)
+                commit(committer, synthetic_rows(rows, count))
+                rows += count
+            opening = _open_in_a_new_process(uri)
+            warm, cold = _commit_times(uri, committer, rows, repeats)
+            rows += 2 * repeats * BATCH
+            cost = StoreCost(episodes=size, opening=opening, commit_warm_ms=warm, commit_cold_ms=cold)
+            found.append(cost)
+        return found
 
 
-def _rows(first: int, count: int) -> Iterator[EpisodeRow]:
-    stats = {"count": _STEPS} | {name: [0.1] * 10 for name in ("min", "max", "sum", "sumsq")}
-    for number in range(first, first + count):
-        yield EpisodeRow(
-            episode_id=f"{number:032x}",
-            part=f"{number // 64:032x}",
-            start=number % 64 * _STEPS,
-            length=_STEPS,
-            fps=15.0,
-            source_uri=f"gs://bucket/droid/1.0.0/shard-{number // 64}#record={number % 64}",
-            source_format="droid-rlds",
-            source_fingerprint=f"{number:x}",
-            collection=f"LAB{number % 13}",
-            language=["pick up the thing"],
-            success=True,
-            cameras=["a", "b", "c"],
-            frame_sizes=["180x320"] * 3,
-            action_steps=_STEPS,
-            split="val" if number % 10 == 0 else "train",
-            statistics=json.dumps({"action": stats}),
-            run_id="bench",
-            ingested_at=datetime.now(UTC),
-            checksum=0,
+def _commit_times(uri: str, committer: Committer, rows: int, repeats: int) -> tuple[float, float]:
+    """Median milliseconds of a warm and of a cold commit, taken in turn."""
+    warm: list[float] = []
+    cold: list[float] = []
+    for _ in range(repeats):
+        for target, times in ((committer, warm), (uri, cold)):
+            batch = synthetic_rows(rows, BATCH)
+            began = time.perf_counter()
+            commit(target, batch)
+            times.append((time.perf_counter() - began) * 1e3)
+            rows += BATCH
+    return round(median(warm), 1), round(median(cold), 1)
+
+
+def synthetic_rows(first: int, count: int) -> list[EpisodeRow]:
+    """Rows as DROID's look: ids and fingerprints of their length, statistics of 10 dimensions twice."""
+    numbers = {name: [0.123456789 * i for i in range(10)] for name in ("min", "max", "sum", "sumsq")}
+    statistics = json.dumps({name: {"count": 280, **numbers} for name in ("action", "state/cartesian_position")})
+    return [
+        EpisodeRow(
+            episode_id=f"LAB/success/2023-04-{i % 28 + 1:02}/Fri_Apr_21_10:42:{i % 60:02}_{i:08}",
+            part=PART, start=i * 280, length=280, fps=15.0,
+            source_uri=f"/data/droid/1.0.0/r2d2_faceblur-train.tfrecord-{i // 46:05}-of-02048#record={i % 46}",
+            source_format="droid-rlds", source_fingerprint=f"{i:032x}", collection=f"LAB{i % 13}",
+            language=["put the marker in the pot", "move the marker to the pot"], success=True,
+            cameras=list(SPEC.cameras), frame_sizes=["180x320"] * 3, action_steps=280,
+            split=split_of(str(i)), statistics=statistics, run_id="bench",
+            ingested_at=datetime(2026, 1, 2, tzinfo=UTC), checksum=i, part_bytes=1 << 28,
         )
+        for i in range(first, first + count)
+    ]  # fmt: skip
 
 
 _PROBE = """
 import json, sys, time
 from pathlib import Path
-import deltalake, pyarrow
 from storage_schemas.store import open_dataset
-from uwm.data.sampler import SegmentSampler
 
-def resident():
-    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmRSS"))
-    return int(line.split()[1]) / 1024
+def status(name):  # getrusage would count what the parent had when it forked
+    return int(Path("/proc/self/status").read_text().partition(name + ":")[2].split()[0]) / 1024
 
-before, began = resident(), time.perf_counter()
+began, cpu = time.perf_counter(), time.process_time()
 dataset = open_dataset(sys.argv[1])
-seconds, opened = time.perf_counter() - began, resident()
+opened = dict(commits=dataset.version, open_seconds=round(time.perf_counter() - began, 3),
+              open_cpu_seconds=round(time.process_time() - cpu, 3), open_peak_mb=round(status("VmHWM"), 1))
+from uwm.data.sampler import SegmentSampler
 rows = dataset.episodes.select(split="train")
+before = status("VmRSS")
 sampler = SegmentSampler(rows, dataset.episodes.lengths[rows], (0,))
 for place in range(1000):
     sampler.draw(place)
-print(json.dumps({"open_seconds": round(seconds, 3), "open_mb": round(opened - before, 1),
-                  "sampler_mb": round(resident() - opened, 1)}))
+print(json.dumps(opened | {"sampler_mb": round(status("VmRSS") - before, 1)}))
 """
 
 
-def _probe(folder: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-c", _PROBE, folder], capture_output=True, text=True, check=True)
-    values: dict[str, float] = json.loads(done.stdout)
-    return values
-
-
-def as_json(costs: Sequence[StoreCost]) -> list[dict[str, float]]:
-    """Plain values."""
-    return [asdict(cost) for cost in costs]
+def _open_in_a_new_process(uri: str) -> OpenCost:
+    done = subprocess.run([sys.executable, "-c", _PROBE, uri], capture_output=True, text=True, check=True)
+    return OpenCost(**json.loads(done.stdout))

@@ -20,6 +20,7 @@ from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.store import (
+    Committer,
     Dataset,
     EpisodeRow,
     QuarantineRow,
@@ -28,6 +29,7 @@ from storage_schemas.store import (
     create_dataset,
     dataset_exists,
     open_dataset,
+    withdrawn_fingerprints,
     write_part,
 )
 
@@ -173,6 +175,7 @@ def _plan(reader: SourceReader, dataset: Dataset, fit: Filter) -> _Plan:
     refs = tuple(item for item in listed if isinstance(item, SourceRef))
     current = {ref.uri: ref.fingerprint for ref in refs}
     fingerprints = set(current.values())
+    withdrawn = withdrawn_fingerprints(dataset.uri)
     held = zip(*(dataset.episodes.column(n) for n in ("source_uri", "source_fingerprint", "episode_id")), strict=True)
     known: Counter[str] = Counter()
     taken: dict[str, tuple[str, str]] = {}
@@ -184,10 +187,11 @@ def _plan(reader: SourceReader, dataset: Dataset, fit: Filter) -> _Plan:
         elif uri not in current and (file := uri.rpartition("#")[0]) in current:
             stale.setdefault(file, []).append(episode_id)
     copies = fit.copies(refs, dict(taken.values()))
+    done = known.keys() | withdrawn
     return _Plan(
         refs=tuple(ref for ref in refs if ref.uri not in copies),
         rejected=(*(item for item in listed if isinstance(item, Rejection)), *copies.values()),
-        todo=tuple(ref for ref in refs if ref.fingerprint not in known and ref.uri not in copies),
+        todo=tuple(ref for ref in refs if ref.fingerprint not in done and ref.uri not in copies),
         present=known.total(),
         taken=taken,
         stale={uri: tuple(ids) for uri, ids in stale.items()},
@@ -233,8 +237,10 @@ class _Writer:
     _bytes: int = 0
     _retired: list[str] = field(default_factory=list)
     _unrecorded: list[Rejection] = field(default_factory=list)
+    _committer: Committer = field(init=False)
 
     def __post_init__(self) -> None:
+        self._committer = Committer(self.store_uri)
         todo = {ref.uri for ref in self.plan.todo}  # a file may have become a copy of another, with nothing to read
         self._retired = [key for uri, ids in self.plan.stale.items() if uri not in todo for key in ids]
 
@@ -270,7 +276,7 @@ class _Writer:
         """Make all that was added visible, and write down what was turned away."""
         self._flush()
         if self._rows or self._retired:
-            result = commit(self.store_uri, self._rows, retire=self._retired)
+            result = commit(self._committer, self._rows, retire=self._retired)
             self.total.update(added=result.added, replaced=result.replaced, present=result.present)
             self.total["steps"] += sum(row.length for row in self._rows)
         if self._unrecorded:

@@ -93,6 +93,7 @@ class _PartChecker:
         self._folder: Location = locate(dataset.uri) / "parts" / part
         self._ids = dataset.episodes.episode_ids
         self._first = episodes[0]
+        self._episodes = episodes
         self._shards: dict[str, str] = {}  # key -> what is wrong, empty when nothing is
 
     def part_problems(self) -> Iterator[Problem]:
@@ -106,9 +107,18 @@ class _PartChecker:
         for key, document in part_metadata(schema).items():
             if (what := self._document(key, document)) is not None:
                 yield self._problem(None, what)
+        yield from self._overlaps()
         for array in schema.numbers.values():
             if array.row_bytes and (what := self._numbers(array.key, array.row_bytes * schema.steps)) is not None:
                 yield self._problem(None, what)
+
+    def _overlaps(self) -> Iterator[Problem]:
+        table = self._dataset.episodes
+        end, last = 0, self._episodes[0]
+        for episode in sorted(self._episodes, key=lambda i: int(table.starts[i])):
+            if table.starts[episode] < end:
+                yield self._problem(episode, f"its steps are also those of episode {self._ids[last]}")
+            end, last = int(table.starts[episode] + table.lengths[episode]), episode
 
     def episode_problems(self, episode: int) -> Iterator[Problem]:
         """What is wrong with one episode: the first thing found of each kind."""

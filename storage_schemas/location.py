@@ -6,15 +6,103 @@ where to go. Whole-file writes are atomic: a reader sees the old bytes, the new 
 
 import os
 import posixpath
+import re
+import time
 import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import StorageError, UserError
 
 _S3 = ("s3", "s3a")
 _GCS = ("gs", "gcs")
+_ATTEMPTS = 3
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemotePolicy:
+    """How patient requests to an object store are; the same for every library that makes them."""
+
+    timeout: float = 30.0
+    """Seconds in which a request must be answered, and in which a transfer must get on."""
+    retries: int = 6
+    """How often a failed request is repeated, waiting longer each time."""
+
+    @classmethod
+    def from_environment(cls) -> "RemotePolicy":
+        """The policy in `UWM_STORAGE_TIMEOUT` and `UWM_STORAGE_RETRIES`. Raises UserError for other than numbers."""
+        timeout, retries = (os.environ.get(f"UWM_STORAGE_{name}") for name in ("TIMEOUT", "RETRIES"))
+        try:
+            policy = cls(timeout=float(timeout or cls.timeout), retries=int(retries or cls.retries))
+        except ValueError as error:
+            raise UserError(f"UWM_STORAGE_TIMEOUT and UWM_STORAGE_RETRIES must be numbers: {error}") from error
+        if policy.timeout <= 0 or policy.retries < 1:
+            raise UserError("UWM_STORAGE_TIMEOUT and UWM_STORAGE_RETRIES must be above zero")
+        return policy
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which an operation with all its retries is given up."""
+        return self.timeout * (self.retries + 1) + 2.0**self.retries
+
+
+def s3_endpoint() -> str | None:
+    """The address of an S3 that is not Amazon's, from the usual variables."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+@contextmanager
+def storage_errors(location: "Location") -> Iterator[None]:
+    """Turn what a remote storage's libraries raise into one `StorageError`; missing files stay what they are."""
+    if location.is_local:
+        yield
+        return
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except _outages() as error:
+        if type(error).__name__ == "CommitFailedError":
+            raise
+        plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))  # deltalake paints its errors
+        reason = " ".join(plain.split())[:300] or type(error).__name__
+        raise StorageError(f"{location.uri}: the storage failed: {reason}") from error
+
+
+def persistent(location: "Location", action: Callable[[], T]) -> T:
+    """Do something that may be done twice, again when a remote storage fails under it.
+
+    Libraries repeat requests themselves, but not all of them an answer that breaks off in the middle.
+
+    Raises:
+        StorageError: when it keeps failing.
+    """
+    for tries in range(_ATTEMPTS - 1):
+        try:
+            with storage_errors(location):
+                return action()
+        except StorageError:
+            time.sleep(0.1 * 2**tries)
+    with storage_errors(location):
+        return action()
+
+
+def _outages() -> tuple[type[Exception], ...]:
+    """What s3fs, other file systems of fsspec and deltalake raise when a storage fails."""
+    import asyncio
+
+    from aiohttp import ClientError as HttpError
+    from botocore.exceptions import BotoCoreError, ClientError
+    from deltalake.exceptions import DeltaError
+    from pyarrow import ArrowException
+
+    return OSError, asyncio.TimeoutError, HttpError, BotoCoreError, ClientError, DeltaError, ArrowException
 
 
 @dataclass(frozen=True)
@@ -50,39 +138,68 @@ class Location:
         """The fsspec file system; fsspec keeps one per process, so it is never pickled or forked."""
         import fsspec
 
-        return fsspec.filesystem(self.protocol)
+        return fsspec.filesystem(self.protocol, **(_s3_options() if self.protocol in _S3 else {}))
 
     def exists(self) -> bool:
         """Whether there is a file or folder here."""
-        return Path(self.path).exists() if self.is_local else bool(self.fs().exists(self.path))
+        with storage_errors(self):
+            return Path(self.path).exists() if self.is_local else bool(self.fs().exists(self.path))
 
     def is_dir(self) -> bool:
         """Whether there is a folder here."""
-        return Path(self.path).is_dir() if self.is_local else bool(self.fs().isdir(self.path))
+        with storage_errors(self):
+            return Path(self.path).is_dir() if self.is_local else bool(self.fs().isdir(self.path))
 
     def size(self) -> int:
         """Bytes of the file. Raises FileNotFoundError."""
-        return Path(self.path).stat().st_size if self.is_local else int(self.fs().size(self.path))
+        with storage_errors(self):
+            return Path(self.path).stat().st_size if self.is_local else int(self.fs().size(self.path))
 
     def names(self) -> list[str]:
         """Sorted names in the folder; empty when there is none. Unfinished writes are left out."""
         if self.is_local:
             found = [entry.name for entry in os.scandir(self.path)] if Path(self.path).is_dir() else []
-        elif self.is_dir():
-            found = [posixpath.basename(entry.rstrip("/")) for entry in self.fs().ls(self.path, detail=False)]
         else:
-            found = []
+            with storage_errors(self):
+                entries = self.fs().ls(self.path, detail=False) if self.fs().isdir(self.path) else []
+            found = [posixpath.basename(entry.rstrip("/")) for entry in entries]
         return sorted(name for name in found if not name.startswith(".tmp-"))
+
+    def files(self) -> list["FileInfo"]:
+        """All files at any depth of the folder, also unfinished ones."""
+        if self.is_local:
+            paths = (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names)
+            return [info for path in paths if (info := _local_info(path, self.path)) is not None]
+        with storage_errors(self):
+            found = self.fs().find(self.path, detail=True)
+        return [
+            FileInfo(
+                name=path.removeprefix(self.path).lstrip("/"),
+                bytes=int(info["size"]),
+                modified=info.get("LastModified") or info.get("created") or datetime.now(UTC),
+            )
+            for path, info in found.items()
+        ]
 
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
         """The file, or its bytes `start` to `end`; a negative start counts from the end."""
         if not self.is_local:
-            return bytes(self.fs().cat_file(self.path, start=start, end=end))
+            with storage_errors(self):
+                return bytes(self.fs().cat_file(self.path, start=start, end=end))
         with Path(self.path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             first, last, _ = slice(start, end).indices(size)
             file.seek(first)
             return file.read(max(0, last - first))
+
+    def read_many(self, names: Sequence[str]) -> list[bytes]:
+        """The whole files of those names below this folder, together. Raises FileNotFoundError."""
+        places = [self / name for name in names]
+        if self.is_local or not places:
+            return [place.read_bytes() for place in places]
+        with storage_errors(self):
+            found = self.fs().cat([place.path for place in places])
+        return [bytes(found[place.path]) for place in places] if isinstance(found, dict) else [bytes(found)]
 
     def write_bytes(self, data: bytes, *, exclusive: bool = False) -> None:
         """Write the whole file at once; complete and on disk when it returns.
@@ -93,13 +210,15 @@ class Location:
         if self.is_local:
             _write_local(Path(self.path), data, exclusive)
         else:
-            self.fs().pipe_file(self.path, data, mode="create" if exclusive else "overwrite")
+            with storage_errors(self):
+                self.fs().pipe_file(self.path, data, mode="create" if exclusive else "overwrite")
 
     def remove(self) -> None:
         """Remove the file or the folder with all that is in it."""
         from fsspec.implementations.local import LocalFileSystem
 
-        (LocalFileSystem() if self.is_local else self.fs()).rm(self.path, recursive=True)
+        with storage_errors(self):
+            (LocalFileSystem() if self.is_local else self.fs()).rm(self.path, recursive=True)
 
     def delta_uri(self) -> str:
         """The place as deltalake takes it."""
@@ -109,9 +228,16 @@ class Location:
         """Storage options of deltalake; keys, region and endpoint come from the usual AWS_* variables."""
         if self.protocol not in _S3:
             return {}
-        options = {"conditional_put": "etag"}
-        if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-            options["allow_http"] = "true"
+        policy = RemotePolicy.from_environment()
+        options = {
+            "conditional_put": "etag",
+            "timeout": f"{policy.timeout * 1000:.0f}ms",
+            "connect_timeout": f"{policy.timeout * 1000:.0f}ms",
+            "max_retries": str(policy.retries),
+            "retry_timeout": f"{policy.deadline:.0f}s",
+        }
+        if endpoint := s3_endpoint():
+            options |= {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
         return options
 
     def kvstore(self) -> dict[str, Any] | None:
@@ -119,14 +245,45 @@ class Location:
         if self.is_local:
             return {"driver": "file", "path": self.path.rstrip("/") + "/"}
         bucket, _, key = self.path.partition("/")
+        retries = {"max_retries": RemotePolicy.from_environment().retries, "initial_delay": "100ms", "max_delay": "5s"}
         if self.protocol in _GCS:
-            return {"driver": "gcs", "bucket": bucket, "path": key.rstrip("/") + "/"}
+            spec = {"driver": "gcs", "bucket": bucket, "path": key.rstrip("/") + "/"}
+            return {**spec, "gcs_request_retries": retries}
         if self.protocol not in _S3:
             return None
-        spec: dict[str, Any] = {"driver": "s3", "bucket": bucket, "path": key.rstrip("/") + "/"}
-        if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        spec = {"driver": "s3", "bucket": bucket, "path": key.rstrip("/") + "/"}
+        if endpoint := s3_endpoint():
             spec |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
-        return spec
+        return {**spec, "s3_request_retries": retries}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInfo:
+    """One file below a folder."""
+
+    name: str
+    """Path from the folder on."""
+    bytes: int
+    modified: datetime
+
+
+def _local_info(path: Path, root: str) -> FileInfo | None:
+    try:
+        info = path.lstat()
+    except FileNotFoundError:  # someone else removes files here, too
+        return None
+    modified = datetime.fromtimestamp(info.st_mtime, UTC)
+    return FileInfo(name=os.path.relpath(path, root), bytes=info.st_size, modified=modified)
+
+
+def _s3_options() -> dict[str, Any]:
+    policy = RemotePolicy.from_environment()
+    config = {
+        "connect_timeout": policy.timeout,
+        "read_timeout": policy.timeout,
+        "retries": {"max_attempts": policy.retries + 1, "mode": "standard"},
+    }
+    return {"endpoint_url": s3_endpoint(), "config_kwargs": config, "use_listings_cache": False}
 
 
 def locate(uri: str | os.PathLike[str]) -> Location:

@@ -1,14 +1,17 @@
 """What a source held that could not become an episode, and why: a Delta table beside the episodes."""
 
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from storage_schemas.catalog import append, attempt, create_table, is_table, known_sources, open_table
-from storage_schemas.location import Location, locate
+from storage_schemas.catalog import append, create_table, is_table, known_sources, open_dataset_table, open_table
+from storage_schemas.commits import CommitResult, attempt, commit
+from storage_schemas.errors import UserError
+from storage_schemas.location import Location, locate, persistent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,9 @@ class QuarantineRow:
     run_id: str
     time: datetime
 
+
+WITHDRAWN = "withdrawn"
+"""Reason of an entry that a user made: the episode was there and is not to come back."""
 
 _SCHEMA = pa.schema(
     [
@@ -51,7 +57,7 @@ def add_quarantine(uri: str | os.PathLike[str], rows: Sequence[QuarantineRow]) -
         return 0
     if not is_table(location):
         create_table(location, _SCHEMA, {})
-    return attempt(lambda: _add_once(location, rows))
+    return attempt(location, lambda: _add_once(location, rows))
 
 
 def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
@@ -78,6 +84,48 @@ def quarantined(uri: str | os.PathLike[str]) -> list[QuarantineRow]:
     known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
     if not is_table(location / "quarantine"):
         return []
-    held = open_table(location / "quarantine").to_pyarrow_table().sort_by("time").to_pylist()
+    table = open_table(location / "quarantine")
+    held = persistent(location, table.to_pyarrow_table).sort_by("time").to_pylist()
     rows = [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in held]
     return [row for row in rows if (row.source_uri, row.fingerprint) not in known]
+
+
+def withdraw(
+    uri: str | os.PathLike[str], episode_ids: Sequence[str], *, detail: str = "", forget: bool = False
+) -> CommitResult:
+    """Take episodes out of the dataset: a new version without them. Older versions and the parts stay.
+
+    The episodes' sources go into quarantine with the reason `WITHDRAWN`, so that ingestion leaves them
+    alone from now on.
+
+    Args:
+        uri: The dataset.
+        episode_ids: Episodes of the newest version.
+        detail: Why, in one line.
+        forget: Only take them out; the next ingestion of their source brings them back.
+
+    Raises:
+        UserError: when there is no dataset or no such episode in its newest version.
+    """
+    location = locate(uri)
+    columns = ["episode_id", "source_uri", "source_fingerprint"]
+    table = open_dataset_table(location)
+    rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns)).to_pylist()
+    held = {row["episode_id"]: (row["source_uri"], row["source_fingerprint"]) for row in rows}
+    if absent := [name for name in episode_ids if name not in held]:
+        raise UserError(f"{location.uri} has no episode {absent[0]!r} in version {table.version()}")
+    if not forget:  # first, so that a crash in between can be repaired by the same command
+        now, run = datetime.now(UTC), uuid.uuid4().hex
+        entries = [
+            QuarantineRow(
+                source_uri=source, fingerprint=fingerprint, reason=WITHDRAWN, detail=detail, run_id=run, time=now
+            )
+            for source, fingerprint in (held[name] for name in episode_ids)
+        ]
+        add_quarantine(location.uri, entries)
+    return commit(location.uri, [], retire=episode_ids)
+
+
+def withdrawn_fingerprints(uri: str | os.PathLike[str]) -> set[str]:
+    """Fingerprints of what a user has taken out; ingestion does not bring it back. Raises UserError."""
+    return {entry.fingerprint for entry in quarantined(uri) if entry.reason == WITHDRAWN}

@@ -107,7 +107,9 @@ class EpisodeTable:
 
     def __init__(self, table: pa.Table, statistics: Callable[[], pa.Table]) -> None:
         """Take all columns but `statistics`, and a function that reads `ordinal` and `statistics`."""
-        table = table.sort_by("ordinal").combine_chunks()
+        ordinals = table["ordinal"].to_numpy()
+        if (ordinals[1:] < ordinals[:-1]).any():
+            table = table.sort_by("ordinal")
         self._table = table
         self._load = statistics
         self._statistics: list[str] | None = None
@@ -195,7 +197,8 @@ def _flags(values: pa.ChunkedArray) -> NDArray[np.bool_]:
 
 
 def _sizes(table: pa.Table) -> NDArray[np.int32]:
-    texts = table["frame_sizes"].to_pylist()
-    known = {text: parse_size(text) for row in texts for text in row}
-    views = len(texts[0]) if texts else 0
-    return np.array([[known[text] for text in row] for row in texts], np.int32).reshape(len(texts), views, 2)
+    texts = table["frame_sizes"].combine_chunks()
+    names = texts.flatten().dictionary_encode()
+    known = np.array([parse_size(text) for text in names.dictionary.to_pylist()], np.int32).reshape(-1, 2)
+    sizes: NDArray[np.int32] = known[names.indices.to_numpy()]
+    return sizes.reshape(len(texts), -1 if len(texts) else 0, 2)

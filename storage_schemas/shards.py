@@ -51,8 +51,8 @@ class PartReader(Protocol):
         """What `chunks` gives for each of many reads, in their order; remote ones are under way at once."""
         ...
 
-    def span(self, key: str, start: int, size: int) -> bytes:
-        """Bytes `start` to `start + size` of a file.
+    def numbers(self, key: str, start: int, size: int, total: int) -> bytes:
+        """Bytes `start` to `start + size` of an array of numbers of `total` bytes and its checksum.
 
         Raises:
             DamagedError: when the file is missing or shorter.
@@ -133,8 +133,8 @@ class LocalParts:
         """See `PartReader`. Read one by one: what was just read is still in the processor's cache."""
         return starmap(self.chunks, reads)
 
-    def span(self, key: str, start: int, size: int) -> bytes:
-        """See `PartReader`."""
+    def numbers(self, key: str, start: int, size: int, total: int) -> bytes:
+        """See `PartReader`. Reads just that range."""
         try:
             file, _ = self._open(key)
         except FileNotFoundError as error:

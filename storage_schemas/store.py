@@ -9,33 +9,29 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.catalog import (
-    CommitResult,
-    Snapshot,
-    commit,
-    create_dataset,
-    dataset_exists,
-    known_sources,
-    load,
-)
+from storage_schemas.catalog import Snapshot, create_dataset, dataset_exists, known_sources
+from storage_schemas.commits import CommitResult, Committer, commit
 from storage_schemas.episode import Segment, SegmentId, SegmentSpec
 from storage_schemas.errors import UserError
 from storage_schemas.frames import decode_frames
 from storage_schemas.location import Location, locate
 from storage_schemas.parts import write_part
-from storage_schemas.quarantine import QuarantineRow, add_quarantine, quarantined
+from storage_schemas.quarantine import QuarantineRow, add_quarantine, quarantined, withdraw, withdrawn_fingerprints
+from storage_schemas.remote import RemoteParts
 from storage_schemas.rows import EpisodeRow, EpisodeTable, split_of
 from storage_schemas.schema import DatasetSpec, StoreSchema, shard_key
 from storage_schemas.shards import DamagedError, LocalParts, PartReader, ShardRead
 from storage_schemas.statistics import FieldStatistics
+from storage_schemas.versions import Version, load_version
 
 __all__ = [
     "CommitResult",
+    "Committer",
     "DamagedError",
     "Dataset",
     "DatasetSpec",
@@ -55,13 +51,12 @@ __all__ = [
     "quarantined",
     "split_of",
     "summary",
+    "withdraw",
+    "withdrawn_fingerprints",
     "write_part",
 ]
 
 Chunk = bytes | memoryview
-_INDEX_CACHE = 128 * 2**20
-"""Bytes of shard indexes that a remote reader keeps."""
-_OPEN_SHARDS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +73,14 @@ class DatasetSummary:
     quarantined: int
 
 
-def open_dataset(uri: str | os.PathLike[str], version: int | None = None) -> "Dataset":
-    """Open a dataset at a version; the newest when `version` is None.
+def open_dataset(uri: str | os.PathLike[str], version: Version = None) -> "Dataset":
+    """Open a dataset at a version, given by number or tag; the newest when `version` is None.
 
     Raises:
         UserError: when there is no such path, no dataset there, or no such version.
     """
     location = locate(uri)
-    return Dataset(location, load(location, version))
+    return Dataset(location, load_version(location, version))
 
 
 def open_parts(folder: Location) -> PartReader:
@@ -255,7 +250,7 @@ class Dataset:
             pixels = np.empty((len(once), len(same), *size, 3), np.uint8)
             self.decode(episode, self.chunks(episode, once, views[same]), pixels.reshape(-1, *size, 3))
             for i, k in enumerate(same):
-                frames[cameras[k]] = pixels[:, i] if len(once) == len(steps) else pixels[place, i]
+                frames[cameras[k]] = pixels[:, i] if np.array_equal(once, steps) else pixels[place, i]
         return frames, known
 
     def decode(
@@ -364,7 +359,8 @@ class Dataset:
 
     def _rows(self, episode: int, name: str, step: int, count: int) -> NDArray[Any]:
         """Steps of an array of numbers, as one byte range."""
-        arrays = self.schema(episode).numbers
+        schema = self.schema(episode)
+        arrays = schema.numbers
         if name not in arrays:
             raise KeyError(f"episode {episode} has no {name!r}; it has {', '.join(arrays)}")
         array = arrays[name]
@@ -372,94 +368,5 @@ class Dataset:
             return np.zeros(array.shape(count), array.dtype)
         start = (int(self.episodes.starts[episode]) + step) * array.row_bytes
         key = f"{self.episodes.parts[episode]}/{array.key}"
-        return array.parse(self.reader().span(key, start, count * array.row_bytes))
-
-
-def _results(key: str, pending: Sequence[Any]) -> list[bytes | memoryview | None]:
-    try:
-        found = [read.result() for read in pending]
-    except ValueError as error:
-        raise DamagedError(f"{key}: {error}") from error
-    return [result.value if result.state == "value" else None for result in found]
-
-
-class RemoteParts:
-    """`PartReader` of an object store through TensorStore: shard indexes are cached, ranges batched.
-
-    TensorStore's threads do not survive a fork and abort the child, so a forked child of a process
-    that has read gets an error that says what to do.
-    """
-
-    _owner: ClassVar[int | None] = None
-
-    def __init__(self, folder: Location) -> None:
-        """Take the folder of all parts. Raises UserError when TensorStore has no driver for it."""
-        import tensorstore
-
-        base = folder.kvstore()
-        if base is None:
-            raise UserError(f"{folder.uri}: frames can be read from local folders, s3:// and gs:// only")
-        RemoteParts._owner = RemoteParts._owner or os.getpid()
-        self._check_process()
-        self._base = base
-        self._context = tensorstore.Context({"cache_pool": {"total_bytes_limit": _INDEX_CACHE}})
-        self._files = tensorstore.KvStore.open(base, context=self._context).result()
-        self._shards: dict[str, Any] = {}
-
-    def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
-        """See `PartReader`."""
-        return next(self.stream([ShardRead(key, entries, ids)]))
-
-    def stream(self, reads: Sequence[ShardRead]) -> Iterator[Sequence[bytes | memoryview | None]]:
-        """See `PartReader`. All reads are under way at once, those of one shard in as few requests as possible."""
-        import tensorstore
-
-        self._check_process()
-        with tensorstore.Batch() as batch:
-            pending = [
-                [self._shard(key, entries).read(int(i).to_bytes(4, "big"), batch=batch) for i in ids]
-                for key, entries, ids in reads
-            ]
-        return map(_results, (read.key for read in reads), pending)
-
-    def span(self, key: str, start: int, size: int) -> bytes:
-        """See `PartReader`."""
-        self._check_process()
-        try:
-            found = self._files.read(key, byte_range=slice(start, start + size)).result()
-        except ValueError as error:
-            raise DamagedError(f"{key} is cut short: {error}") from error
-        if found.state != "value":
-            raise DamagedError(f"{key} is missing")
-        return bytes(found.value)
-
-    def whole(self, key: str) -> bytes:
-        """See `PartReader`."""
-        self._check_process()
-        found = self._files.read(key).result()
-        if found.state != "value":
-            raise FileNotFoundError(key)
-        return bytes(found.value)
-
-    def _shard(self, key: str, entries: int) -> Any:
-        import tensorstore
-
-        if key not in self._shards:
-            if len(self._shards) >= _OPEN_SHARDS:
-                self._shards.clear()
-            codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-            spec = {
-                "driver": "zarr3_sharding_indexed",
-                "base": {**self._base, "path": self._base["path"] + key},
-                "grid_shape": [entries],
-                "index_codecs": codecs,
-            }
-            self._shards[key] = tensorstore.KvStore.open(spec, context=self._context).result()
-        return self._shards[key]
-
-    @staticmethod
-    def _check_process() -> None:
-        if RemoteParts._owner != os.getpid():
-            raise RuntimeError(
-                "TensorStore was used before this process was forked: start workers with 'spawn' or 'forkserver'"
-            )
+        total = schema.steps * array.row_bytes
+        return array.parse(self.reader().numbers(key, start, count * array.row_bytes, total))

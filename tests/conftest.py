@@ -1,15 +1,26 @@
 """Shared fixtures: where ground truth lies, and small episodes made on the spot."""
 
 import os
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from s3_server import FaultProxy, moto_server
 
 from storage_schemas.episode import Episode, EpisodeMeta
 
 ROOT = Path(__file__).resolve().parents[1]
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "UWM_STORAGE_TIMEOUT": "1",
+    "UWM_STORAGE_RETRIES": "3",
+}
 
 
 def _root(variable: str, default: str) -> Path:
@@ -79,3 +90,24 @@ def make_episode() -> Callable[..., Episode]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_proxy() -> Iterator[FaultProxy]:
+    """A proxy before moto's S3."""
+    with moto_server() as address, FaultProxy.serve(address) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3(s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
+    """A proxy that all libraries take for S3, with the empty bucket `bucket`; impatient, so that tests are short."""
+    for name, value in S3_ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_proxy.address)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    for method, path in (("POST", "/moto-api/reset"), ("PUT", "/bucket")):
+        request = urllib.request.Request(s3_proxy.backend + path, method=method)  # noqa: S310
+        urllib.request.urlopen(request).close()  # noqa: S310
+    s3_proxy.reset()
+    return s3_proxy

@@ -78,11 +78,10 @@ def bench_store(
 
     Example: uwm bench store --largest 10000
     """
-    from benchmarks.store import as_json
     from benchmarks.store import bench_store as measure
 
     sizes = [10**power for power in range(2, 10) if 10**power <= largest]
-    found = as_json(measure(sizes))
+    found = [cost.row() for cost in measure(sizes)]
     if json:
         say_json({"scaling": found})
     else:

@@ -50,6 +50,8 @@ def row(name: str, fingerprint: str = "f") -> EpisodeRow:
 def uri(tmp_path: Path, spec: DatasetSpec) -> str:
     place = tmp_path / "a dataset, with ünusual #name?"
     create_dataset(place, spec)
+    (place / "parts/p").mkdir(parents=True)
+    (place / "parts/p/zarr.json").touch()  # the part that every `row` names
     return str(place)
 
 

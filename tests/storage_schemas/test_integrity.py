@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
 from storage_schemas.integrity import verify
-from storage_schemas.store import CommitResult, open_dataset
+from storage_schemas.store import CommitResult, commit, open_dataset
 
 Make = Callable[..., Episode]
 Add = Callable[..., CommitResult]
@@ -93,6 +94,15 @@ def test_a_changed_or_missing_document_is_found(part: Path, tmp_path: Path) -> N
 def test_a_lost_part_names_all_its_episodes(part: Path, tmp_path: Path) -> None:
     part.rename(tmp_path / "elsewhere")
     assert damaged(tmp_path) == {"episode-a", "episode-b", "episode-c"}
+
+
+def test_rows_that_share_steps_are_found(part: Path, tmp_path: Path) -> None:
+    uri = tmp_path / "data"
+    row = open_dataset(uri).episodes.row(0)
+    commit(uri, [replace(row, episode_id="twin")])
+    assert [(p.episode_id, p.what) for p in verify(uri).problems] == [
+        ("twin", "its steps are also those of episode episode-a")
+    ]
 
 
 def test_damage_in_one_part_leaves_the_others_alone(part: Path, make_episode: Make, add: Add, tmp_path: Path) -> None:

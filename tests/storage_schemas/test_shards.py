@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,13 +38,14 @@ def test_an_absent_shard_is_all_holes(reader: PartReader) -> None:
 
 
 def test_spans_and_whole_files(reader: PartReader, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"0123456789")
-    assert reader.span("file", 3, 4) == b"3456"
-    assert reader.whole("file") == b"0123456789"
+    (tmp_path / "file").write_bytes(b"0123456789" + google_crc32c.value(b"0123456789").to_bytes(4, "little"))
+    assert reader.numbers("file", 3, 4, 10) == b"3456"
+    assert reader.whole("file")[:10] == b"0123456789"
+    (tmp_path / "cut").write_bytes(b"0123456789")
     with pytest.raises(DamagedError, match="cut short"):
-        reader.span("file", 8, 4)
+        reader.numbers("cut", 8, 4, 12)
     with pytest.raises(DamagedError, match="missing"):
-        reader.span("nope", 0, 1)
+        reader.numbers("nope", 0, 1, 10)
     with pytest.raises(FileNotFoundError):
         reader.whole("nope")
 
@@ -81,7 +83,7 @@ def test_files_are_closed_when_there_are_too_many(tmp_path: Path) -> None:
     for name in "abcd":
         (tmp_path / name).write_bytes(name.encode())
     before = _open_files()
-    assert [reader.span(name, 0, 1) for name in "abcdabcd"] == [name.encode() for name in "abcdabcd"]
+    assert [reader.numbers(name, 0, 1, 1) for name in "abcdabcd"] == [name.encode() for name in "abcdabcd"]
     assert _open_files() == before + 2
     del reader
     assert _open_files() == before
