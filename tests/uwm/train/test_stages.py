@@ -30,7 +30,8 @@ def test_tokenizer_then_cotraining_then_finetuning(tmp_path: Path, make_store: C
     data, tokenizer = f"data.datasets.0.uri={robot}", f"tokenizer.path={tmp_path / 'tokenizer'}"
     first = train(stage("tokenizer", tmp_path, data))
     second = train(stage("pretrain", tmp_path, data, f"data.datasets.1.uri={video}", tokenizer))
-    third = train(stage("finetune", tmp_path, data, "data.datasets.0.collections=lab", f"init_from={second}"))
+    task = (data, "data.datasets.0.collections=lab", f"init_from={second}")
+    third = train(stage("finetune", tmp_path, *task))
 
     one, two, three = (load_checkpoint(path) for path in (first, second, third))
     assert two.state.tokenizer_checkpoint is not None
@@ -42,9 +43,8 @@ def test_tokenizer_then_cotraining_then_finetuning(tmp_path: Path, make_store: C
     assert load_policy(tmp_path / "finetune", "cpu").config == three.config
 
     other = train(stage("tokenizer", tmp_path, data, "train.seed=1", f"output={tmp_path / 'other'}"))
-    pairs = (data, f"init_from={second}", f"tokenizer.path={other}")
     with pytest.raises(UserError, match="another tokenizer"):
-        train(stage("finetune", tmp_path, *pairs, f"output={tmp_path / 'mixed'}"))
+        train(stage("finetune", tmp_path, *task, f"tokenizer.path={other}", f"output={tmp_path / 'mixed'}"))
     with pytest.raises(UserError, match="its tokenizer"):
         train(stage("pretrain", tmp_path, data, f"data.datasets.1.uri={video}", f"tokenizer.path={other}"))
 
