@@ -29,7 +29,7 @@ test: $(STAMP) ## the whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not network"
 
 test-slow: $(STAMP) ## what the fast suite leaves out and this machine can run
-	$(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not network"
 
 lint: $(STAMP) ## style and types
 	$(BIN)/ruff check .
