@@ -67,8 +67,9 @@ def load(location: Location, version: int | None = None) -> Snapshot:
     table = open_dataset_table(location, version)
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
-    rows = persistent(location, lambda: _in_order(table).to_table(columns=columns))
-    pa.default_memory_pool().release_unused()  # what decoding took is more than the rows
+    pool = pa.system_memory_pool()  # the default one keeps 50 MB more of what decoding took
+    rows = persistent(location, lambda: _in_order(table).to_table(columns=columns, memory_pool=pool))
+    pool.release_unused()
     return Snapshot(
         version=table.version(),
         table_id=str(table.metadata().id),
