@@ -45,6 +45,7 @@ def bench_loader(
     ]
     say_table(result.content, ("layout", "samples / CPU s", "CPU ms / sample", "bytes / frame"), rows)
     say_table("", ("ratio", ""), [(name, f"{value:.2f}") for name, value in result.ratios.items()])
+    say_table("one worker, one epoch", ("", ""), [(name, str(value)) for name, value in asdict(result.epoch).items()])
     if result.s3:
         say_table("S3 emulator", ("", ""), [(name, f"{value:,}") for name, value in asdict(result.s3).items()])
     for name, reason in result.left_out.items():
