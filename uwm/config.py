@@ -104,8 +104,9 @@ class AutoencoderConfig(Config):
 class ObsEncoderConfig(Config):
     """What turns current images into the conditioning vector."""
 
-    kind: Literal["resnet18gn", "small"] = Field(
-        "resnet18gn", description="published ResNet-18 with GroupNorm, or a few convolutions for CPUs"
+    kind: Literal["resnet18gn", "vit_b_32", "small", "vit_small"] = Field(
+        "resnet18gn",
+        description="published ResNet-18 with GroupNorm or ViT-B/32; a few convolutions or a 2-block ViT for CPUs",
     )
     embed_dim: int = Field(768, gt=0, description="features per view and frame")
 

@@ -15,9 +15,9 @@ _OP_PREFIX = "aten::_scaled_dot_product_"
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens, by `F.scaled_dot_product_attention`.
+    """Multi-head self-attention by `F.scaled_dot_product_attention`, over all tokens or over those that are keys.
 
-    No dropout and no mask: either makes the CPU fall back to the unfused kernel.
+    No dropout and no mask with a gradient: either makes the CPU fall back to the unfused kernel.
 
     Args:
         dim: D, features of a token.
@@ -31,16 +31,27 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x: (B, L, D).
+            keys: (B, L) bool: tokens that may be attended to, at least one in each sample; None is all of them.
+
+        Returns:
+            (B, L, D); where `keys` is false too, for such a token still attends.
+        """
+        mask = None if keys is None else keys[:, None, None]  # (B, 1, 1, L)
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1)  # (B, L, 3, n, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # 3 x (B, n, L, d)
-        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, n, L, d)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, n, L, d)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
         return out
 
 
-def attention_op(device: torch.device, dtype: torch.dtype, *, num_heads: int, head_dim: int, tokens: int) -> str:
+def attention_op(
+    device: torch.device, dtype: torch.dtype, *, num_heads: int, head_dim: int, tokens: int, masked: bool = False
+) -> str:
     """The operator that attention of this size really dispatches to in training, found by running one sample.
 
     Args:
@@ -49,13 +60,15 @@ def attention_op(device: torch.device, dtype: torch.dtype, *, num_heads: int, he
         num_heads: n.
         head_dim: d.
         tokens: L.
+        masked: with a mask of keys.
 
     Returns:
         An operator name such as `aten::_scaled_dot_product_flash_attention_for_cpu`.
     """
     qkv = torch.zeros(3, 1, num_heads, tokens, head_dim, device=device, dtype=dtype, requires_grad=True)
+    mask = torch.ones(1, 1, 1, tokens, device=device, dtype=torch.bool) if masked else None
     with _RecordOps() as record:
-        F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+        F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=mask)
     return next((name for name in record.names if name.startswith(_OP_PREFIX)), _OP_PREFIX + "attention_math")
 
 

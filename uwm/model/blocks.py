@@ -6,6 +6,7 @@ with the observation's features and both timesteps as the condition.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -34,18 +35,24 @@ def mish_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.Mish(), nn.Linear(hidden, outputs))
 
 
+def silu_mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """The same with SiLU, as PAD has it."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
 class TimestepEmbedding(nn.Module):
     """Several diffusion timesteps of a sample as one vector.
 
     Args:
         dim: features of each timestep's sinusoid, and of the result.
         count: K, timesteps per sample.
+        mlp: makes the network behind the sinusoids, from its input, hidden and output features.
     """
 
-    def __init__(self, dim: int, count: int) -> None:
+    def __init__(self, dim: int, count: int, mlp: Callable[[int, int, int], nn.Sequential] = mish_mlp) -> None:
         super().__init__()
         self.dim = dim
-        self.proj = mish_mlp(count * dim, 4 * dim, dim)
+        self.proj = mlp(count * dim, 4 * dim, dim)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         """(B, K) integers -> (B, dim)."""
@@ -87,10 +94,10 @@ class AdaLNBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(cond_dim, 6 * dim))
 
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        """(B, L, D), (B, G) -> (B, L, D)."""
+    def forward(self, x: Tensor, cond: Tensor, keys: Tensor | None = None) -> Tensor:
+        """(B, L, D), (B, G) and what may be attended to, (B, L) bool -> (B, L, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(cond).chunk(6, dim=1)  # 6 x (B, D)
-        x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))
+        x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1), keys)
         out: Tensor = x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
         return out  # (B, L, D)
 
@@ -116,7 +123,7 @@ def init_weights(module: nn.Module) -> None:
 
     Apply to a whole network with `network.apply(init_weights)`.
     """
-    if isinstance(module, nn.Linear | nn.Conv3d):
+    if isinstance(module, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

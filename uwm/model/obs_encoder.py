@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from uwm.config import ObsEncoderConfig
+from uwm.model.vit import VisionTransformer
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -23,6 +24,9 @@ class ObsEncoder(nn.Module):
         views: V.
         frames: O.
         image_size: (H, W).
+
+    Raises:
+        UserError: when a vision transformer's patch does not divide the image.
     """
 
     _mean: Tensor  # (3, 1, 1)
@@ -32,9 +36,7 @@ class ObsEncoder(nn.Module):
         super().__init__()
         self.embed_dim = config.embed_dim
         self.out_dim = views * frames * config.embed_dim
-        self.model: nn.Module = (
-            ResNet18GN(config.embed_dim) if config.kind == "resnet18gn" else SmallConvNet(config.embed_dim, image_size)
-        )
+        self.model = _image_network(config, image_size)
         self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -53,6 +55,14 @@ class ObsEncoder(nn.Module):
         features = embedded.new_zeros(*mask.shape, self.embed_dim)  # (B, V, O, E)
         features[mask] = embedded
         return features.flatten(1)  # (B, V O E)
+
+
+def _image_network(config: ObsEncoderConfig, image_size: tuple[int, int]) -> nn.Module:
+    if config.kind == "resnet18gn":
+        return ResNet18GN(config.embed_dim)
+    if config.kind == "small":
+        return SmallConvNet(config.embed_dim, image_size)
+    return VisionTransformer(config.kind, image_size, embed_dim=config.embed_dim)
 
 
 class SmallConvNet(nn.Module):
