@@ -111,8 +111,34 @@ class ObsEncoderConfig(Config):
     embed_dim: int = Field(768, gt=0, description="features per view and frame")
 
 
+class UnetConfig(Config):
+    """The 1-D convolutional network of Diffusion Policy; the timestep's features are `model.timestep_embed_dim`."""
+
+    widths: tuple[int, ...] = Field((256, 512, 1024), min_length=2, description="channels, at halved length each")
+    kernel_size: int = Field(5, gt=0, description="odd, so that lengths are kept")
+    groups: int = Field(8, gt=0, description="of GroupNorm; must divide every width")
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        if self.kernel_size % 2 == 0 or any(width % self.groups for width in self.widths):
+            raise ValueError(f"kernel_size must be odd and groups {self.groups} divide all of {self.widths}")
+        return self
+
+
+class Gr1Config(Config):
+    """What GR-1 has beside its trunk: the resampler of image tokens and the image decoder."""
+
+    resampler_latents: int = Field(9, gt=0, description="tokens per image beside the class token's")
+    resampler_depth: int = Field(3, gt=0)
+    resampler_heads: int = Field(4, gt=0)
+    resampler_head_dim: int = Field(128, gt=0)
+    patch: int = Field(16, gt=0, description="pixels along each side of a predicted patch")
+    decoder_depth: int = Field(3, gt=0)
+    decoder_heads: int = Field(16, gt=0)
+
+
 class ModelConfig(Config):
-    """The diffusion transformer."""
+    """The network of a policy; UWM takes every setting of its transformer, the baselines those they have."""
 
     embed_dim: int = Field(768, gt=0)
     timestep_embed_dim: int = Field(512, gt=0)
@@ -126,6 +152,8 @@ class ModelConfig(Config):
     current_latents: bool = Field(
         False, description="join the current frames' latents to the noisy ones by channel, as PAD does; published: no"
     )
+    unet: UnetConfig = UnetConfig()
+    gr1: Gr1Config = Gr1Config()
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -197,6 +225,9 @@ class RunConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's and its checkpoints' name")
     stage: Literal["tokenizer", "pretrain", "finetune"] = "pretrain"
+    policy: Literal["uwm", "pad", "dp", "dp_unet", "gr1"] = Field(
+        "uwm", description="what is trained: UWM, PAD, Diffusion Policy as transformer or 1-D UNet, or GR-1"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -211,6 +242,12 @@ class RunConfig(Config):
     def _finetune_starts_somewhere(self) -> Self:
         if self.stage == "tokenizer" and self.init_from:
             raise ValueError("a tokenizer run starts from scratch: init_from must be empty")
+        return self
+
+    @model_validator(mode="after")
+    def _unknown_actions_are_masked(self) -> Self:
+        if self.policy in ("pad", "gr1") and self.diffusion.action_loss == "all":
+            raise ValueError(f"{self.policy} masks unknown actions, as published: diffusion.action_loss must be masked")
         return self
 
     @model_validator(mode="after")

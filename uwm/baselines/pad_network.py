@@ -48,7 +48,7 @@ class PadPatchifier(Patchifier):
         """(B, P, D) -> latents (B, V, C, F, H, W)."""
         grid = tokens.reshape(-1, *self.grid[1:], tokens.shape[-1]).permute(0, 4, 1, 2, 3)  # (B V, D, F/f, H/h, W/w)
         latents: Tensor = self.patch_decoder(grid)  # (B V, C, F, H, W)
-        return latents.unflatten(0, (-1, self.grid[0]))  # (B, V, C, F, H, W)
+        return latents.view(len(tokens), -1, *latents.shape[1:])  # (B, V, C, F, H, W)
 
 
 class PadTransformer(nn.Module):

@@ -20,7 +20,6 @@ from uwm.data.sampler import Pick
 from uwm.device import resolve_device
 from uwm.eval.baselines import mean_action
 from uwm.eval.result import Example
-from uwm.model.uwm import UWMPolicy
 from uwm.policy import Mode, Policy, Sample, build
 from uwm.train.checkpoint import Checkpoint, load_checkpoint, load_weights
 
@@ -147,7 +146,7 @@ class Asker:
     """Samples modes for one batch; what the modes share is encoded once.
 
     Args:
-        policy: any policy; `UWMPolicy` shares its encodings.
+        policy: any policy.
         batch: see `Batch`.
         seed: of the noise, which is the same in every mode.
     """
@@ -155,10 +154,13 @@ class Asker:
     @torch.no_grad()
     def __init__(self, policy: Policy, batch: Batch, seed: tuple[int, ...]) -> None:
         self._policy = policy
-        self._batch = batch
         self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._encoded = policy.encode_batch(batch) if isinstance(policy, UWMPolicy) else None
-        self.next_latents = policy.encode(batch.next_obs) if self._encoded is None else self._encoded.latents
+        self._encoded = policy.encode_batch(batch)
+
+    @property
+    def next_latents(self) -> Tensor | None:
+        """(B, V, C, N, h, w) of the true next observation; None when the policy predicts none."""
+        return self._encoded.latents
 
     @torch.no_grad()
     def ask(self, mode: Mode) -> Sample:
@@ -168,10 +170,7 @@ class Asker:
             UserError: when the prediction is not finite.
         """
         generator = torch.Generator().manual_seed(self._seed)
-        if isinstance(self._policy, UWMPolicy) and self._encoded is not None:
-            sample = self._policy.sample_encoded(self._encoded, mode, generator)
-        else:
-            sample = self._policy.sample(self._batch, mode, generator)
+        sample = self._policy.sample_encoded(self._encoded, mode, generator)
         for values in (sample.action, sample.next_obs):
             if values is not None and not bool(values.isfinite().all()):
                 raise UserError(f"the checkpoint predicts numbers that are not finite in mode {mode}: it has diverged")

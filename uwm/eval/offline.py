@@ -1,4 +1,4 @@
-"""Errors of a policy's predictions on held-out episodes, in all modes, beside two trivial baselines.
+"""Errors of a policy's predictions on held-out episodes, in all modes it has, beside two trivial baselines.
 
 Dimension letters: B batch, V views, C latent channels, N next frames, S action steps, A action
 dimensions, H and W image size, h and w latent size.
@@ -142,7 +142,8 @@ def _scene(bench: Bench, batch: Batch, places: NDArray[np.int64], tally: Tally, 
 def _measure(scene: Scene, asker: Asker) -> None:
     """Ask every mode about a batch and note what comes out."""
     _keep_truth(scene)
-    still = _still(scene, asker.next_latents)
+    true_latents = asker.next_latents
+    still = None if true_latents is None else _still(scene, true_latents)
     acts = metrics.known(scene.batch.action_mask)
     whole = scene.batch.action_mask.all(dim=1)
     sees = metrics.known(scene.frame_mask)
@@ -159,7 +160,7 @@ def _measure(scene: Scene, asker: Asker) -> None:
         sample = asker.ask(mode)
         if sample.action is not None:
             _measure_action(scene, mode, sample.action, asked[mode] & acts)
-        if sample.next_obs is not None:
+        if sample.next_obs is not None and still is not None:
             _measure_next(scene, mode, sample.next_obs, asked[mode], still)
 
 

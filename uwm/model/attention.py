@@ -79,6 +79,22 @@ def attention_backend(device: torch.device, dtype: torch.dtype, *, num_heads: in
     return "math" if kernel == "attention_math" else kernel.split("_attention")[0]
 
 
+def attention_report(weight: Tensor, *, num_heads: int, tokens: int, masked: bool = False) -> str:
+    """The operator that attention runs, with device and type, for the run log; asked where the network will run.
+
+    Args:
+        weight: (..., D) a parameter of the network.
+        num_heads: n.
+        tokens: L.
+        masked: with a mask of keys.
+    """
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    size = {"num_heads": num_heads, "head_dim": weight.shape[-1] // num_heads, "tokens": tokens}
+    op = attention_op(weight.device, dtype, masked=masked, **size)
+    return f"{op} on {weight.device}, {str(dtype).removeprefix('torch.')}"
+
+
 class _RecordOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes the operators that reach a backend; the profiler would do, but writes to the console."""
 

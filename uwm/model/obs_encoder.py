@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from uwm.config import ObsEncoderConfig
 from uwm.model.vit import VisionTransformer
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ObsEncoder(nn.Module):
@@ -37,8 +37,8 @@ class ObsEncoder(nn.Module):
         self.embed_dim = config.embed_dim
         self.out_dim = views * frames * config.embed_dim
         self.model = _image_network(config, image_size)
-        self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor, mask: Tensor) -> Tensor:
         """Encode the known images only, so that absent views cost nothing and can't leak.

@@ -241,7 +241,7 @@ def _latents(members: tuple[Member, ...], config: RunConfig, model: nn.Module) -
         return ()
     shape = getattr(model, "latent_shape", None)
     if shape is None:
-        raise UserError("this run makes latents itself: leave data.latents empty")
+        raise UserError("this run takes no cached latents: leave data.latents empty")
     views, channels, frames, height, width = shape
     del views, frames
     seed, tokenizer = config.train.seed, _text(model, "tokenizer_fingerprint")
