@@ -257,6 +257,23 @@ def test_bf16_autocast(name: str, awake: Policy, batch: Batch) -> None:
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in samples)
 
 
+@pytest.mark.slow
+def test_it_learns_a_batch(name: str, configure: MakeRun, batch: Batch) -> None:
+    """From its own initialization every loss must fall quickly."""
+    torch.manual_seed(0)
+    policy = build(configure(name, "diffusion.prediction=sample"))
+    assert isinstance(policy, Policy)
+    optimizer, noise, losses = torch.optim.AdamW(policy.parameters(), lr=3e-3), draws(), []
+    for _ in range(150):
+        optimizer.zero_grad()
+        output = policy.loss(batch, noise)
+        output.loss.backward()
+        optimizer.step()
+        losses.append(torch.stack(list(output.logs.values())))
+    start, end = torch.stack(losses[:10]).mean(0), torch.stack(losses[-10:]).mean(0)
+    assert (end < 0.5 * start).all(), f"{start} -> {end}"
+
+
 def test_it_is_evaluated_in_the_modes_it_has(name: str, configure: MakeRun, tmp_path: Path) -> None:
     config = configure(name)
     path = train(config)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from uwm.model.attention import Attention
-from uwm.model.blocks import Mlp, init_weights
+from uwm.model.blocks import Mlp
 
 _CHANNELS = 3
 _MAX_PERIOD = 10_000.0
@@ -97,7 +97,6 @@ class Gr1Network(nn.Module):
         self.decoder_head = nn.Sequential(
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, _CHANNELS * patch_size * patch_size)
         )
-        self.apply(init_weights)
         for tokens in (self.action_queries, self.obs_queries, self.decoder_query_token):
             nn.init.trunc_normal_(tokens, std=0.02)
 

@@ -24,16 +24,35 @@ def test_it_equals_the_formula() -> None:
     torch.testing.assert_close(attention(x), expected, atol=1e-6, rtol=1e-5)
 
 
+def some_keys() -> torch.Tensor:
+    """Of 37 tokens the first sample may attend to 20, the second to all."""
+    keys = torch.ones(2, 37, dtype=torch.bool)
+    keys[0, 20:] = False
+    return keys
+
+
+def test_masked_keys_are_as_if_they_were_not_there() -> None:
+    torch.manual_seed(0)
+    attention, x = Attention(48, 4), tokens()
+    masked = attention(x, some_keys())
+    torch.testing.assert_close(masked[:1, :20], attention(x[:1, :20]), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(masked[1], attention(x)[1], atol=1e-6, rtol=1e-5)
+    changed = x.clone()
+    changed[0, 20:] = 7.0
+    assert torch.equal(attention(changed, some_keys())[0, :20], masked[0, :20])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_profiler_sees_the_fused_kernel_forward_and_backward(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_profiler_sees_the_fused_kernel_forward_and_backward(dtype: torch.dtype, masked: bool) -> None:
     attention = Attention(48, 4).to(dtype)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
-        attention(tokens(dtype)).sum().backward()
+        attention(tokens(dtype), some_keys() if masked else None).sum().backward()
     ops = {event.key for event in seen.key_averages()}
     assert FUSED_ON_CPU in ops
     assert FUSED_ON_CPU + "_backward" in ops
     assert not any("attention_math" in op for op in ops)
-    assert attention_op(CPU, dtype, num_heads=4, head_dim=12, tokens=37) in ops
+    assert attention_op(CPU, dtype, num_heads=4, head_dim=12, tokens=37, masked=masked) in ops
 
 
 def test_the_backend_is_what_really_runs() -> None:
