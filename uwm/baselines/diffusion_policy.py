@@ -54,14 +54,21 @@ class DiffusionPolicy(TokenizedPolicy):
         self.obs_encoder = ObsEncoder(
             config.model.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
-        self.denoiser = _denoiser(config, self.obs_encoder.out_dim)
+        self._network = "transformer" if config.policy == "dp" else "unet"
+        self.add_module(self._network, _denoiser(config, self.obs_encoder.out_dim))
         self.register_buffer("_signals", signal_table(config.diffusion), persistent=False)
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network under the condition, which has its own name in the state dict: `transformer` or `unet`."""
+        return self.get_submodule(self._network)
 
     def attention_report(self) -> str:
         """The operator that attention runs, for the run log; none for the U-Net."""
-        if not isinstance(self.denoiser, DpTransformer):
+        network = self.denoiser
+        if not isinstance(network, DpTransformer):
             return "none"
-        places = self.denoiser.pos_embed  # (1, S, D)
+        places = network.pos_embed  # (1, S, D)
         return attention_report(places, num_heads=self.num_heads, tokens=places.shape[1])
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
