@@ -15,9 +15,9 @@ _OP_PREFIX = "aten::_scaled_dot_product_"
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens, by `F.scaled_dot_product_attention`.
+    """Multi-head self-attention over all tokens, or over those that a mask leaves, by SDPA.
 
-    No dropout and no mask: either makes the CPU fall back to the unfused kernel.
+    No dropout, and no mask that needs a gradient: either makes the CPU fall back to the unfused kernel.
 
     Args:
         dim: D, features of a token.
@@ -31,13 +31,36 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """Mix tokens.
+
+        Args:
+            x: (B, L, D).
+            keys: (B, L) bool, the tokens that others and they themselves may look at; None is all. At least one
+                in every sample. `key_mask` makes it from what is known of each modality and view.
+
+        Returns:
+            (B, L, D).
+        """
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1)  # (B, L, 3, n, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # 3 x (B, n, L, d)
-        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, n, L, d)
+        mask = None if keys is None else keys[:, None, None]  # (B, 1, 1, L), the same for every query
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, n, L, d)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
         return out
+
+
+def key_mask(*groups: tuple[Tensor, int]) -> Tensor:
+    """Which tokens may be looked at, from runs of tokens that are known or unknown together.
+
+    Args:
+        groups: in the order of the sequence, (B, g) bool and the tokens of each of the g members: one member for
+            an action chunk, one per view for patches, one that is always known for registers.
+
+    Returns:
+        (B, L) bool.
+    """
+    return torch.cat([known.repeat_interleave(tokens, dim=1) for known, tokens in groups], dim=1)
 
 
 def attention_op(device: torch.device, dtype: torch.dtype, *, num_heads: int, head_dim: int, tokens: int) -> str:
