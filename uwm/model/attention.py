@@ -3,14 +3,31 @@
 Dimension letters: B batch, L tokens, D features, n heads, d features of a head (D = n d).
 """
 
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from storage_schemas.errors import UserError
+
+Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
+"""Which of SDPA's kernels runs; `auto` leaves it to torch, any other is that one or an error."""
+
+_BACKENDS: Mapping[Kernel, SDPBackend] = MappingProxyType(
+    {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+)
 _OP_PREFIX = "aten::_scaled_dot_product_"
 
 
@@ -23,11 +40,13 @@ class Attention(nn.Module):
         dim: D, features of a token.
         num_heads: n, must divide `dim`.
         qkv_bias: whether the joint query, key, value projection has a bias.
+        kernel: see `Kernel`.
     """
 
-    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True) -> None:
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, kernel: Kernel = "auto") -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.kernel = kernel
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
@@ -45,7 +64,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, -1)  # (B, L, 3, n, d)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # 3 x (B, n, L, d)
         mask = None if keys is None else keys[:, None, None]  # (B, 1, 1, L), the same for every query
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, n, L, d)
+        with _only(self.kernel):
+            mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, n, L, d)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))  # (B, L, D)
         return out
 
@@ -63,7 +83,16 @@ def key_mask(*groups: tuple[Tensor, int]) -> Tensor:
     return torch.cat([known.repeat_interleave(tokens, dim=1) for known, tokens in groups], dim=1)
 
 
-def attention_op(device: torch.device, dtype: torch.dtype, *, num_heads: int, head_dim: int, tokens: int) -> str:
+def attention_op(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    num_heads: int,
+    head_dim: int,
+    tokens: int,
+    kernel: Kernel = "auto",
+    masked: bool = False,
+) -> str:
     """The operator that attention of this size really dispatches to in training, found by running one sample.
 
     Args:
@@ -72,21 +101,48 @@ def attention_op(device: torch.device, dtype: torch.dtype, *, num_heads: int, he
         num_heads: n.
         head_dim: d.
         tokens: L.
+        kernel: the one that is asked for.
+        masked: with a key mask.
 
     Returns:
         An operator name such as `aten::_scaled_dot_product_flash_attention_for_cpu`.
+
+    Raises:
+        UserError: when the kernel does not run here at this size.
     """
     qkv = torch.zeros(3, 1, num_heads, tokens, head_dim, device=device, dtype=dtype, requires_grad=True)
-    with _RecordOps() as record:
-        F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
+    keys = torch.ones(1, 1, 1, tokens, device=device, dtype=torch.bool) if masked else None
+    with _RecordOps() as record, _only(kernel):
+        try:
+            F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=keys)
+        except RuntimeError as error:
+            raise UserError(
+                f"model.attention={kernel} does not run on {device} in {str(dtype).removeprefix('torch.')} with heads "
+                f"of {head_dim} features{' and a mask' if masked else ''}: set it to auto"
+            ) from error
     return next((name for name in record.names if name.startswith(_OP_PREFIX)), _OP_PREFIX + "attention_math")
 
 
-def attention_backend(device: torch.device, dtype: torch.dtype, *, num_heads: int, head_dim: int, tokens: int) -> str:
+def attention_backend(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    num_heads: int,
+    head_dim: int,
+    tokens: int,
+    kernel: Kernel = "auto",
+    masked: bool = False,
+) -> str:
     """The kernel family behind `attention_op`: flash, efficient, cudnn, fused, or math."""
-    op = attention_op(device, dtype, num_heads=num_heads, head_dim=head_dim, tokens=tokens)
-    kernel = op.removeprefix(_OP_PREFIX)
-    return "math" if kernel == "attention_math" else kernel.split("_attention")[0]
+    op = attention_op(
+        device, dtype, num_heads=num_heads, head_dim=head_dim, tokens=tokens, kernel=kernel, masked=masked
+    )
+    name = op.removeprefix(_OP_PREFIX)
+    return "math" if name == "attention_math" else name.split("_attention")[0]
+
+
+def _only(kernel: Kernel) -> AbstractContextManager[object]:
+    return nullcontext() if kernel == "auto" else sdpa_kernel(_BACKENDS[kernel])
 
 
 class _RecordOps(TorchDispatchMode):  # type: ignore[no-untyped-call]
