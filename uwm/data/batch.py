@@ -53,6 +53,20 @@ class Batch:
     action_mask: Tensor  # (B, S) bool
     obs_latents: Tensor | None = None  # (B, V, O, C, h, w) float32, cached; zero where masked
     next_latents: Tensor | None = None  # (B, V, N, C, h, w); next_obs then holds no frames
+    view_mask: Tensor | None = None  # (B, V, O + N) bool: both masks on the host, so that nothing waits for the device
 
     def __len__(self) -> int:
         return len(self.action)
+
+    def known_places(self) -> tuple[Tensor, Tensor]:
+        """(M,) int64 of the known frames in the flattened obs and next_obs, on the batch's device."""
+        obs, following = self.obs_mask, self.next_mask
+        if self.view_mask is not None:
+            obs, following = self.view_mask[:, :, : obs.shape[2]], self.view_mask[:, :, obs.shape[2] :]
+        device = self.obs_mask.device
+        return (known_index(obs).to(device, non_blocking=True), known_index(following).to(device, non_blocking=True))
+
+
+def known_index(mask: Tensor) -> Tensor:
+    """(M,) int64: places of what is known, in the flattened mask; on a GPU this waits for all work before it."""
+    return mask.flatten().nonzero().squeeze(1)

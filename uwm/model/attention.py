@@ -6,7 +6,7 @@ Dimension letters: B batch, L tokens, D features, n heads, d features of a head 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storage_schemas.errors import UserError
-
-Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
-"""Which of SDPA's kernels runs; `auto` leaves it to torch, any other is that one or an error."""
+from uwm.config import Kernel
 
 _BACKENDS: Mapping[Kernel, SDPBackend] = MappingProxyType(
     {
@@ -40,7 +38,7 @@ class Attention(nn.Module):
         dim: D, features of a token.
         num_heads: n, must divide `dim`.
         qkv_bias: whether the joint query, key, value projection has a bias.
-        kernel: see `Kernel`.
+        kernel: `auto` leaves the choice to torch, any other runs or is an error.
     """
 
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool = True, kernel: Kernel = "auto") -> None:

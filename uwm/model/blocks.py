@@ -7,12 +7,14 @@ with the observation's features and both timesteps as the condition.
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uwm.model.attention import Attention, Kernel
+from uwm.config import Kernel
+from uwm.model.attention import Attention
 
 _MAX_PERIOD = 10_000.0
 _NORM_EPS = 1e-6
@@ -62,7 +64,7 @@ class TimestepEmbedding(nn.Module):
             features = sinusoid(timesteps.clamp(0, self.marked_steps - 1), self.dim) + marker
         else:
             features = sinusoid(timesteps, self.dim)  # (B, K, dim)
-        out: Tensor = self.proj(features.flatten(1).to(self.proj[0].weight.dtype))
+        out: Tensor = self.proj(features.flatten(1).to(next(self.parameters()).dtype))
         return out
 
 
@@ -105,18 +107,20 @@ class Modulation(nn.Sequential):
 
     def hoist(self, cond: Tensor) -> Tensor:
         """The share of the leading inputs (B, less than G): W silu([g, t]) is a sum over g and t."""
-        return F.linear(F.silu(cond), self[1].weight[:, : cond.shape[1]], self[1].bias)
+        return F.linear(F.silu(cond), self._first.weight[:, : cond.shape[1]], self._first.bias)
 
     def forward(self, cond: Tensor | Hoisted) -> Tensor:
         """(B, G) or what `hoist` made of it -> (B, outputs)."""
-        if not isinstance(cond, Hoisted):
-            whole: Tensor = super().forward(cond)
-            return whole
-        rest = F.silu(cond.timesteps)
-        out = cond.share + F.linear(rest, self[1].weight[:, -rest.shape[1] :])
-        for layer in self[2:]:
-            out = layer(out)
-        return out
+        if isinstance(cond, Hoisted):
+            rest = F.silu(cond.timesteps)
+            out = cond.share + F.linear(rest, self._first.weight[:, -rest.shape[1] :])
+        else:
+            out = self._first(F.silu(cond))
+        return out if self[-1] is self._first else self[-1](out)
+
+    @property
+    def _first(self) -> nn.Linear:
+        return cast(nn.Linear, self[1])
 
 
 class Offset(nn.Module):

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from uwm.model.attention import Kernel
+from uwm.config import Kernel
 from uwm.model.blocks import (
     AdaLNBlock,
     AdaLNHead,
@@ -84,6 +84,7 @@ class DiffusionTransformer(nn.Module):
         cond_dim = global_cond_dim + timestep_embed_dim
         self.action_len = action_len
         self.num_heads = num_heads
+        self.attention: Kernel = attention
         self.action_encoder = mish_mlp(action_dim, hidden, embed_dim)
         self.action_decoder = mish_mlp(embed_dim, hidden, action_dim)
         self.obs_patchifier = Patchifier(
@@ -160,8 +161,8 @@ class DiffusionTransformer(nn.Module):
 
     def _embed(self, action: Tensor, next_obs: Tensor | None, context: Tensor | None) -> Tensor:
         """[action tokens, patch tokens if there are latents, registers] with their positions, (B, L, D)."""
-        dtype, patches = self.pos_embed.dtype, self.obs_patchifier.num_patches
-        start, middle, end = self.pos_embed.split([self.action_len, patches, self.registers.shape[1]], dim=1)
+        dtype, until = self.pos_embed.dtype, self.action_len + self.obs_patchifier.num_patches
+        start, middle, end = self.pos_embed.tensor_split([self.action_len, until], dim=1)
         parts = [self.action_encoder(action.to(dtype)) + start]
         if next_obs is not None:
             seen = next_obs if context is None else torch.cat([next_obs, context], dim=2)
