@@ -7,6 +7,7 @@ dimensions, H0 and W0 the loader's image size, H and W the model's.
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,11 +61,12 @@ class Batch:
 
     def known_places(self) -> tuple[Tensor, Tensor]:
         """(M,) int64 of the known frames in the flattened obs and next_obs, on the batch's device."""
-        obs, following = self.obs_mask, self.next_mask
-        if self.view_mask is not None:
-            obs, following = self.view_mask[:, :, : obs.shape[2]], self.view_mask[:, :, obs.shape[2] :]
-        device = self.obs_mask.device
-        return (known_index(obs).to(device, non_blocking=True), known_index(following).to(device, non_blocking=True))
+        if self.view_mask is None:
+            return known_index(self.obs_mask), known_index(self.next_mask)
+        seen, device = self.obs_mask.shape[2], self.obs_mask.device
+        host = (self.view_mask[:, :, :seen].numpy(), self.view_mask[:, :, seen:].numpy())
+        obs, following = (torch.from_numpy(np.flatnonzero(mask)).to(device, non_blocking=True) for mask in host)
+        return obs, following
 
 
 def known_index(mask: Tensor) -> Tensor:

@@ -47,9 +47,7 @@ def test_masked_it_equals_attention_over_what_is_left() -> None:
 
 @pytest.mark.parametrize("keys", [None, KEYS], ids=["all", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_profiler_sees_the_fused_kernel_forward_and_backward(
-    dtype: torch.dtype, keys: torch.Tensor | None
-) -> None:
+def test_the_profiler_sees_the_fused_kernel_forward_and_backward(dtype: torch.dtype, keys: torch.Tensor | None) -> None:
     attention = Attention(48, 4).to(dtype)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
         attention(tokens(dtype), keys).sum().backward()
