@@ -1,6 +1,6 @@
 """What every trainable network looks like to the trainer and to the evaluation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -70,8 +70,8 @@ class Policy(Learner, Protocol):
         """Encode what is known of a batch, once for all modes."""
         ...
 
-    def sample_encoded(self, encoded: Any, mode: Mode, generator: torch.Generator) -> Sample:
-        """`sample` of a batch that `encode_batch` has encoded."""
+    def sample_modes(self, encoded: Any, modes: Sequence[Mode], generator: torch.Generator) -> Mapping[Mode, Sample]:
+        """`sample` of a batch that `encode_batch` has encoded, in several modes, all from the same noise."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:

@@ -56,9 +56,18 @@ def uwm_paper() -> RunConfig:
     return replace(
         base,
         name="uwm-paper",
-        data=replace(base.data, resize=(240, 320), crop=(224, 224), fit="stretch", augmentation="batch", next_start=16),
+        data=replace(
+            base.data,
+            resize=(240, 320),
+            crop=(224, 224),
+            fit="stretch",
+            augmentation="batch",
+            next_start=16,
+            normalizer_split="all",
+        ),
         diffusion=DiffusionConfig.published(),
-        optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0),
+        optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0, implementation="foreach"),
+        train=replace(base.train, matmul="fp32", sync="step"),
     )
 
 

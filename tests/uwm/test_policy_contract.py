@@ -174,9 +174,10 @@ def test_every_mode_samples_what_it_asks_for(name: str, awake: Policy, batch: Ba
 def test_modes_that_share_an_encoding_sample_the_same(name: str, awake: Policy, batch: Batch) -> None:
     with torch.no_grad():
         encoded = awake.encode_batch(batch)
-    for mode in POLICIES[name]:
-        alone, shared = awake.sample(batch, mode, draws()), awake.sample_encoded(encoded, mode, draws())
-        for key, value in parts(alone).items():
+    together = awake.sample_modes(encoded, sorted(POLICIES[name]), draws())
+    assert together.keys() == POLICIES[name]
+    for mode, shared in together.items():
+        for key, value in parts(awake.sample(batch, mode, draws())).items():
             torch.testing.assert_close(parts(shared)[key], value, atol=1e-5, rtol=0)
 
 
@@ -255,6 +256,18 @@ def test_bf16_autocast(name: str, awake: Policy, batch: Batch) -> None:
     exact = awake.loss(batch, draws()).loss
     torch.testing.assert_close(output.loss, exact, atol=0, rtol=0.05)
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in samples)
+
+
+def test_bf16_weights_sample_nearly_the_same(name: str, awake: Policy, batch: Batch) -> None:
+    exact = awake.sample(batch, Mode.POLICY, draws()).action
+    assert isinstance(awake, torch.nn.Module)
+    for part in awake.children():
+        part.to(torch.bfloat16)
+    for mode in POLICIES[name]:
+        found = awake.sample(batch, mode, draws())
+        assert all(value.dtype == torch.float32 and value.isfinite().all() for value in parts(found).values())
+        if mode is Mode.POLICY:
+            assert (found.action - exact).abs().mean() < 0.1
 
 
 @pytest.mark.slow

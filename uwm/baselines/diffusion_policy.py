@@ -14,9 +14,9 @@ from uwm.baselines.unet1d import ConditionalUnet1d
 from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import Modality, run
+from uwm.diffusion.noising import draw_timesteps, masked_mse, noised, randn_like
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
-from uwm.model.masked import draw_timesteps, masked_mse, noised, randn_like
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.tokenized import TokenizedPolicy
 from uwm.model.tokenizer import IdentityTokenizer
@@ -49,7 +49,7 @@ class DiffusionPolicy(TokenizedPolicy):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(IdentityTokenizer())
         self.diffusion = config.diffusion
-        self.num_heads = config.model.num_heads
+        self.num_heads, self.attention = config.model.num_heads, config.model.attention
         data = config.data
         self.obs_encoder = ObsEncoder(
             config.model.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
@@ -69,11 +69,11 @@ class DiffusionPolicy(TokenizedPolicy):
         if not isinstance(network, DpTransformer):
             return "none"
         places = network.pos_embed  # (1, S, D)
-        return attention_report(places, num_heads=self.num_heads, tokens=places.shape[1])
+        return attention_report(places, num_heads=self.num_heads, tokens=places.shape[1], kernel=self.attention)
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
         """Encode the current observation; the next one is never looked at."""
-        cond = self.obs_encoder(batch.obs, batch.obs_mask)
+        cond = self.obs_encoder(batch.obs, batch.obs_mask, batch.known_places()[0])
         return Encoded(cond=cond, action=batch.action, action_mask=batch.action_mask)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
@@ -131,6 +131,7 @@ def _denoiser(config: RunConfig, cond_dim: int) -> nn.Module:
             num_heads=model.num_heads,
             mlp_ratio=model.mlp_ratio,
             qkv_bias=model.qkv_bias,
+            attention=model.attention,
         )
     halvings = len(model.unet.widths) - 1
     if data.action_steps % 2**halvings:

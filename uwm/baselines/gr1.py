@@ -14,8 +14,8 @@ from uwm.baselines.gr1_encoder import Gr1ImageEncoder
 from uwm.baselines.gr1_network import Gr1Network
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
+from uwm.diffusion.noising import masked_mse
 from uwm.model.attention import attention_report
-from uwm.model.masked import masked_mse
 from uwm.model.obs_encoder import IMAGENET_MEAN, IMAGENET_STD
 from uwm.model.tokenized import TokenizedPolicy, same_frames
 from uwm.model.tokenizer import Tokenizer
@@ -80,7 +80,7 @@ class GR1Policy(TokenizedPolicy):
             )
         if any(side % model.gr1.patch for side in data.crop):
             raise UserError(f"data.crop {data.crop} is not divisible by model.gr1.patch {model.gr1.patch}")
-        self.num_heads = model.num_heads
+        self.num_heads, self.attention = model.num_heads, model.attention
         self.obs_encoder = Gr1ImageEncoder(
             model.obs_encoder.kind,
             model.gr1,
@@ -102,20 +102,23 @@ class GR1Policy(TokenizedPolicy):
             num_views=len(data.cameras),
             num_frames=data.obs_frames,
             latents_per_image=self.obs_encoder.latents_per_image,
+            attention=model.attention,
         )
 
     def attention_report(self) -> str:
         """The operator that the trunk's attention runs, for the run log."""
         queries = self.network.obs_queries  # (1, O, D)
         tokens = 2 * queries.shape[1] + self.network.action_len
-        return attention_report(queries, num_heads=self.num_heads, tokens=tokens, masked=True)
+        size = {"num_heads": self.num_heads, "tokens": tokens}
+        return attention_report(queries, kernel=self.attention, masked=True, **size)
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
         """Encode the current images; without `next_obs` the next ones count as unknown."""
-        images = self.tokenizer.encode(batch.obs)
-        tokens, token_mask = self.obs_encoder(images, batch.obs_mask)
+        seen, following = batch.known_places()
+        tokens, token_mask = self.obs_encoder(self.tokenizer.encode(batch.obs), batch.obs_mask, seen)
         mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
-        return Encoded(tokens=tokens, token_mask=token_mask, latents=self.encode_known(batch.next_obs, mask))
+        latents = self.encode_known(batch.next_obs, mask, following if next_obs else None)
+        return Encoded(tokens=tokens, token_mask=token_mask, latents=latents)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Mean squared error of actions and next images, over what is known; nothing in it is random.

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uwm.config import Gr1Config
+from uwm.data.batch import known_index
 from uwm.model.vit import VisionTransformer
 
 _FF_MULT = 4
@@ -109,21 +110,22 @@ class Gr1ImageEncoder(nn.Module):
         self.feat_head = nn.Linear(width, embed_dim)
         self.patch_head = nn.Linear(width, embed_dim)
 
-    def forward(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, mask: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode the known images only.
 
         Args:
             images: (B, V, F, 3, H, W), normalized.
-            mask: (B, V, F) bool: known. Selecting by it waits for the device once.
+            mask: (B, V, F) bool: known.
+            index: (M,) `known_index` of the mask; without it, finding it waits for the device.
 
         Returns:
             Tokens (B, V F N, D), ordered (view, frame, latent), and which belong to known images (B, V F N) bool.
         """
-        known = images[mask]  # (M, 3, H, W)
+        places = known_index(mask) if index is None else index
+        known = images.flatten(0, 2)[places].to(self.pos_shift.dtype)  # (M, 3, H, W)
         found = self._tokens(known) if len(known) else known.new_zeros(0, self.latents_per_image, self._width)
-        tokens = found.new_zeros(*mask.shape, *found.shape[1:])  # (B, V, F, N, D)
-        tokens[mask] = found
-        tokens = tokens.flatten(1, 2) * (1 + self.pos_scale) + self.pos_shift  # (B, V F, N, D)
+        tokens = found.new_zeros(mask.numel(), *found.shape[1:]).index_copy(0, places, found)
+        tokens = tokens.view(len(mask), -1, *found.shape[1:]) * (1 + self.pos_scale) + self.pos_shift  # (B, V F, N, D)
         keys = mask.flatten(1).repeat_interleave(self.latents_per_image, dim=1)  # (B, V F N)
         return tokens.flatten(1, 2), keys
 

@@ -7,6 +7,7 @@ N latents per image, O = V F N observation tokens, L = O + S + O tokens, P patch
 import torch
 from torch import Tensor, nn
 
+from uwm.config import Kernel
 from uwm.model.attention import Attention
 from uwm.model.blocks import Mlp
 
@@ -17,10 +18,10 @@ _MAX_PERIOD = 10_000.0
 class AttentionBlock(nn.Module):
     """Attention and feed-forward network, each behind a layer norm and beside a skip connection."""
 
-    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, *, num_heads: int, mlp_ratio: float = 4.0, kernel: Kernel = "auto") -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads)
+        self.attn = Attention(dim, num_heads, kernel=kernel)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
@@ -50,6 +51,7 @@ class Gr1Network(nn.Module):
         num_views: V.
         num_frames: F.
         latents_per_image: N.
+        attention: kernel, see `Attention`.
 
     Raises:
         ValueError: when the patch does not divide the image.
@@ -72,6 +74,7 @@ class Gr1Network(nn.Module):
         num_views: int,
         num_frames: int,
         latents_per_image: int,
+        attention: Kernel = "auto",
     ) -> None:
         super().__init__()
         if any(side % patch_size for side in image_size):
@@ -84,7 +87,9 @@ class Gr1Network(nn.Module):
         half = embed_dim // 2
         self.action_queries = nn.Parameter(torch.empty(1, action_len, embed_dim))
         self.obs_queries = nn.Parameter(torch.empty(1, num_views * num_frames * latents_per_image, embed_dim))
-        self.transformer = nn.ModuleList(AttentionBlock(embed_dim, num_heads=num_heads) for _ in range(depth))
+        self.transformer = nn.ModuleList(
+            AttentionBlock(embed_dim, num_heads=num_heads, kernel=attention) for _ in range(depth)
+        )
         self.action_head = nn.Sequential(
             nn.Linear(embed_dim, half), nn.SiLU(), nn.Linear(half, half), nn.SiLU(), nn.Linear(half, action_dim)
         )
@@ -92,7 +97,7 @@ class Gr1Network(nn.Module):
         self.register_buffer("decoder_pos_embed", sinusoid_2d(self.grid, embed_dim)[None])
         self.decoder_proj = nn.Linear(embed_dim, embed_dim)
         self.decoder_blocks = nn.ModuleList(
-            AttentionBlock(embed_dim, num_heads=decoder_num_heads) for _ in range(decoder_depth)
+            AttentionBlock(embed_dim, num_heads=decoder_num_heads, kernel=attention) for _ in range(decoder_depth)
         )
         self.decoder_head = nn.Sequential(
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, _CHANNELS * patch_size * patch_size)

@@ -13,9 +13,9 @@ from uwm.baselines.pad_network import PadTransformer
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import Modality, run
+from uwm.diffusion.noising import draw_timesteps, masked_mse, noised, randn_like
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
-from uwm.model.masked import draw_timesteps, masked_mse, noised, randn_like
 from uwm.model.tokenized import TokenizedPolicy, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
 from uwm.policy import LossOutput, Mode, Sample
@@ -54,7 +54,7 @@ class PADPolicy(TokenizedPolicy):
         same_frames(config, "PAD joins current and next frames")
         self.diffusion = config.diffusion
         self.latent_shape = (len(data.cameras), tokenizer.channels, *latent_size(config, tokenizer.downsample))
-        self.num_heads = model.num_heads
+        self.num_heads, self.attention = model.num_heads, model.attention
         self.transformer = PadTransformer(
             image_shape=self.latent_shape[2:],
             patch_shape=model.patch,
@@ -68,20 +68,23 @@ class PADPolicy(TokenizedPolicy):
             num_heads=model.num_heads,
             mlp_ratio=model.mlp_ratio,
             qkv_bias=model.qkv_bias,
+            attention=model.attention,
         )
         self.register_buffer("_signals", signal_table(config.diffusion), persistent=False)
 
     def attention_report(self) -> str:
         """The operator that attention runs in training, for the run log."""
         places = self.transformer.pos_embed  # (1, L, D)
-        return attention_report(places, num_heads=self.num_heads, tokens=places.shape[1], masked=True)
+        size = {"num_heads": self.num_heads, "tokens": places.shape[1]}
+        return attention_report(places, kernel=self.attention, masked=True, **size)
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
         """Encode what is known of a batch; without `next_obs` the next observation counts as unknown."""
         mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
+        seen, following = batch.known_places()
         return Encoded(
-            current=self.encode_known(batch.obs, batch.obs_mask, batch.obs_latents),
-            latents=self.encode_known(batch.next_obs, mask, batch.next_latents),
+            current=self.encode_known(batch.obs, batch.obs_mask, seen, batch.obs_latents),
+            latents=self.encode_known(batch.next_obs, mask, following if next_obs else None, batch.next_latents),
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,

@@ -7,6 +7,7 @@ H and W latent height and width, P patch tokens, L = S + P tokens, D features.
 import torch
 from torch import Tensor, nn
 
+from uwm.config import Kernel
 from uwm.model.blocks import AdaLNBlock, AdaLNHead, TimestepEmbedding, init_weights, silu_mlp
 from uwm.model.patchify import Patchifier
 
@@ -70,6 +71,7 @@ class PadTransformer(nn.Module):
         num_heads: attention heads.
         mlp_ratio: hidden features of the feed-forward networks per feature.
         qkv_bias: whether the attention projection has a bias.
+        attention: kernel, see `Attention`.
 
     Raises:
         ValueError: when the patch does not divide the latents.
@@ -90,6 +92,7 @@ class PadTransformer(nn.Module):
         num_heads: int,
         mlp_ratio: float,
         qkv_bias: bool,
+        attention: Kernel = "auto",
     ) -> None:
         super().__init__()
         hidden = int(max(action_dim, embed_dim) * mlp_ratio)
@@ -107,7 +110,14 @@ class PadTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, action_len + self.obs_patchifier.num_patches, embed_dim))
         self.pad_tokens = nn.Parameter(torch.empty(1, action_len, embed_dim))
         self.blocks = nn.ModuleList(
-            AdaLNBlock(embed_dim, timestep_embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
+            AdaLNBlock(
+                embed_dim,
+                timestep_embed_dim,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                kernel=attention,
+            )
             for _ in range(depth)
         )
         self.head = AdaLNHead(embed_dim, timestep_embed_dim)
@@ -130,8 +140,9 @@ class PadTransformer(nn.Module):
         Returns:
             Predictions (B, S, A) and (B, V, C, F, H, W).
         """
-        tokens, keys = self.action_encoder(action), None  # (B, S, D)
-        patches = self.obs_patchifier.encode(torch.cat([obs, next_obs], dim=2))  # (B, P, D)
+        dtype = self.pos_embed.dtype
+        tokens, keys = self.action_encoder(action.to(dtype)), None  # (B, S, D)
+        patches = self.obs_patchifier.encode(torch.cat([obs, next_obs], dim=2).to(dtype))  # (B, P, D)
         if action_mask is not None:
             tokens = torch.where(action_mask[..., None], tokens, self.pad_tokens.to(tokens.dtype))
             keys = torch.cat([action_mask, action_mask.new_ones(patches.shape[:2])], dim=1)  # (B, L)

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from uwm.baselines.dp_network import timestep_encoder
+from uwm.baselines.dp_network import TimestepEncoder
 
 
 class Conv1dBlock(nn.Module):
@@ -115,7 +115,7 @@ class ConditionalUnet1d(nn.Module):
         def residual(inputs: int, outputs: int) -> ConditionalResidualBlock1d:
             return ConditionalResidualBlock1d(inputs, outputs, cond_dim, kernel_size=kernel_size, groups=groups)
 
-        self.diffusion_step_encoder = timestep_encoder(timestep_embed_dim)
+        self.diffusion_step_encoder = TimestepEncoder(timestep_embed_dim)
         self.down_modules = nn.ModuleList()
         for level, (inputs, outputs) in enumerate(pairwise((input_dim, *widths))):
             last = nn.Identity() if level == halvings else Downsample1d(outputs)
@@ -133,7 +133,7 @@ class ConditionalUnet1d(nn.Module):
     def forward(self, action: Tensor, timestep: Tensor, cond: Tensor) -> Tensor:
         """Noisy actions (B, S, A), integers (B,), condition (B, G) -> predicted noise or clean actions (B, S, A)."""
         cond = torch.cat([self.diffusion_step_encoder(timestep), cond], dim=1)
-        x, skips = action.transpose(1, 2), []  # (B, A, S)
+        x, skips = action.transpose(1, 2).to(cond.dtype), []  # (B, A, S)
         for level in self.down_modules:
             first, second, down = cast(nn.ModuleList, level)
             x = second(first(x, cond), cond)

@@ -5,7 +5,7 @@ height and width.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
+from uwm.diffusion.modes import MODES, Role
 from uwm.model.tokenizer import Tokenizer
 from uwm.policy import Encoded, Mode, Sample
 
@@ -49,14 +50,22 @@ class TokenizedPolicy(nn.Module, ABC):
     def sample_encoded(self, encoded: Any, mode: Mode, generator: torch.Generator) -> Sample:
         """`sample` of a batch that is already encoded."""
 
+    def sample_modes(self, encoded: Any, modes: Sequence[Mode], generator: torch.Generator) -> Mapping[Mode, Sample]:
+        """Several modes, each as `sample_encoded` gives it with a generator in the same state."""
+        state, found = generator.get_state(), {}
+        for mode in modes:
+            generator.set_state(state)
+            found[mode] = self.sample_encoded(encoded, mode, generator)
+        return found
+
     def sample(self, batch: Batch, mode: Mode, generator: torch.Generator) -> Sample:
-        """Predict what `mode` asks for, from the current observation and noise drawn from `generator`.
+        """Predict what `mode` asks for, from noise drawn from `generator`.
 
         Raises:
             UserError: when the policy has no such mode.
         """
         with torch.no_grad():
-            encoded = self.encode_batch(batch, next_obs=False)
+            encoded = self.encode_batch(batch, next_obs=MODES[mode].next_obs is Role.CLEAN)
         return self.sample_encoded(encoded, mode, generator)
 
     def require(self, mode: Mode) -> None:
@@ -85,20 +94,25 @@ class TokenizedPolicy(nn.Module, ABC):
         images = self.tokenizer.decode(by_frame.flatten(0, 2)).float()  # (B V N, 3, H, W)
         return images.view(*by_frame.shape[:3], *images.shape[1:])  # (B, V, N, 3, H, W)
 
-    def encode_known(self, images: Tensor, mask: Tensor, cached: Tensor | None = None) -> Tensor:
-        """Images (B, V, N, 3, H, W), mask (B, V, N) -> latents (B, V, C, N, h, w), zero where unknown.
+    def encode_known(self, images: Tensor, mask: Tensor, places: Tensor | None, cached: Tensor | None = None) -> Tensor:
+        """Latents of what is known.
 
-        With `cached` latents (B, V, N, C, h, w) the images are not looked at.
+        Args:
+            images: (B, V, N, 3, H, W).
+            mask: (B, V, N) bool: known.
+            places: (M,) those of the known images, so that absent views cost nothing; None asks for zeros.
+            cached: (B, V, N, C, h, w) latents, with which the images are not looked at.
+
+        Returns:
+            (B, V, C, N, h, w), zero where unknown.
         """
-        if cached is not None:
+        if cached is not None and places is not None:
             return torch.where(mask[..., None, None, None], cached, 0.0).transpose(2, 3)
-        downsample = self.tokenizer.downsample
-        size = (self.tokenizer.channels, images.shape[-2] // downsample, images.shape[-1] // downsample)
-        by_frame = images.new_zeros(*mask.shape, *size)  # (B, V, N, C, h, w)
-        known = images[mask]  # waits for the device once; absent views then cost nothing
-        if len(known):
-            by_frame[mask] = self.tokenizer.encode(known).float()
-        return by_frame.transpose(2, 3)
+        height, width = (side // self.tokenizer.downsample for side in images.shape[-2:])
+        flat = images.new_zeros(mask.numel(), self.tokenizer.channels, height, width)
+        if places is not None and len(places):
+            flat[places] = self.tokenizer.encode(images.flatten(0, 2)[places]).float()
+        return flat.view(*mask.shape, *flat.shape[1:]).transpose(2, 3)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Take the tokenizer along to another device or type."""
