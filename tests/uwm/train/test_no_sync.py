@@ -7,11 +7,21 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uwm.config import DataConfig, ModelConfig, ObsEncoderConfig, OptimConfig, RunConfig, TokenizerConfig
+from uwm.config import (
+    DataConfig,
+    Gr1Config,
+    ModelConfig,
+    ObsEncoderConfig,
+    OptimConfig,
+    RunConfig,
+    TokenizerConfig,
+    UnetConfig,
+    replace,
+)
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
-from uwm.model.uwm import UWMPolicy
+from uwm.policy import build
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero", "aten::masked_select"}
@@ -45,6 +55,8 @@ def config() -> RunConfig:
             patch=(2, 8, 8),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=16),
             token_dropout=0.2,
+            unet=UnetConfig(widths=(8, 16)),
+            gr1=Gr1Config(patch=8, decoder_heads=2),
         ),
         tokenizer=TokenizerConfig(kind="identity"),
         optim=OptimConfig(ema_decay=0.9),
@@ -68,7 +80,7 @@ def raw_batch(*, cached: bool) -> RawBatch:
     )
 
 
-def update(policy: UWMPolicy, batch: Batch, optimizer: torch.optim.Optimizer, average: WeightAverage) -> None:
+def update(policy: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, average: WeightAverage) -> None:
     output = policy.loss(batch, torch.Generator().manual_seed(0))
     output.loss.backward()
     nn.utils.clip_grad_norm_(trained_parameters(policy).values(), 1.0)
@@ -77,9 +89,14 @@ def update(policy: UWMPolicy, batch: Batch, optimizer: torch.optim.Optimizer, av
     average.update(1)
 
 
-@pytest.mark.parametrize("cached", [True, False], ids=["latents", "images"])
-def test_an_update_waits_for_nothing(config: RunConfig, cached: bool) -> None:
-    policy = UWMPolicy(config)
+@pytest.mark.parametrize(
+    ("name", "cached"),
+    [("uwm", True), ("uwm", False), ("pad", True), ("pad", False), ("dp", False), ("dp_unet", False), ("gr1", False)],
+)
+def test_an_update_waits_for_nothing(config: RunConfig, name: str, cached: bool) -> None:
+    kind = "vit_small" if name == "gr1" else "small"
+    model = replace(config.model, obs_encoder=ObsEncoderConfig.model_validate({"kind": kind, "embed_dim": 16}))
+    policy = build(replace(config, policy=name, model=model))
     optimizer, average = make_optimizer(policy, config.optim), WeightAverage(policy, config.optim.ema_decay)
     identity = ActionNormalizer.identity(3)
     batch = training_batch(raw_batch(cached=cached), config.data, identity, seed=0, device=torch.device("cpu"))
