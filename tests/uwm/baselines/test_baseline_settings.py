@@ -8,6 +8,7 @@ import torch
 from storage_schemas.errors import UserError
 from uwm.baselines.diffusion_policy import DiffusionPolicy
 from uwm.baselines.pad import PADPolicy
+from uwm.baselines.pad_network import PadTransformer
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.policy import Mode, build
@@ -118,3 +119,37 @@ def test_policies_of_pixels_take_no_cached_latents(make_store: MakeStore, debug_
     encoder = ("model.obs_encoder.kind=vit_small",) if name == "gr1" else ()
     with pytest.raises(UserError, match="takes no cached latents"):
         train(debug_run(make_store(), f"policy={name}", "data.latents=k", *encoder))
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("dp", {"transformer": 367.4}), ("dp_unet", {"unet": 131.3}), ("gr1", {"network": 108.0})],
+)
+def test_recipes_are_of_published_scale(name: str, millions: dict[str, float]) -> None:
+    """Built without memory; decision 0007 names the figures."""
+    with torch.device("meta"):
+        policy = build(get_recipe(name))
+    for part, expected in millions.items():
+        found = sum(parameter.numel() for parameter in policy.get_submodule(part).parameters())
+        assert found == pytest.approx(1e6 * expected, rel=1e-3)
+
+
+def test_pad_recipe_is_of_published_scale() -> None:
+    config = get_recipe("pad")
+    data, model = config.data, config.model
+    with torch.device("meta"):
+        network = PadTransformer(
+            image_shape=(data.next_frames, *(side // 8 for side in data.crop)),
+            patch_shape=model.patch,
+            num_chans=4,
+            num_views=len(data.cameras),
+            action_len=data.action_steps,
+            action_dim=data.action_dim,
+            embed_dim=model.embed_dim,
+            timestep_embed_dim=model.timestep_embed_dim,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            mlp_ratio=model.mlp_ratio,
+            qkv_bias=model.qkv_bias,
+        )
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(122.1e6, rel=1e-3)
