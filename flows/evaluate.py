@@ -15,7 +15,7 @@ from uwm.report.tables import markdown_table
 @task(name="evaluate checkpoint", cache_policy=NO_CACHE)
 @refusing
 def evaluate_checkpoint(checkpoint: str, store: str, **options: object) -> Evaluated:
-    """Measure all five modes against the trivial baselines."""
+    """Measure all modes of a checkpoint against the trivial baselines."""
     result = run_evaluation(checkpoint, store, **options)  # type: ignore[arg-type]
     get_run_logger().info("%s: %s", "made before" if result.reused else "written", result.folder)
     return result
@@ -33,7 +33,7 @@ def evaluate(
     seed: int = 0,
     device: str = "auto",
 ) -> Evaluated:
-    """Measure a checkpoint in all five modes against trivial baselines.
+    """Measure a checkpoint in all modes it has against trivial baselines.
 
     Args:
         checkpoint: folder of a run, or of one of its checkpoints.

@@ -68,7 +68,7 @@ def evaluate(
     json: AsJson = False,
     flow: Flow = None,
 ) -> int:
-    """Measure a checkpoint in all five modes against trivial baselines.
+    """Measure a checkpoint in all modes it has against trivial baselines.
 
     Example: uwm evaluate runs/demo/finetune runs/demo/droid --json
     """
