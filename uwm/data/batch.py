@@ -42,6 +42,25 @@ class RawBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepShare:
+    """Which part of an optimizer step's samples a batch holds, when there are several of equal size.
+
+    Processes and gradient accumulation divide a step. Its loss is the mean of its shares' losses, so a mean over what
+    is known must be over the known elements of an average share: then all together give the mean over the whole step,
+    however unevenly the known elements are spread. Noise is drawn for the whole step, and each share takes its rows.
+    """
+
+    first: int
+    """Place of the batch's first sample in the step."""
+    samples: int
+    """Of the whole step."""
+    known_actions: float
+    """Known actions of an average share."""
+    known_frames: float
+    """Known next-observation frames of an average share, over all views."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples as a policy takes them: augmented, cropped and normalized, on the policy's device."""
 
@@ -53,6 +72,7 @@ class Batch:
     action_mask: Tensor  # (B, S) bool
     obs_latents: Tensor | None = None  # (B, V, O, C, h, w) float32, cached; zero where masked
     next_latents: Tensor | None = None  # (B, V, N, C, h, w); next_obs then holds no frames
+    share: StepShare | None = None  # None: the batch is all of its step
 
     def __len__(self) -> int:
         return len(self.action)

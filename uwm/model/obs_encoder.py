@@ -49,7 +49,8 @@ class ObsEncoder(nn.Module):
             Features (B, V O E), ordered (view, frame, feature).
         """
         known = (images[mask] - self._mean) / self._std  # (M, 3, H, W)
-        embedded = self.model(known) if len(known) else known.new_zeros(0, self.embed_dim)  # (M, E)
+        # Also when no image is known: processes that train together must all run the same layers.
+        embedded: Tensor = self.model(known)  # (M, E)
         features = embedded.new_zeros(*mask.shape, self.embed_dim)  # (B, V, O, E)
         features[mask] = embedded
         return features.flatten(1)  # (B, V O E)

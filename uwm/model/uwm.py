@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
-from uwm.data.batch import Batch
+from uwm.data.batch import Batch, StepShare
+from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import MODES, Modality, Role, run
 from uwm.diffusion.schedule import add_noise, signal_table
 from uwm.model.attention import attention_op
@@ -176,14 +177,17 @@ class UWMPolicy(nn.Module):
         """
         encoded = self.encode_batch(batch)
         known_action, known_next = _known(encoded)
-        action = self._noised(encoded.action, known_action, generator)
-        next_obs = self._noised(encoded.latents - self._reference(encoded), known_next, generator)
+        share = batch.share
+        action = self._noised(encoded.action, known_action, generator, share)
+        next_obs = self._noised(encoded.latents - self._reference(encoded), known_next, generator, share)
         action_out, next_out = self.transformer(
             encoded.cond, action.noisy, next_obs.noisy, action.timestep, next_obs.timestep, self._context(encoded)
         )
-        counted = torch.ones_like(known_action) if self.diffusion.action_loss == "all" else known_action
-        action_loss = _masked_mse(action_out, action.target, counted)
-        next_loss = _masked_mse(next_out, next_obs.target, known_next)
+        actions, frames = (share.known_actions, share.known_frames) if share else (None, None)
+        if self.diffusion.action_loss == "all":
+            known_action, actions = torch.ones_like(known_action), None
+        action_loss = _masked_mse(action_out, action.target, known_action, actions)
+        next_loss = _masked_mse(next_out, next_obs.target, known_next, frames)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
         return LossOutput(loss=action_loss + next_loss, logs=logs)
 
@@ -230,12 +234,12 @@ class UWMPolicy(nn.Module):
             by_frame[mask] = self.tokenizer.encode(known).float()
         return by_frame.transpose(2, 3)
 
-    def _noised(self, clean: Tensor, known: Tensor, generator: torch.Generator) -> _Noised:
+    def _noised(self, clean: Tensor, known: Tensor, generator: torch.Generator, share: StepShare | None) -> _Noised:
         """Noise a modality; what is unknown becomes pure noise, and a sample that knows nothing is marked absent."""
         last = self.diffusion.train_timesteps - 1
-        drawn = torch.randint(last + 1, (len(clean),), generator=generator, device=generator.device)
+        drawn = randint_rows(last + 1, len(clean), generator, share)
         timestep = torch.where(known.flatten(1).any(1), drawn.to(clean.device), last)
-        noise = _randn_like(clean, generator)
+        noise = randn_rows(clean, generator, share)
         noisy = torch.where(known, add_noise(clean, noise, self._signals[timestep]), noise)
         target = noise if self.diffusion.prediction == "epsilon" else clean
         return _Noised(noisy=noisy, target=target, timestep=timestep)
@@ -269,16 +273,21 @@ def _known(encoded: Encoded) -> tuple[Tensor, Tensor]:
 
 
 def _modality(clean: Tensor, known: Tensor, generator: torch.Generator, clip: float | None) -> Modality:
-    noise = _randn_like(clean, generator)
+    noise = randn_rows(clean, generator)
     return Modality(noise=noise, clean=torch.where(known, clean, noise), known=known.flatten(1).any(1), clip=clip)
 
 
-def _randn_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
+def _masked_mse(output: Tensor, target: Tensor, known: Tensor, count: float | None = None) -> Tensor:
+    """Mean over the known elements; 0 when there is none.
 
-
-def _masked_mse(output: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Mean over the known elements; 0 when there is none. `known` broadcasts over the target."""
+    Args:
+        output: predicted.
+        target: of the same shape.
+        known: bool, broadcasts over the target.
+        count: how many of `known` to divide by, when it is not those of this batch (see `StepShare`).
+    """
     weight = known.expand_as(target)
     error = torch.where(weight, output.float() - target, 0.0).square()
-    return error.sum() / weight.sum().clamp(min=1)
+    if count is None:
+        return error.sum() / weight.sum().clamp(min=1)
+    return error.sum() / (count * (target.numel() / known.numel()) or 1.0)
