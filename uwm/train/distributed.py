@@ -66,7 +66,7 @@ class World:
         try:
             found = (work(),)
         except UserError as error:
-            failure = str(error)
+            failure = str(error) or type(error).__name__
         failures = [text for text in self._gather(failure) if text]
         if failures or found is None:
             raise UserError(failures[0])

@@ -78,7 +78,8 @@ def parallelize(
     Raises:
         UserError: when the processes can't be divided into `config.replicas` equal groups.
     """
-    blocks = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = [block for entries in lists for block in entries if not isinstance(block, nn.ModuleList)]
     if config.checkpoint_activations:
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -107,7 +108,7 @@ def _fsdp(forward: _Loss, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torc
     """
     reduced = dtype if dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in blocks:
+    for block in reversed(blocks):  # inner ones first
         fully_shard(block, mesh=mesh, mp_policy=policy)
     root: FSDPModule = fully_shard(forward, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
 

@@ -126,7 +126,7 @@ class _Loop:
         """Train up to `steps`, or until `stop`; returns the last checkpoint."""
         run, config = self.run, self.run.config.train
         self.tell(_started(run))
-        source = self._batches(steps)
+        source = run.world.together(lambda: self._batches(steps))
         self.meter = Meter()
         while run.step < steps:
             shares = self._read(source, stop)

@@ -14,6 +14,7 @@ import torch
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.batch import Batch, StepShare
+from uwm.model.blocks import AdaLNBlock
 from uwm.model.uwm import UWMPolicy
 from uwm.policy import build
 from uwm.train.checkpoint import load_checkpoint
@@ -137,14 +138,24 @@ def test_a_run_goes_on_with_other_batches_of_the_same_steps(
     seen = [batch.action for learner in parts.built for batch in learner.seen]
     assert [len(action) for action in seen] == [4, 4, 2, 2, 2, 2]
     assert torch.equal(torch.cat(seen), torch.cat(expected)), "the same samples in the same order"
-    with pytest.raises(UserError, match="samples of a step .*: 4 -> 2"):
+    with pytest.raises(UserError, match=r"samples of a step .*: 4 -> 2"):
         train(debug_run(uri, "train.batch_size=2", "train.steps=6", output="parts"), build=parts)
 
 
-def test_checkpointed_activations_give_the_same_weights(make_store: MakeStore, debug_run: MakeRun) -> None:
-    uri = make_store()
+def test_checkpointed_activations_are_computed_twice_and_give_the_same_weights(
+    make_store: MakeStore, debug_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, calls, forward = make_store(), [], AdaLNBlock.forward
+
+    def counted(block: AdaLNBlock, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        calls.append(block)
+        return forward(block, x, cond)
+
+    monkeypatch.setattr(AdaLNBlock, "forward", counted)
     kept = load_checkpoint(train(debug_run(uri, output="kept")))
+    once = len(calls)
     again = load_checkpoint(train(debug_run(uri, "train.checkpoint_activations=true", output="again")))
+    assert len(calls) - once == 2 * once == 16
     assert kept.state.files["model.safetensors"] == again.state.files["model.safetensors"]
 
 
@@ -164,10 +175,10 @@ def test_shares_of_a_step_add_up_to_its_loss_and_gradient(mixed: Callable[..., R
         )
         part = _rows(batch, first, share)
         output = policy.loss(part, torch.Generator().manual_seed(1))
-        losses.append(output.loss)
+        losses.append(output.loss.detach())
         found = torch.autograd.grad(output.loss / 2, list(policy.parameters()))
         gradients = [one + other for one, other in zip(gradients, found, strict=True)]
-    torch.testing.assert_close(sum(losses) / 2, whole.loss)
+    torch.testing.assert_close(sum(losses) / 2, whole.loss.detach())
     assert abs(float(losses[0] - losses[1])) > 0.1, "the shares are not alike"
     torch.testing.assert_close(gradients, list(expected), atol=1e-6, rtol=1e-4)
 
@@ -198,12 +209,12 @@ def test_processes_must_divide_into_replicas_and_tokenizers_train_alone(
     make_store: MakeStore, debug_run: MakeRun
 ) -> None:
     config, two = debug_run(make_store(), "train.parallel=fsdp", "train.replicas=3"), World(size=2)
-    with pytest.raises(UserError, match="2 processes are not divisible by train.replicas=3"):
+    with pytest.raises(UserError, match=r"2 processes are not divisible by train\.replicas=3"):
         parallelize(torch.nn.Linear(2, 2), config.train, two, torch.device("cpu"), torch.float32)
     with pytest.raises(UserError, match="trains in one process"):
         prepare(debug_run(make_store("other"), "stage=tokenizer"), None, build, two)
 
 
 def test_several_machines_need_a_place_to_meet(debug_run: MakeRun) -> None:
-    with pytest.raises(UserError, match="train.rendezvous=host:port"):
+    with pytest.raises(UserError, match=r"train\.rendezvous=host:port"):
         debug_run("store", "train.machines=2")
