@@ -7,7 +7,7 @@ to one that was not. Several processes give the weights of one, up to rounding: 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,13 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage_schemas.errors import UserError
 from uwm.config import RunConfig
-from uwm.data.actions import share_actions
 from uwm.data.augment import training_batch
-from uwm.data.batch import Batch, RawBatch, StepShare
-from uwm.data.loader import SegmentReader, Shard, batches
-from uwm.data.mixture import mixture_sampler
+from uwm.data.batch import Batch
 from uwm.device import autocast
 from uwm.policy import build
 from uwm.train import log
@@ -35,6 +31,7 @@ from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.parallel import clip_gradients, whole
 from uwm.train.resume import find_checkpoint, lock_folder, resolve_paths
 from uwm.train.setup import Build, Run, pin_versions, prepare
+from uwm.train.shares import Share, ShareReader
 
 
 def train(
@@ -126,10 +123,11 @@ class _Loop:
         """Train up to `steps`, or until `stop`; returns the last checkpoint."""
         run, config = self.run, self.run.config.train
         self.tell(_started(run))
-        source = run.world.together(lambda: self._batches(steps))
+        reader = run.world.together(lambda: ShareReader(run, steps, stop))
         self.meter = Meter()
         while run.step < steps:
-            shares = self._read(source, stop)
+            shares = reader.read()
+            self.meter.waited += reader.waited
             if not shares:
                 break
             self._step(shares)
@@ -144,68 +142,7 @@ class _Loop:
             self.tell(log.TrainFinished(path=str(path), step=run.step, reused=False))
         return path
 
-    def _batches(self, steps: int) -> Iterator[RawBatch]:
-        run = self.run
-        return batches(
-            SegmentReader(
-                [member.dataset for member in run.members],
-                run.config.data,
-                run.latents,
-                [share_actions(member.dataset, member.rows) for member in run.members],
-            ),
-            mixture_sampler(run.members, run.config.train.seed),
-            start=run.position,
-            stop=run.position + (steps - run.step) * run.samples,
-            batch_size=run.config.train.batch_size,
-            shard=Shard(rank=run.world.rank, world=run.world.size),
-            workers=run.config.data.workers,
-            prefetch=run.config.data.prefetch,
-            pin=run.device.type == "cuda",
-        )
-
-    def _read(self, source: Iterator[RawBatch], stop: Callable[[], bool]) -> list[tuple[RawBatch, StepShare | None]]:
-        """This process's shares of the next step; none when any process shall stop.
-
-        The processes meet here once in a step, on the CPU: while they do, devices work on the step before.
-
-        Raises:
-            UserError: when any process can't read its samples.
-        """
-        world, accumulate = self.run.world, self.run.config.train.accumulate
-        if world.size == 1 and stop():
-            return []
-        asked, read, failure = time.perf_counter(), list[RawBatch](), None
-        try:
-            read = [next(source) for _ in range(accumulate)]
-        except UserError as error:
-            failure = error
-        self.meter.waited += time.perf_counter() - asked
-        counts = np.array([_known(raw, self.run.config.data.obs_frames) for raw in read]).sum(0) if read else (0, 0)
-        stops, failures, *known = world.sum([world.size > 1 and stop(), failure is not None, *counts])
-        if failures:
-            world.together(lambda: _reraise(failure))
-        return [] if stops else self._shares(read, known)
-
-    def _shares(self, read: list[RawBatch], known: list[float]) -> list[tuple[RawBatch, StepShare | None]]:
-        run = self.run
-        size, parts = run.config.train.batch_size, len(read) * run.world.size
-        if parts == 1:
-            return [(read[0], None)]
-        actions, frames = (count / parts for count in known)
-        return [
-            (
-                raw,
-                StepShare(
-                    first=(number * run.world.size + run.world.rank) * size,
-                    samples=run.samples,
-                    known_actions=actions,
-                    known_frames=frames,
-                ),
-            )
-            for number, raw in enumerate(read)
-        ]
-
-    def _step(self, shares: list[tuple[RawBatch, StepShare | None]]) -> None:
+    def _step(self, shares: list[Share]) -> None:
         """One update; copies nothing to the host."""
         run, config = self.run, self.run.config
         seed = config.train.seed
@@ -268,16 +205,6 @@ class _Loop:
         self.meter.since += time.perf_counter() - began
         self.tell(log.CheckpointSaved(path=str(run.saved), step=run.step))
         return run.saved
-
-
-def _known(raw: RawBatch, obs_frames: int) -> tuple[int, int]:
-    """How many actions and next-observation frames of a batch are known."""
-    return int(raw.action_mask.sum()), int(raw.view_mask[:, :, obs_frames:].sum())
-
-
-def _reraise(failure: UserError | None) -> None:
-    if failure:
-        raise failure
 
 
 def _write(run: Run, tensors: Mapping[TensorKind, Mapping[str, Tensor]]) -> Path:
