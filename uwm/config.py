@@ -249,6 +249,7 @@ class TrainConfig(Config):
 
     steps: int = Field(100_000, gt=0)
     batch_size: int = Field(36, gt=0, description="samples per process and step")
+    accumulate: int = Field(1, gt=0, description="batches of each process whose gradients make one step")
     seed: int = 0
     device: str = Field("auto", description="auto takes CUDA when there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 on CUDA, fp32 on the CPU")
@@ -265,6 +266,25 @@ class TrainConfig(Config):
     save_every: int = Field(2000, gt=0)
     keep: int = Field(3, gt=0, description="checkpoints kept, besides the last")
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's choice")
+    processes: int = Field(
+        1, gt=0, description="processes on this machine, one per GPU; more than 1 go through torchrun"
+    )
+    machines: int = Field(1, gt=0, description="machines that the same command is started on")
+    rendezvous: str = Field("", description="host:port of one of them, where they meet; empty on one machine")
+    restarts: int = Field(3, ge=0, description="how often processes that died are started again, from the checkpoint")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="how several processes share a model: each has all of it, or a shard (FSDP2)"
+    )
+    replicas: int = Field(
+        1, gt=0, description="fsdp: how many times the shards make up the model; as many as machines is HSDP"
+    )
+    checkpoint_activations: bool = Field(
+        False, description="compute the blocks' activations again in the backward pass: less memory, a third more work"
+    )
+    spike_limit: float = Field(
+        20.0, ge=0, description="robust deviations above the recent median at which a loss stops the run; 0 never"
+    )
+    spike_window: int = Field(200, ge=20, description="steps whose losses a loss is compared with")
 
 
 class RunConfig(Config):
@@ -295,6 +315,12 @@ class RunConfig(Config):
     def _unknown_actions_are_masked(self) -> Self:
         if self.policy in ("pad", "gr1") and self.diffusion.action_loss == "all":
             raise ValueError(f"{self.policy} masks unknown actions, as published: diffusion.action_loss must be masked")
+        return self
+
+    @model_validator(mode="after")
+    def _machines_meet(self) -> Self:
+        if self.train.machines > 1 and not self.train.rendezvous:
+            raise ValueError("several machines meet somewhere: set train.rendezvous=host:port on all of them")
         return self
 
     @model_validator(mode="after")

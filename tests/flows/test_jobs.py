@@ -69,6 +69,16 @@ def test_train_evaluate_and_the_way_back_to_the_raw_data(store: Path, capsys: py
         run_evaluation(trained.path, str(store), version=9)
 
 
+@pytest.mark.slow
+def test_one_setting_trains_in_two_processes(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (f"data.datasets.0.uri={store}", "train.steps=2", "train.processes=2", "train.threads=1")
+    assert run(["train", "debug", *settings, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["step"], shown["reused"]) == (2, False)
+    assert run(["train", "debug", *settings, "train.batch_size=3"]) == 2
+    assert "train.accumulate x 2 processes): 8 -> 6" in capsys.readouterr().err
+
+
 def test_sigterm_leaves_a_checkpoint_that_the_same_command_goes_on_from(store: Path) -> None:
     script = Path(sys.executable).with_name("uwm")
     command = [str(script), "train", "debug", f"data.datasets.0.uri={store}", "train.steps=100000"]

@@ -13,8 +13,9 @@ from uwm.baselines.dp_network import DpTransformer
 from uwm.baselines.unet1d import ConditionalUnet1d
 from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.batch import Batch
+from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noising import draw_timesteps, masked_mse, noised, randn_like
+from uwm.diffusion.noising import masked_mse, noised
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
 from uwm.model.obs_encoder import ObsEncoder
@@ -83,19 +84,23 @@ class DiffusionPolicy(TokenizedPolicy):
             batch: see `Batch`.
             generator: source of timesteps and noise.
         """
-        encoded, known = self.encode_batch(batch), batch.action_mask[:, :, None]
-        timestep = draw_timesteps(len(batch), self.diffusion.train_timesteps, generator, batch.action.device)
+        encoded, known, share = self.encode_batch(batch), batch.action_mask[:, :, None], batch.share
+        drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, share)
+        timestep = drawn.to(batch.action.device)
         signal = self._signals[timestep]
-        action, target = noised(encoded.action, known, signal, self.diffusion.prediction, generator)
-        counted = torch.ones_like(known) if self.diffusion.action_loss == "all" else known
-        loss = masked_mse(self.denoiser(action, timestep, encoded.cond), target, counted)
+        action, target = noised(encoded.action, known, signal, self.diffusion.prediction, generator, share)
+        predicted = self.denoiser(action, timestep, encoded.cond)
+        if self.diffusion.action_loss == "all":
+            loss = masked_mse(predicted, target, torch.ones_like(known))
+        else:
+            loss = masked_mse(predicted, target, known, batch.known_actions)
         return LossOutput(loss=loss, logs={"action_loss": loss.detach()})
 
     @torch.no_grad()
     def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
         """`sample` of a batch that is already encoded. Raises UserError for any mode but policy."""
         self.require(mode)
-        noise = randn_like(encoded.action, generator)
+        noise = randn_rows(encoded.action, generator)
         return sample_actions(self.denoiser, noise, encoded.cond, self.diffusion)
 
 

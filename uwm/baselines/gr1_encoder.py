@@ -123,15 +123,12 @@ class Gr1ImageEncoder(nn.Module):
         """
         places = known_index(mask) if index is None else index
         known = images.flatten(0, 2)[places].to(self.pos_shift.dtype)  # (M, 3, H, W)
-        found = self._tokens(known) if len(known) else known.new_zeros(0, self.latents_per_image, self._width)
+        # Also when no image is known: processes that train together must all run the same layers.
+        found = self._tokens(known)
         tokens = found.new_zeros(mask.numel(), *found.shape[1:]).index_copy(0, places, found)
         tokens = tokens.view(len(mask), -1, *found.shape[1:]) * (1 + self.pos_scale) + self.pos_shift  # (B, V F, N, D)
         keys = mask.flatten(1).repeat_interleave(self.latents_per_image, dim=1)  # (B, V F N)
         return tokens.flatten(1, 2), keys
-
-    @property
-    def _width(self) -> int:
-        return self.feat_head.out_features
 
     def _tokens(self, images: Tensor) -> Tensor:
         """(M, 3, H, W) -> (M, N, D)."""

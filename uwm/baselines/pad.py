@@ -12,8 +12,9 @@ from torch import Tensor
 from uwm.baselines.pad_network import PadTransformer
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
+from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noising import draw_timesteps, masked_mse, noised, randn_like
+from uwm.diffusion.noising import masked_mse, noised
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
 from uwm.model.tokenized import TokenizedPolicy, latent_size, same_frames
@@ -99,14 +100,16 @@ class PADPolicy(TokenizedPolicy):
         """
         encoded, prediction = self.encode_batch(batch), self.diffusion.prediction
         known_action, known_next = encoded.action_mask[:, :, None], encoded.next_mask[:, :, None, :, None, None]
-        timestep = draw_timesteps(len(batch), self.diffusion.train_timesteps, generator, batch.action.device)
+        share = batch.share
+        drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, share)
+        timestep = drawn.to(batch.action.device)
         signal = self._signals[timestep]
-        action, action_target = noised(encoded.action, known_action, signal, prediction, generator)
+        action, action_target = noised(encoded.action, known_action, signal, prediction, generator, share)
         clean = encoded.latents - self._reference(encoded)
-        next_obs, next_target = noised(clean, known_next, signal, prediction, generator)
+        next_obs, next_target = noised(clean, known_next, signal, prediction, generator, share)
         action_out, next_out = self.transformer(encoded.current, action, next_obs, timestep, encoded.action_mask)
-        action_loss = masked_mse(action_out, action_target, known_action)
-        next_loss = masked_mse(next_out, next_target, known_next)
+        action_loss = masked_mse(action_out, action_target, known_action, batch.known_actions)
+        next_loss = masked_mse(next_out, next_target, known_next, batch.known_frames)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
         return LossOutput(loss=action_loss + next_loss, logs=logs)
 
@@ -135,6 +138,6 @@ class PADPolicy(TokenizedPolicy):
 
 def _from_noise(like: Tensor, generator: torch.Generator, clip: float | None) -> Modality:
     """A modality that is sampled or absent, never a condition."""
-    noise = randn_like(like, generator)
+    noise = randn_rows(like, generator)
     nothing = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
     return Modality(noise=noise, clean=noise, known=nothing, clip=clip)

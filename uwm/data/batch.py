@@ -43,6 +43,25 @@ class RawBatch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepShare:
+    """Which part of an optimizer step's samples a batch holds, when there are several of equal size.
+
+    Processes and gradient accumulation divide a step. Its loss is the mean of its shares' losses, so a mean over what
+    is known must be over the known elements of an average share: then all together give the mean over the whole step,
+    however unevenly the known elements are spread. Noise is drawn for the whole step, and each share takes its rows.
+    """
+
+    first: int
+    """Place of the batch's first sample in the step."""
+    samples: int
+    """Of the whole step."""
+    known_actions: float
+    """Known actions of an average share."""
+    known_frames: float
+    """Known next-observation frames of an average share, over all views."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples as a policy takes them: augmented, cropped and normalized, on the policy's device."""
 
@@ -55,9 +74,20 @@ class Batch:
     obs_latents: Tensor | None = None  # (B, V, O, C, h, w) float32, cached; zero where masked
     next_latents: Tensor | None = None  # (B, V, N, C, h, w); next_obs then holds no frames
     view_mask: Tensor | None = None  # (B, V, O + N) bool: both masks on the host, so that nothing waits for the device
+    share: StepShare | None = None  # None: the batch is all of its step
 
     def __len__(self) -> int:
         return len(self.action)
+
+    @property
+    def known_actions(self) -> float | None:
+        """Known actions of an average share of the step; None when the batch is all of it."""
+        return self.share.known_actions if self.share else None
+
+    @property
+    def known_frames(self) -> float | None:
+        """Known next-observation frames of an average share of the step; None when the batch is all of it."""
+        return self.share.known_frames if self.share else None
 
     def known_places(self) -> tuple[Tensor, Tensor]:
         """(M,) int64 of the known frames in the flattened obs and next_obs, on the batch's device."""

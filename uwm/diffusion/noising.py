@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from uwm.config import DiffusionConfig
+from uwm.data.batch import StepShare
+from uwm.diffusion.draw import rand_rows, randint_rows, randn_rows
 from uwm.diffusion.schedule import absent_timestep, add_noise, clean_timestep, target
 
 
@@ -18,6 +20,20 @@ class Noised:
     timestep: Tensor  # (B,)
     present: Tensor  # (B,) bool: the network gets to see it
     counted: Tensor  # bool, broadcasts over the target: what counts in the loss
+    known: Tensor  # bool, of the shape of `counted`: what could count
+    kept: float  # share of the samples that count, on average
+
+    def count(self, known: float | None) -> Tensor | float | None:
+        """What the loss is divided by: what counts, or on average when that depends on chance; see `masked_mse`.
+
+        The chance of all processes is not known to one. With an average, together they have the loss of the whole step.
+
+        Args:
+            known: how many of an average share are known, when the step is divided.
+        """
+        if known is None:
+            return None if self.kept == 1 else self.known.sum() * self.kept
+        return known * self.kept
 
 
 def noise_modality(
@@ -29,6 +45,7 @@ def noise_modality(
     signals: Tensor,
     dropped: float = 0.0,
     given: float = 0.0,
+    share: StepShare | None = None,
 ) -> Noised:
     """Noise a modality; what is unknown becomes pure noise, and a sample that knows nothing is marked absent.
 
@@ -40,33 +57,42 @@ def noise_modality(
         signals: (T,) `signal_table`.
         dropped: share of the samples that are made absent.
         given: share of the samples that the network sees clean, and marked so; there is nothing to predict in them.
+        share: which part of a step the samples are.
     """
-    drawn = draw_timesteps(len(clean), config.train_timesteps, generator, clean.device)
-    noise = randn_like(clean, generator)
+    drawn = randint_rows(config.train_timesteps, len(clean), generator, share).to(clean.device)
+    noise = randn_rows(clean, generator, share)
     present = known.flatten(1).any(1)
     if dropped:
-        present = present & (_uniform(present, generator) >= dropped)
+        present = present & (rand_rows(len(clean), generator, share).to(clean.device) >= dropped)
     # Training marks absence with the last timestep, whatever sampling does, unless there is a marker for it.
     absent = absent_timestep(config) if config.absent_embedding else config.train_timesteps - 1
     timestep = torch.where(present, drawn, absent)
     shown = counted = known & _wide(present, known)
     noisy = torch.where(shown, add_noise(clean, noise, signals[drawn]), noise)
     if given:
-        bare = present & (_uniform(present, generator) < given)
+        bare = present & (rand_rows(len(clean), generator, share).to(clean.device) < given)
         timestep = timestep.masked_fill(bare, clean_timestep(config))
         noisy = torch.where(shown & _wide(bare, known), clean, noisy)
         counted = shown & ~_wide(bare, known)
     goal = target(clean, noise, signals[drawn], config.prediction)
-    return Noised(noisy=noisy, target=goal, timestep=timestep, present=present, counted=counted)
-
-
-def draw_timesteps(size: int, steps: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """(B,) uniform integers in [0, steps)."""
-    return torch.randint(steps, (size,), generator=generator, device=generator.device).to(device)
+    return Noised(
+        noisy=noisy,
+        target=goal,
+        timestep=timestep,
+        present=present,
+        counted=counted,
+        known=known,
+        kept=(1 - dropped) * (1 - given),
+    )
 
 
 def noised(
-    clean: Tensor, known: Tensor, signal: Tensor, prediction: str, generator: torch.Generator
+    clean: Tensor,
+    known: Tensor,
+    signal: Tensor,
+    prediction: str,
+    generator: torch.Generator,
+    share: StepShare | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One modality at given timesteps; what is unknown becomes pure noise.
 
@@ -76,30 +102,31 @@ def noised(
         signal: (B,) a_t of each sample.
         prediction: what the network is to predict, see `target`.
         generator: source of the noise.
+        share: which part of a step the samples are.
 
     Returns:
         The noisy samples and what is to be predicted, both (B, ...).
     """
-    noise = randn_like(clean, generator)
+    noise = randn_rows(clean, generator, share)
     noisy = torch.where(known, add_noise(clean, noise, signal), noise)
     return noisy, target(clean, noise, signal, prediction)
 
 
-def masked_mse(output: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """Mean over the known elements; 0 when there is none. `known` broadcasts over the target."""
+def masked_mse(output: Tensor, target: Tensor, known: Tensor, count: Tensor | float | None = None) -> Tensor:
+    """Mean over the known elements; 0 when there is none.
+
+    Args:
+        output: predicted.
+        target: of the same shape.
+        known: bool, broadcasts over the target.
+        count: how many of `known` to divide by, when it is not those of this batch (see `StepShare`).
+    """
     weight = known.expand_as(target)
     error = torch.where(weight, output.float() - target, 0.0).square()
-    return error.sum() / weight.sum().clamp(min=1)
-
-
-def randn_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise of a tensor's shape, type and device."""
-    return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    """(B,) in [0, 1)."""
-    return torch.rand(len(like), generator=generator, device=generator.device).to(like.device)
+    if count is None:
+        return error.sum() / weight.sum().clamp(min=1)
+    elements = torch.as_tensor(count, device=error.device) * (target.numel() / known.numel())
+    return error.sum() / torch.where(elements > 0, elements, 1.0)
 
 
 def _wide(per_sample: Tensor, like: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class ObsEncoder(nn.Module):
         """
         places = known_index(mask) if index is None else index
         known = ((images.flatten(0, 2)[places] - self._mean) / self._std).to(self._mean.dtype)  # (M, 3, H, W)
-        embedded = self.model(known) if len(known) else known.new_zeros(0, self.embed_dim)  # (M, E)
+        # Also when no image is known: processes that train together must all run the same layers.
+        embedded: Tensor = self.model(known)  # (M, E)
         features = embedded.new_zeros(mask.numel(), self.embed_dim).index_copy(0, places, embedded)
         return features.view(len(mask), self.out_dim)  # (B, V O E)
 

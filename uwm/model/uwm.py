@@ -14,8 +14,9 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
+from uwm.diffusion.draw import randn_rows
 from uwm.diffusion.modes import MODES, Denoiser, Modality, Role, run_modes
-from uwm.diffusion.noising import masked_mse, noise_modality, randn_like
+from uwm.diffusion.noising import masked_mse, noise_modality
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report, key_mask
 from uwm.model.obs_encoder import ObsEncoder
@@ -142,8 +143,9 @@ class UWMPolicy(TokenizedPolicy):
         """
         encoded = self.encode_batch(batch)
         known_action, known_next = _known(encoded)
+        share = batch.share
         marked = self.diffusion.marked_share if self.diffusion.absent_embedding else 0.0
-        noised = partial(noise_modality, generator=generator, config=self.diffusion, signals=self._signals)
+        noised = partial(noise_modality, generator=generator, config=self.diffusion, signals=self._signals, share=share)
         action = noised(encoded.action, known_action, dropped=marked, given=marked)
         latents = encoded.latents - self._reference(encoded)
         next_obs = noised(latents, known_next, dropped=max(marked, self._token_dropout), given=marked)
@@ -156,9 +158,13 @@ class UWMPolicy(TokenizedPolicy):
             self._context(encoded),
             self._keys(encoded.views, action.present, next_obs.present),
         )
-        counted = torch.ones_like(known_action) if self.diffusion.action_loss == "all" else action.counted
-        action_loss = masked_mse(action_out, action.target, counted)
-        next_loss = masked_mse(next_out, next_obs.target, next_obs.counted)
+        if self.diffusion.action_loss == "all":
+            action_loss = masked_mse(action_out, action.target, torch.ones_like(known_action))
+        else:
+            count = action.count(batch.known_actions)
+            action_loss = masked_mse(action_out, action.target, action.counted, count)
+        count = next_obs.count(batch.known_frames)
+        next_loss = masked_mse(next_out, next_obs.target, next_obs.counted, count)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
         return LossOutput(loss=action_loss + next_loss, logs=logs)
 
@@ -242,7 +248,7 @@ def _known(encoded: Encoded) -> tuple[Tensor, Tensor]:
 
 
 def _modality(clean: Tensor, known: Tensor, generator: torch.Generator, clip: float | None) -> Modality:
-    noise = randn_like(clean, generator)
+    noise = randn_rows(clean, generator)
     return Modality(noise=noise, clean=torch.where(known, clean, noise), known=known.flatten(1).any(1), clip=clip)
 
 

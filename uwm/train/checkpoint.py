@@ -59,6 +59,7 @@ class CheckpointState(Config):
     step: int = Field(ge=0)
     position: int = Field(ge=0, description="samples consumed; the place of the next one in the sample order")
     seed: int
+    batch: int = Field(0, ge=0, description="samples of a step, over all processes; 0: train.batch_size of the config")
     datasets: tuple[DatasetUse, ...]
     parent: Origin | None = Field(None, description="checkpoint that the weights started from")
     tokenizer: str = Field("", description="fingerprint of the latent tokenizer")

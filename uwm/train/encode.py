@@ -8,7 +8,7 @@ from uwm.data.latents import EncodeReport, encode
 from uwm.data.mixture import open_member
 from uwm.device import resolve_device, resolve_precision
 from uwm.model.tokenizer import load_tokenizer
-from uwm.train.setup import resolve_paths
+from uwm.train.resume import resolve_paths
 
 
 def encode_run(

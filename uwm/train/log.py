@@ -44,6 +44,7 @@ class TrainStarted:
     """Steps already done: 0 for a new run."""
     steps: int
     batch_size: int
+    """Samples of a step, over all processes."""
     device: str
     precision: str
     attention: str
@@ -56,6 +57,7 @@ class TrainStarted:
     """Checkpoint that the weights started from; empty when from scratch."""
     datasets: tuple[DatasetUse, ...]
     code_revision: str
+    processes: int = 1
     event: Literal["train_started"] = "train_started"
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from uwm.config import OptimConfig
+from uwm.train.parallel import shard_like
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -54,16 +55,17 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dic
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put the state of `optimizer_tensors` back.
+    """Put the state of `optimizer_tensors` back; of parameters that are shards, the part that belongs here.
 
     Raises:
         KeyError: when a tensor belongs to no parameter of the model.
     """
     state: dict[int, dict[str, Tensor]] = {}
-    numbers = {name: number for number, name in enumerate(trained_parameters(model))}
+    parameters = trained_parameters(model)
+    numbers = {name: number for number, name in enumerate(parameters)}
     for key, value in tensors.items():
         name, _, kind = key.rpartition("/")
-        state.setdefault(numbers[name], {})[kind] = value
+        state.setdefault(numbers[name], {})[kind] = shard_like(value, parameters[name])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -94,6 +96,6 @@ class WeightAverage:
         return {**model.state_dict(), **self._average}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the averages back from `tensors`. Raises KeyError when one is missing."""
+        """Take the averages back from whole `tensors`. Raises KeyError when one is missing."""
         for name, value in self._average.items():
-            value.copy_(tensors[name])
+            value.copy_(shard_like(tensors[name], value))

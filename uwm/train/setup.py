@@ -1,60 +1,29 @@
 """Everything that stands before the first step: new, from a parent, or from where a run stopped."""
 
-import fcntl
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import nn
 
 from storage_schemas.errors import UserError
-from uwm.config import Config, RunConfig, replace
+from uwm.config import RunConfig, replace
 from uwm.data.latents import LatentStore, open_latents
 from uwm.data.mixture import Member, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
-from uwm.device import autocast, resolve_device, resolve_precision, set_matmul
+from uwm.device import autocast, resolve_precision, set_matmul
 from uwm.policy import Learner
-from uwm.train.checkpoint import (
-    Checkpoint,
-    Origin,
-    latest_checkpoint,
-    load_checkpoint,
-    load_weights,
-    origin,
-    resolve_checkpoint,
-)
+from uwm.train.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
+from uwm.train.distributed import World
 from uwm.train.log import DatasetUse
 from uwm.train.optim import WeightAverage, make_optimizer, restore_optimizer
+from uwm.train.parallel import Engine, parallelize
+from uwm.train.resume import step_samples, tokenizer_origin
 
 Build = Callable[[RunConfig], nn.Module]
-
-FREE_TO_CHANGE = frozenset(
-    {
-        "output",
-        "init_from",
-        "tokenizer.path",
-        "data.workers",
-        "data.prefetch",
-        "optim.decay_steps",
-        "train.steps",
-        "train.device",
-        "train.log_every",
-        "train.save_every",
-        "train.keep",
-        "train.threads",
-        "train.matmul",
-        "train.sync",
-        "train.compile",
-        "model.attention",
-        "diffusion.hoist",
-    }
-)
-"""What may differ between the parts of a resumed run. Parent, tokenizer and decay are compared by what they mean."""
 
 
 @dataclass(kw_only=True)
@@ -65,7 +34,11 @@ class Run:
     """With dataset versions, parent and tokenizer paths filled in."""
     members: tuple[Member, ...]
     normalizer: ActionNormalizer
+    world: World
     model: nn.Module
+    """Its parameters are shards when FSDP divides it."""
+    engine: Engine
+    """The model's loss, over all processes."""
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     device: torch.device
@@ -85,9 +58,9 @@ class Run:
     position: int = 0
 
     @property
-    def learner(self) -> Learner:
-        """The model, by its loss."""
-        return cast(Learner, self.model)
+    def samples(self) -> int:
+        """Samples of a step, over all processes and accumulated batches."""
+        return step_samples(self.config.train, self.world.size)
 
     @property
     def folder(self) -> Path:
@@ -100,85 +73,28 @@ class Run:
         return tuple(_use(member, self.config.data.action_dim) for member in self.members)
 
 
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a run's folder; the system lets go of it when the process ends, however it ends.
-
-    Raises:
-        UserError: when another process trains in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process trains in {folder}: wait for it, or set another output") from error
-        yield
+def pin_versions(config: RunConfig) -> RunConfig:
+    """Fill the newest versions of the datasets in. Raises UserError when one can't be opened."""
+    return _with_versions(config, open_mixture(config.data))
 
 
-def resolve_paths(config: RunConfig) -> RunConfig:
-    """Replace run folders by the checkpoints that they stand for now, as absolute paths.
-
-    A run that starts from a parent and names no autoencoder takes the parent's tokenizer.
-
-    Raises:
-        UserError: when a finetuning run names no parent, or a checkpoint is missing.
-    """
-    if config.stage == "finetune" and not config.init_from:
-        raise UserError("a finetuning run starts from a checkpoint: set init_from=<run folder or checkpoint>")
-    changes: dict[str, object] = {}
-    tokenizer = config.tokenizer
-    if config.init_from:
-        parent = resolve_checkpoint(config.init_from).absolute()
-        changes["init_from"] = str(parent)
-        if _by_checkpoint(config) and not tokenizer.path:
-            tokenizer = load_checkpoint(parent).config.tokenizer
-    if _by_checkpoint(config):
-        path = resolve_checkpoint(tokenizer.path).absolute() if tokenizer.path else ""
-        changes["tokenizer"] = replace(tokenizer, path=str(path))
-    return replace(config, **changes)
-
-
-def find_checkpoint(config: RunConfig, *, resume: bool) -> Checkpoint | None:
-    """The latest checkpoint of the run, if any.
-
-    Args:
-        config: with paths resolved.
-        resume: whether there may be one.
-
-    Raises:
-        UserError: when the folder holds a run of another configuration, or `resume` is False and it
-            holds any.
-    """
-    path = latest_checkpoint(config.folder)
-    if not path:
-        return None
-    if not resume:
-        raise UserError(f"{config.folder} already holds checkpoints: resume it, remove it, or set another output")
-    found = load_checkpoint(path)
-    differing = _differences(config, found)
-    if differing:
-        raise UserError(
-            f"{config.folder} holds another run, which differs in {'; '.join(differing[:3])}: "
-            "set another name or output, or remove it"
-        )
-    return found
-
-
-def prepare(config: RunConfig, found: Checkpoint | None, build: Build) -> Run:
+def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: World) -> Run:
     """Set a run up to go on from `found`, from its parent, or from scratch.
 
     Args:
         config: with paths resolved.
         found: the checkpoint to go on from.
         build: makes the network.
+        world: the processes that train it together.
 
     Raises:
         UserError: when data, parent or tokenizer are missing or do not fit.
     """
+    if config.stage == "tokenizer" and world.size > 1:
+        raise UserError("a tokenizer keeps statistics of its batches and trains in one process: set train.processes=1")
     members = _open_data(config, found)
     config = _with_versions(config, members)
-    device = resolve_device(config.train.device)
+    device = world.device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)
     set_matmul(config.train.matmul)
     model = _make_model(config, build, device)
@@ -187,21 +103,25 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build) -> Run:
     if base:
         _check_base(base, config, _text(model, "tokenizer_fingerprint"))
         load_weights(model, base, ema=not found)
+    attention = _attention(model, device, dtype)
+    engine = parallelize(model, config.train, world, device, dtype)
     optimizer = make_optimizer(model, config.optim)
     average = WeightAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
     run = Run(
         config=config,
         members=members,
         normalizer=_choose_normalizer(members, config, found, parent),
+        world=world,
         model=model,
+        engine=engine,
         optimizer=optimizer,
         average=average,
         device=device,
         dtype=dtype,
         parent=Origin(path=str(parent.path), identity=parent.identity) if parent else None,
         tokenizer=_text(model, "tokenizer_fingerprint"),
-        tokenizer_checkpoint=_tokenizer_origin(config),
-        attention=_attention(model, device, dtype),
+        tokenizer_checkpoint=tokenizer_origin(config),
+        attention=attention,
         code_revision=code_revision(),
         latents=_latents(members, config, model),
     )
@@ -293,58 +213,6 @@ def _check_base(base: Checkpoint, config: RunConfig, tokenizer: str) -> None:
         raise UserError(
             f"{base.path} has {base.normalizer.action_dim} action dimensions, the run {config.data.action_dim}"
         )
-
-
-def _differences(config: RunConfig, found: Checkpoint) -> list[str]:
-    """How the run that is asked for differs from the one that is there, as `field: there -> asked for`."""
-    there, wanted = flatten(found.config), flatten(config)
-    changed = [
-        f"{key}: {there.get(key)} -> {wanted.get(key)}"
-        for key in sorted({*there, *wanted} - FREE_TO_CHANGE)
-        if there.get(key) != wanted.get(key) and not (key.endswith(".version") and wanted.get(key) is None)
-    ]
-    if config.optim.schedule == "cosine" and _decay_end(config) != _decay_end(found.config):
-        changed.append(f"the end of the cosine (optim.decay_steps): {_decay_end(found.config)} -> {_decay_end(config)}")
-    if _identity(config.init_from) != (found.state.parent.identity if found.state.parent else ""):
-        changed.append("its parent (init_from)")
-    recorded = found.state.tokenizer_checkpoint
-    tokenizer = _tokenizer_origin(config)
-    if (tokenizer and tokenizer.identity) != (recorded and recorded.identity):
-        changed.append("its tokenizer (tokenizer.path)")
-    return changed
-
-
-def flatten(config: Config) -> dict[str, object]:
-    """Every single setting by its dotted name."""
-    found: dict[str, object] = {}
-
-    def visit(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                visit(f"{prefix}{key}.", item)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            visit(prefix, dict(enumerate(value)))
-        else:
-            found[prefix.removesuffix(".")] = value
-
-    visit("", config.model_dump(mode="json"))
-    return found
-
-
-def _decay_end(config: RunConfig) -> int:
-    return config.optim.decay_steps or config.train.steps
-
-
-def _identity(path: str) -> str:
-    return origin(path).identity if path else ""
-
-
-def _by_checkpoint(config: RunConfig) -> bool:
-    return config.stage != "tokenizer" and config.tokenizer.kind == "autoencoder"
-
-
-def _tokenizer_origin(config: RunConfig) -> Origin | None:
-    return origin(config.tokenizer.path) if _by_checkpoint(config) and config.tokenizer.path else None
 
 
 def _use(member: Member, action_dim: int) -> DatasetUse:

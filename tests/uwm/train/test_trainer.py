@@ -259,7 +259,7 @@ def test_divergence_is_told_and_never_saved(
         return learner
 
     config = debug_run(make_store(), "train.log_every=100", "train.save_every=2")
-    with pytest.raises(UserError, match="diverged before step 4"):
+    with pytest.raises(UserError, match="diverged at step 4: the loss is nan"):
         train(config, build=build)
     assert load_checkpoint(config.folder).state.step == 2
 

@@ -1,0 +1,220 @@
+"""Two processes on one machine give what one gives: weights, order of samples, checkpoints."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from storage_schemas.errors import UserError
+from uwm.config import RunConfig
+from uwm.data.batch import Batch, StepShare
+from uwm.model.blocks import AdaLNBlock
+from uwm.model.uwm import UWMPolicy
+from uwm.policy import build
+from uwm.train.checkpoint import load_checkpoint
+from uwm.train.distributed import World
+from uwm.train.parallel import parallelize
+from uwm.train.setup import prepare
+from uwm.train.trainer import train
+
+MakeRun = Callable[..., RunConfig]
+MakeStore = Callable[..., str]
+
+SCRIPT = Path(__file__).resolve().parents[2] / "support" / "train_together.py"
+TOLERANCE = 1e-6
+"""Of weights after four steps of at most 1e-3 each: what the order of float32 sums leaves."""
+
+
+def train_together(configs: list[RunConfig], folder: Path) -> None:
+    """Train some runs, each in the same two processes."""
+    paths = []
+    for number, config in enumerate(configs):
+        paths.append(folder / f"config-{number}.json")
+        paths[-1].write_text(config.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, *map(str, paths)], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def distance(one: str | Path, two: str | Path) -> float:
+    """The largest difference of any weight or average of two runs."""
+    first, second = load_checkpoint(one), load_checkpoint(two)
+    assert first.state.position == second.state.position
+    found = 0.0
+    for kind in ("model", "ema"):
+        a, b = first.tensors(kind), second.tensors(kind)
+        assert a.keys() == b.keys()
+        found = max(found, *(float((a[name] - b[name]).abs().max()) for name in a))
+    return found
+
+
+@pytest.fixture
+def mixed(make_store: MakeStore, debug_run: MakeRun) -> Callable[..., RunConfig]:
+    """Makes runs whose action-free samples lie unevenly: one of the four of each step."""
+    robot, video = make_store("robot"), make_store("video", (8,), known=False)
+
+    def make(*pairs: str, output: str) -> RunConfig:
+        mixture = ("data.datasets.0.weight=3", f"data.datasets.1.uri={video}")
+        return debug_run(robot, *mixture, *pairs, output=output)
+
+    return make
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_weights_of_one_with_the_doubled_batch(
+    tmp_path: Path, mixed: Callable[..., RunConfig]
+) -> None:
+    half, quarter = "train.batch_size=2", ("train.batch_size=1", "train.accumulate=2")
+    fsdp = "train.parallel=fsdp"
+    ways = {
+        "ddp": (half,),
+        "fsdp": (half, fsdp),
+        "hsdp": (half, fsdp, "train.replicas=2"),
+        "ddp-accumulated": quarter,
+        "fsdp-accumulated": (*quarter, fsdp, "train.checkpoint_activations=true"),
+    }
+    configs = {name: mixed(*pairs, output=name) for name, pairs in ways.items()}
+    alone = train(mixed(output="alone"))
+    train_together(list(configs.values()), tmp_path)
+    for name, config in configs.items():
+        assert distance(alone, config.folder) < TOLERANCE, name
+
+
+@pytest.mark.slow
+def test_checkpoints_load_on_any_number_of_processes_and_bf16_trains(
+    tmp_path: Path, mixed: Callable[..., RunConfig]
+) -> None:
+    half, fsdp, two = "train.batch_size=2", "train.parallel=fsdp", "train.steps=2"
+    alone = train(mixed(output="alone"))
+    train(mixed(two, output="one-then-two"))
+    rounded = train(mixed("train.precision=bf16", output="bf16"))
+    bf16 = {way: mixed(half, f"train.parallel={way}", "train.precision=bf16", output=way) for way in ("ddp", "fsdp")}
+    train_together(
+        [
+            mixed(half, fsdp, output="one-then-two"),
+            mixed(half, fsdp, two, output="two-then-one"),
+            *bf16.values(),
+        ],
+        tmp_path,
+    )
+    resumed = train(mixed(output="two-then-one"))
+    assert distance(alone, resumed) < TOLERANCE
+    assert distance(alone, mixed(output="one-then-two").folder) < TOLERANCE
+    first, second = load_checkpoint(alone), load_checkpoint(resumed)
+    kept = second.tensors("optim")
+    assert all(torch.allclose(value, kept[name], atol=1e-5) for name, value in first.tensors("optim").items())
+    expected = load_checkpoint(rounded).state.metrics["loss"]
+    for way, config in bf16.items():
+        assert load_checkpoint(config.folder).state.metrics["loss"] == pytest.approx(expected, rel=0.01), way
+
+
+def test_accumulated_batches_give_the_weights_of_one_batch(mixed: Callable[..., RunConfig]) -> None:
+    alone = train(mixed(output="alone"))
+    parts = train(mixed("train.batch_size=1", "train.accumulate=4", output="parts"))
+    assert distance(alone, parts) < TOLERANCE
+    one, four = load_checkpoint(alone).state, load_checkpoint(parts).state
+    assert four.metrics == pytest.approx(dict(one.metrics), rel=1e-4)
+    assert four.batch == one.batch == 4
+
+
+def test_a_run_goes_on_with_other_batches_of_the_same_steps(
+    make_store: MakeStore, debug_run: MakeRun, make_builder: Callable[[], Any]
+) -> None:
+    uri, whole, parts = make_store(), make_builder(), make_builder()
+    train(debug_run(uri, output="whole"), build=whole)
+    train(debug_run(uri, "train.steps=2", output="parts"), build=parts)
+    halves = ("train.batch_size=2", "train.accumulate=2")
+    train(debug_run(uri, *halves, output="parts"), build=parts)
+    expected = [batch.action for learner in whole.built for batch in learner.seen]
+    seen = [batch.action for learner in parts.built for batch in learner.seen]
+    assert [len(action) for action in seen] == [4, 4, 2, 2, 2, 2]
+    assert torch.equal(torch.cat(seen), torch.cat(expected)), "the same samples in the same order"
+    with pytest.raises(UserError, match=r"samples of a step .*: 4 -> 2"):
+        train(debug_run(uri, "train.batch_size=2", "train.steps=6", output="parts"), build=parts)
+
+
+def test_checkpointed_activations_are_computed_twice_and_give_the_same_weights(
+    make_store: MakeStore, debug_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, calls, forward = make_store(), [], AdaLNBlock.forward
+
+    def counted(block: AdaLNBlock, x: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
+        calls.append(block)
+        return forward(block, x, cond)
+
+    monkeypatch.setattr(AdaLNBlock, "forward", counted)
+    kept = load_checkpoint(train(debug_run(uri, output="kept")))
+    once = len(calls)
+    again = load_checkpoint(train(debug_run(uri, "train.checkpoint_activations=true", output="again")))
+    assert len(calls) - once == 2 * once == 16
+    assert kept.state.files["model.safetensors"] == again.state.files["model.safetensors"]
+
+
+def test_shares_of_a_step_add_up_to_its_loss_and_gradient(mixed: Callable[..., RunConfig]) -> None:
+    """All known actions lie in one share, another has an unknown camera: the mean is over the step's known elements."""
+    torch.manual_seed(0)
+    policy, batch = UWMPolicy(mixed(output="none")), _uneven_batch()
+    whole = policy.loss(batch, torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(whole.loss, list(policy.parameters()))
+    losses, gradients = [], [torch.zeros_like(gradient) for gradient in expected]
+    for first in (0, 2):
+        share = StepShare(
+            first=first,
+            samples=4,
+            known_actions=float(batch.action_mask.sum()) / 2,
+            known_frames=float(batch.next_mask.sum()) / 2,
+        )
+        part = _rows(batch, first, share)
+        output = policy.loss(part, torch.Generator().manual_seed(1))
+        losses.append(output.loss.detach())
+        found = torch.autograd.grad(output.loss / 2, list(policy.parameters()))
+        gradients = [one + other for one, other in zip(gradients, found, strict=True)]
+    torch.testing.assert_close(sum(losses) / 2, whole.loss.detach())
+    assert abs(float(losses[0] - losses[1])) > 0.1, "the shares are not alike"
+    torch.testing.assert_close(gradients, list(expected), atol=1e-6, rtol=1e-4)
+
+
+def _uneven_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    obs, next_obs = (torch.rand(4, 2, 2, 3, 16, 24, generator=generator) for _ in range(2))
+    obs_mask, next_mask = torch.ones(2, 4, 2, 2, dtype=torch.bool).unbind()
+    obs_mask[3] = next_mask[3] = False
+    action_mask = torch.tensor([[True] * 4, [True, True, False, False], [False] * 4, [False] * 4])
+    return Batch(
+        obs=obs * obs_mask[..., None, None, None],
+        obs_mask=obs_mask,
+        next_obs=next_obs * next_mask[..., None, None, None],
+        next_mask=next_mask,
+        action=torch.rand(4, 4, 3, generator=generator) * action_mask[..., None],
+        action_mask=action_mask,
+    )
+
+
+def _rows(batch: Batch, first: int, share: StepShare) -> Batch:
+    held = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    cut = {name: value[first : first + 2] for name, value in held.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, share=share, **cut)
+
+
+def test_processes_must_divide_into_replicas_and_tokenizers_train_alone(
+    make_store: MakeStore, debug_run: MakeRun
+) -> None:
+    config, two = debug_run(make_store(), "train.parallel=fsdp", "train.replicas=3"), World(size=2)
+    with pytest.raises(UserError, match=r"2 processes are not divisible by train\.replicas=3"):
+        parallelize(torch.nn.Linear(2, 2), config.train, two, torch.device("cpu"), torch.float32)
+    with pytest.raises(UserError, match="trains in one process"):
+        prepare(debug_run(make_store("other"), "stage=tokenizer"), None, build, two)
+
+
+def test_several_machines_need_a_place_to_meet(debug_run: MakeRun) -> None:
+    with pytest.raises(UserError, match=r"train\.rendezvous=host:port"):
+        debug_run("store", "train.machines=2")
