@@ -90,6 +90,9 @@ class TokenizerConfig(Config):
     path: str = Field(
         "", description="autoencoder: checkpoint directory; sdxl: hub id or local path of the diffusers VAE"
     )
+    latent_scale: float = Field(
+        1.0, gt=0, description="sdxl: what its latents are divided by after the VAE's own factor; published: 3"
+    )
 
 
 class AutoencoderConfig(Config):

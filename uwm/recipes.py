@@ -55,6 +55,7 @@ def uwm_paper() -> RunConfig:
         base,
         name="uwm-paper",
         data=replace(base.data, resize=(240, 320), crop=(224, 224), fit="stretch", augmentation="batch", next_start=16),
+        tokenizer=replace(base.tokenizer, latent_scale=3.0),
         diffusion=DiffusionConfig.published(),
         optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0),
     )

@@ -61,6 +61,7 @@ class CheckpointState(Config):
     seed: int
     datasets: tuple[DatasetUse, ...]
     parent: Origin | None = Field(None, description="checkpoint that the weights started from")
+    source: Origin | None = Field(None, description="published file that the weights were imported from, by its sha256")
     tokenizer: str = Field("", description="fingerprint of the latent tokenizer")
     tokenizer_checkpoint: Origin | None = None
     code_revision: str = ""
