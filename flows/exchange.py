@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from flows.jobs import pin_checkpoint
+from flows.jobs import pin_checkpoint, results_of
 from flows.records import checkpoint_root, record_checkpoint, record_source
+from storage_schemas.errors import UserError
 from storage_schemas.lineage import LineageRecord
 
 if TYPE_CHECKING:
+    from uwm.bundle import DtypeName, Manifest
     from uwm.reference.importer import Imported
 
 
@@ -41,3 +44,32 @@ def run_import(file: str, out: str, overrides: Sequence[str] = ()) -> ImportedRu
     source = record_source(root, uri=made.source, fingerprint=made.sha256, facts=facts, run_url="")
     record = record_checkpoint(root, pin, sources=(source.node,), facts={"imported": made.policy})
     return ImportedRun(imported=made, root=root, record=record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """A bundle that was written."""
+
+    path: str
+    manifest: "Manifest"
+    evaluations: tuple[str, ...]
+    """Folders of the results that its card shows."""
+
+
+def run_export(checkpoint: str, out: str, *, dtype: str = "fp32", licence: str = "") -> Exported:
+    """Write the inference bundle of a checkpoint; its card shows the results that lie beside the run's checkpoints.
+
+    Raises:
+        UserError: when the checkpoint can't be opened, is a tokenizer, or `out` exists.
+    """
+    from uwm.bundle import DTYPES, export
+    from uwm.eval.files import RESULT_FILE, load_evaluation
+
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    pin, _ = pin_checkpoint(checkpoint)
+    found = sorted(str(file.parent) for file in results_of(pin).glob(f"*/{RESULT_FILE}"))
+    own = tuple(folder for folder in found if load_evaluation(folder).settings.checkpoint_identity == pin.identity)
+    chosen = cast("DtypeName", dtype)
+    manifest = export(pin.uri, out, dtype=chosen, licence=licence, evaluations=own)
+    return Exported(path=str(Path(out).absolute()), manifest=manifest, evaluations=own)

@@ -288,7 +288,7 @@ def run_evaluation(
     dataset = pin_dataset(store, version)
     chosen = ",".join(sorted(collections))
     identity = digest(pin.identity, dataset.identity, split, chosen, str(samples), str(seed))
-    folder = str(_results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
+    folder = str(results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
     reused = (locate(folder) / "evaluation.json").exists()
     if reused:
         evaluation = load_evaluation(folder)
@@ -318,7 +318,8 @@ def run_evaluation(
     return Evaluated(evaluation=evaluation, folder=folder, reused=reused, root=root, record=record)
 
 
-def _results_of(pin: CheckpointPin) -> Path:
+def results_of(pin: CheckpointPin) -> Path:
+    """Where the results of a run lie: beside its checkpoints."""
     parent = Path(pin.uri).parent
     return (parent.parent if parent.name == "checkpoints" else parent) / "evaluations"
 

@@ -6,11 +6,13 @@ import typer
 
 from flows.cli.console import say, say_json
 from flows.cli.data import AsJson
+from flows.cli.learn import Checkpoint
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("import-reference")(import_reference)
+    app.command()(export)
 
 
 def import_reference(
@@ -41,4 +43,32 @@ def import_reference(
     for name, value in made.imported.assumed.items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         say(f"assumed, as the file does not tell: {name}={text}")
+    return 0
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder of the bundle; must not exist.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights on disk: fp32, or bf16 at half the size.")] = "fp32",
+    licence: Annotated[
+        str, typer.Option("--license", help="SPDX name for the model card, such as Apache-2.0; the data decide it.")
+    ] = "",
+    json: AsJson = False,
+) -> int:
+    """Write an inference bundle: weights, tokenizer, configuration, normalizer, model card, checksums.
+
+    The weights are the averaged ones when the run keeps an average. The card shows the evaluations that `uwm evaluate`
+    made of this very checkpoint. `AutoPolicy.load(OUT)` opens it (docs/inference.md).
+
+    Example: uwm export runs/uwm-finetune bundles/uwm-finetune --dtype bf16
+    """
+    from flows.exchange import run_export
+
+    made = run_export(checkpoint, out, dtype=dtype, licence=licence)
+    if json:
+        say_json({"path": made.path, "evaluations": made.evaluations, **made.manifest.model_dump(mode="json")})
+        return 0
+    say(f"{made.manifest.name} at step {made.manifest.step} is exported: {made.path}")
+    if not made.evaluations:
+        say("its card has no results: make some with `uwm evaluate` and export again")
     return 0

@@ -67,3 +67,28 @@ def test_the_lineage_leads_to_the_published_file(
     assert [node.split("@")[0] for node in record.upstream] == ["source/models.pt"]
     assert run(["import-reference", file, str(tmp_path / "third"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 5
+
+
+def test_export_says_where_the_bundle_lies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from uwm.data.normalize import ActionNormalizer
+    from uwm.policy import build
+    from uwm.recipes import get_recipe
+    from uwm.train.checkpoint import CheckpointState, save_checkpoint
+
+    config = get_recipe("debug")
+    save_checkpoint(
+        tmp_path / "run",
+        config=config,
+        normalizer=ActionNormalizer.identity(10),
+        state=CheckpointState(
+            name="debug", stage="pretrain", step=5, position=0, seed=0, datasets=(), tokenizer="identity"
+        ),
+        tensors={"model": build(config).state_dict()},
+        keep=1,
+    )
+    assert run(["export", str(tmp_path / "run"), str(tmp_path / "bundle"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["path"] == str(tmp_path / "bundle")
+    assert set(said["files"]) == {"model.safetensors", "config.json", "normalizer.json"}
+    assert run(["export", str(tmp_path / "run"), str(tmp_path / "bundle")]) == 2
+    assert run(["export", str(tmp_path / "run"), str(tmp_path / "other"), "--dtype", "int8"]) == 2
