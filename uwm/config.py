@@ -192,6 +192,13 @@ class TrainConfig(Config):
     save_every: int = Field(2000, gt=0)
     keep: int = Field(3, gt=0, description="checkpoints kept, besides the last")
     threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's choice")
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard",), description="who else is told how it goes; metrics.jsonl always is"
+    )
+    eval_every: int = Field(
+        0, ge=0, description="steps between evaluations on held-out episodes, each of a checkpoint; 0 does none"
+    )
+    eval_samples: int = Field(16, gt=0, description="segments of each dataset that such an evaluation predicts")
 
 
 class RunConfig(Config):

@@ -91,7 +91,7 @@ def debug() -> RunConfig:
         ),
         tokenizer=TokenizerConfig(kind="identity"),
         optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=2, ema_decay=0.9),
-        train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2),
+        train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2, track=()),
     )
 
 

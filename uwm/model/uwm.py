@@ -20,7 +20,7 @@ from uwm.model.attention import attention_op
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.tokenizer import Tokenizer, load_tokenizer
 from uwm.model.transformer import DiffusionTransformer
-from uwm.policy import LossOutput, Mode, Sample
+from uwm.policy import LossOutput, Mode, Sample, SampleLosses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,23 @@ class UWMPolicy(nn.Module):
         action_loss = _masked_mse(action_out, action.target, counted)
         next_loss = _masked_mse(next_out, next_obs.target, known_next)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
-        return LossOutput(loss=action_loss + next_loss, logs=logs)
+        return LossOutput(
+            loss=action_loss + next_loss,
+            logs=logs,
+            action=self._by_sample(action_out, action, known_action),
+            next_obs=self._by_sample(next_out, next_obs, known_next),
+        )
+
+    @torch.no_grad()
+    def _by_sample(self, output: Tensor, noised: _Noised, known: Tensor) -> SampleLosses:
+        """A modality's loss sample by sample, for the log."""
+        weight = known.expand_as(output).flatten(1)
+        error = (output.float() - noised.target).flatten(1).square()
+        return SampleLosses(
+            error=torch.where(weight, error, 0.0).sum(1) / weight.sum(1).clamp(min=1),
+            known=weight.any(1),
+            noise=noised.timestep / (self.diffusion.train_timesteps - 1),
+        )
 
     def sample(self, batch: Batch, mode: Mode, generator: torch.Generator) -> Sample:
         """Predict what `mode` asks for, from noise drawn from `generator`."""

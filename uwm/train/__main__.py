@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.train.log import TrainEvent, TrainStopped, to_line
+from uwm.train.track import Trackers
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -61,6 +62,7 @@ def main(arguments: list[str]) -> int:
     stop = StopSignal()
     stop.listen()  # before the slow imports: a signal from here on ends the run in order
     stopped = False
+    trackers: Trackers | None = None
     # Read when torch is imported. Threads that spin while they wait halve the speed of a shared machine (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -69,6 +71,8 @@ def main(arguments: list[str]) -> int:
         stopped = isinstance(event, TrainStopped)
         sys.stdout.write(to_line(event) + "\n")
         sys.stdout.flush()
+        if trackers:
+            trackers(event)
 
     try:
         if len(arguments) != 1:
@@ -76,7 +80,8 @@ def main(arguments: list[str]) -> int:
         config = load_config(arguments[0])
         from uwm.train.trainer import train
 
-        train(config, on_event=on_event, stop=stop)
+        with Trackers(config) as trackers:
+            train(config, on_event=on_event, stop=stop)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -47,6 +47,9 @@ FREE_TO_CHANGE = frozenset(
         "train.save_every",
         "train.keep",
         "train.threads",
+        "train.track",
+        "train.eval_every",
+        "train.eval_samples",
     }
 )
 """What may differ between the parts of a resumed run. Parent, tokenizer and decay are compared by what they mean."""

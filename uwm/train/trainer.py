@@ -26,8 +26,10 @@ from uwm.device import autocast
 from uwm.policy import build
 from uwm.train import log
 from uwm.train.checkpoint import CheckpointState, TensorKind, save_checkpoint
+from uwm.train.examine import Examiner
 from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.setup import Build, Run, find_checkpoint, lock_folder, prepare, resolve_paths
+from uwm.train.watch import Watch
 
 
 def train(
@@ -108,6 +110,8 @@ class _Loop:
         self.run = run
         self.tell = tell
         self.meter = _Meter()
+        self.watch = Watch(run)
+        self.examiner = Examiner(run) if run.config.train.eval_every else None
 
     def until(self, steps: int, stop: Callable[[], bool]) -> Path:
         """Train up to `steps`, or until `stop`; returns the last checkpoint."""
@@ -121,6 +125,8 @@ class _Loop:
                 self._report()
             if run.step % config.save_every == 0:
                 self._save()
+            if self.examiner and run.step % config.eval_every == 0:
+                self._evaluate(self.examiner)
         path = self._save()
         if run.step < steps:
             self.tell(log.TrainStopped(path=str(path), step=run.step))
@@ -154,9 +160,10 @@ class _Loop:
         waited = time.perf_counter() - asked
         seed = config.train.seed
         batch = training_batch(raw, config.data, run.normalizer, seed=seed, device=run.device)
-        with autocast(run.device, run.dtype):
-            output = run.learner.loss(batch, step_generator(seed, run.step, run.device))
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        with self.watch.counting():
+            with autocast(run.device, run.dtype):
+                output = run.learner.loss(batch, step_generator(seed, run.step, run.device))
+            output.loss.backward()  # type: ignore[no-untyped-call]
         self.meter.norm = nn.utils.clip_grad_norm_(trained_parameters(run.model).values(), config.optim.clip_norm)
         self.meter.rate = learning_rate(config.optim, run.step, config.train.steps)
         for group in run.optimizer.param_groups:
@@ -169,6 +176,7 @@ class _Loop:
         if run.average:
             run.average.update(run.step)
         self.meter.add({**output.logs, "loss": output.loss.detach()}, waited)
+        self.watch.see(output, raw.dataset)
 
     def _report(self) -> None:
         """Tell how the steps since the last report went. Raises UserError when they diverged."""
@@ -177,6 +185,7 @@ class _Loop:
         seconds = time.perf_counter() - meter.since
         if not np.isfinite([*means.values(), grad_norm]).all():
             raise UserError(f"{run.config.name} diverged before step {run.step}: lower optim.lr or raise warmup_steps")
+        rate = meter.steps * run.config.train.batch_size / seconds
         event = log.TrainProgress(
             step=run.step,
             steps=run.config.train.steps,
@@ -184,12 +193,21 @@ class _Loop:
             logs={name: value for name, value in means.items() if name != "loss"},
             lr=meter.rate,
             grad_norm=grad_norm,
-            samples_per_second=meter.steps * run.config.train.batch_size / seconds,
+            samples_per_second=rate,
             data_wait=meter.waited / seconds,
+            detail=self.watch.read(rate),
         )
         run.metrics = {**means, "grad_norm": grad_norm}
         self.meter = _Meter()
         self.tell(event)
+
+    def _evaluate(self, examiner: Examiner) -> None:
+        """Measure this step's checkpoint; training notices nothing of it."""
+        path = self._save()
+        began = time.perf_counter()
+        for event in examiner.examine(path):
+            self.tell(event)
+        self.meter.since += time.perf_counter() - began
 
     def _save(self) -> Path:
         """Save the state after `run.step` steps, once; the time it takes counts for no measurement."""
