@@ -31,7 +31,7 @@ from uwm.data.normalize import ActionNormalizer
 from uwm.eval.files import load_evaluation
 from uwm.model.tokenizer import SdxlTokenizer
 from uwm.policy import build
-from uwm.train.checkpoint import Checkpoint, load_checkpoint
+from uwm.train.checkpoint import Checkpoint, load_checkpoint, sha256_file
 
 MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
@@ -120,7 +120,7 @@ def export(
             dtype=dtype,
             tokenizer=loaded.state.tokenizer,
             files={
-                _relative(path, temporary): _sha256(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+                _relative(path, temporary): sha256_file(path) for path in sorted(temporary.rglob("*")) if path.is_file()
             },
         ).sealed()
         (temporary / CARD_FILE).write_text(model_card(loaded, manifest.weights, results, licence=licence))
@@ -148,7 +148,7 @@ def load_bundle(path: str | Path) -> Bundle:
         file = place / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not file.is_file():
             raise UserError(f"bundle {place} is damaged: {name} is missing")
-        if _sha256(file) != expected:
+        if sha256_file(file) != expected:
             raise UserError(f"bundle {place} is damaged: {name} is not the file that was exported")
     needed = [name for name in ("model.safetensors", "config.json", "normalizer.json") if name not in manifest.files]
     if needed:
@@ -214,11 +214,6 @@ def _parse(kind: type[C], place: Path, name: str) -> C:
 
 def _relative(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:

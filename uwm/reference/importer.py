@@ -1,6 +1,5 @@
 """From a published file to a checkpoint that every command of this house opens."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from uwm.reference.published import (
     take_apart,
 )
 from uwm.reference.torchfile import StoredTensor, read_torch_file
-from uwm.train.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint
+from uwm.train.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.train.setup import code_revision, flatten
 
 _FIRST_BLOCK = re.compile(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
@@ -80,7 +79,7 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
         raise UserError(f"{source} is refused, nothing was run: it holds {error}") from error
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
-    digest = _sha256(source)
+    digest = sha256_file(source)
     fingerprint = _check(config, weights, source)
     path = save_checkpoint(
         folder,
@@ -217,8 +216,3 @@ def write_vae(weights: Mapping[str, StoredTensor], folder: Path) -> None:
 def _block_widths(state: Mapping[str, StoredTensor]) -> tuple[int, ...]:
     count = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down_blocks."))
     return tuple(state[f"encoder.down_blocks.{index}.resnets.0.conv2.weight"].shape[0] for index in range(count))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

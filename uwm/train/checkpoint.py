@@ -141,7 +141,7 @@ def save_checkpoint(
         save_file({name: value.detach().contiguous() for name, value in named.items()}, temporary / _tensor_file(kind))
     (temporary / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
     (temporary / "normalizer.json").write_text(normalizer.to_json())
-    hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+    hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
     body = state.model_copy(update={"files": hashes}).model_dump(mode="json")
     (temporary / STATE_FILE).write_text(json.dumps({"digest": _digest(body), **body}, indent=1) + "\n")
     _sync(temporary)
@@ -192,7 +192,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         file = place / name
         if Path(name).name != name or not file.is_file():
             raise UserError(f"checkpoint {place} is damaged: {name} is missing")
-        if _sha256(file) != expected:
+        if sha256_file(file) != expected:
             raise UserError(f"checkpoint {place} is damaged: {name} is not the file that was saved")
     config = _parse(RunConfig, place, "config.json", state)
     normalizer = _parse(ActionNormalizer, place, "normalizer.json", state)
@@ -295,7 +295,8 @@ def _digest(body: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -184,6 +185,7 @@ def test_finetuning_starts_from_an_import(
     make_store: Callable[..., str],
     foreign: types.ModuleType,
 ) -> None:
+    from uwm.eval.sample import sample
     from uwm.train.trainer import train
 
     import_reference(write(content), tmp_path / "run", settings)
@@ -196,7 +198,7 @@ def test_finetuning_starts_from_an_import(
         output=str(tmp_path / "tuned"),
         data=replace(
             imported.config.data,
-            datasets=[{"uri": make_store("store", (12, 9), action_dim=5)}],
+            datasets=[{"uri": make_store("store", (24, 21), action_dim=5)}],
             resize=(64, 64),
             next_start=3,
             workers=0,
@@ -207,6 +209,22 @@ def test_finetuning_starts_from_an_import(
     assert tuned.normalizer == imported.normalizer
     assert tuned.state.parent is not None
     assert tuned.state.parent.identity == imported.identity
+    uri = config.data.datasets[0].uri
+    made = sample(str(tmp_path / "run"), uri, "policy", out=str(tmp_path / "samples"), count=1, split="train")
+    assert Path(made.actions).is_file()
+
+
+@pytest.mark.slow
+def test_an_import_can_be_exported(content: Content, write: Write, settings: tuple[str, ...], tmp_path: Path) -> None:
+    from uwm.auto import AutoPolicy
+    from uwm.bundle import export
+
+    import_reference(write(content), tmp_path / "run", settings)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    actions = AutoPolicy.load(tmp_path / "run", device="cpu").act({"left": frames})
+    export(tmp_path / "run", tmp_path / "bundle")
+    (tmp_path / "run").rename(tmp_path / "gone")
+    np.testing.assert_array_equal(AutoPolicy.load(tmp_path / "bundle", device="cpu").act({"left": frames}), actions)
 
 
 def stored(value: Tensor) -> StoredTensor:
