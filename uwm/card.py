@@ -97,6 +97,8 @@ def _actions(normalizer: ActionNormalizer) -> str:
 
 def _training(checkpoint: Checkpoint) -> str:
     state, config = checkpoint.state, checkpoint.config
+    if state.source:
+        return f"Trained elsewhere, to step {state.step:,}; the imported file does not tell how."
     lines = [
         f"- stage {state.stage}, {state.step:,} of {config.train.steps:,} steps of {config.train.batch_size} samples, "
         f"seed {state.seed}",

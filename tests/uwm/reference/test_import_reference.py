@@ -223,6 +223,7 @@ def test_an_import_can_be_exported(content: Content, write: Write, settings: tup
     frames = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     actions = AutoPolicy.load(tmp_path / "run", device="cpu").act({"left": frames})
     export(tmp_path / "run", tmp_path / "bundle")
+    assert "Trained elsewhere, to step 12" in (tmp_path / "bundle" / "README.md").read_text()
     (tmp_path / "run").rename(tmp_path / "gone")
     np.testing.assert_array_equal(AutoPolicy.load(tmp_path / "bundle", device="cpu").act({"left": frames}), actions)
 
