@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks.content import generate, take
+from benchmarks.epoch import EpochResult, bench_epoch
 from benchmarks.measure import Cost, Work, interleave_workers
 from benchmarks.rivals import DecodeOnly, Facts, Lance, LanceBatch, Mp4, Published, Rival, TorchCodec, folder_bytes
 from benchmarks.s3 import S3Result, bench_s3
@@ -47,6 +48,8 @@ class LoaderResult:
     """How much of it came after the first counted round."""
     content: str
     frames_per_sample: int
+    epoch: EpochResult
+    """One worker of this loader over the JPEG dataset."""
     s3: S3Result | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     """Contenders that could not run, and why."""
@@ -114,6 +117,7 @@ def _measure(content: Sequence[Episode], root: Path, rounds: int, batch: int, na
         ratios=_ratios(costs, sizes),
         content=f"{name}: {len(content)} episodes, {frames} frames of {height}x{width}",
         frames_per_sample=4 * job.facts.views,
+        epoch=bench_epoch(job.epoch, batch=batch),
         left_out=failed | {key: missing[_FOLDERS[key]] for key in _RIVALS if _FOLDERS[key] in missing},
     )
 
@@ -180,6 +184,11 @@ class _Job:
         return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
 
     @property
+    def epoch(self) -> DataConfig:
+        """All segments of the JPEG dataset."""
+        return self.config.model_copy(update={"datasets": (DatasetRef(uri=str(self.root / "jpeg")),), "latents": ""})
+
+    @property
     def config(self) -> DataConfig:
         """Frames pass through in their size; latents are of nearly all of them."""
         crop = (self.facts.size[0] // _DOWNSAMPLE * _DOWNSAMPLE, self.facts.size[1] // _DOWNSAMPLE * _DOWNSAMPLE)
@@ -221,10 +230,16 @@ def _open(name: str, job: _Job) -> Work:
 
 
 def _own_reader(name: str, job: _Job) -> Callable[[Sequence[Pick]], object]:
-    """This loader on JPEG, lossless, latents alone, or latents with the observation frames that training reads."""
+    """This loader on JPEG, lossless, latents alone, or latents with the observation frames that training reads.
+
+    Frames go into memory that is used again, as in a worker of the loader.
+    """
     if name in ("jpeg", "lossless"):
-        return SegmentReader([open_dataset(job.root / name)], job.config).read
+        reader = SegmentReader([open_dataset(job.root / name)], job.config)
+        return partial(reader.read, out=torch.empty(reader.shape(job.batch), dtype=torch.uint8))
     member = open_member(DatasetRef(uri=str(job.root / "jpeg")), job.config)
     shape = latent_shape(job.config, _FakeVae())
     latents = open_latents(member, job.config, _FakeVae.fingerprint, shape, seed=0)
-    return partial(SegmentReader([member.dataset], job.config, [latents]).read, images=name != "latents")
+    reader = SegmentReader([member.dataset], job.config, [latents])
+    out = torch.empty(reader.shape(job.batch), dtype=torch.uint8)
+    return partial(reader.read, images=name != "latents", out=out)

@@ -1,9 +1,10 @@
 """Other ways to keep the same episodes, each written and read the way its users do.
 
 Every reader makes the frames (V, 4, H, W, 3) of the samples it is asked for: steps t-1, t, t+15 and t+16 of all
-views. That of the published layout makes all 19 steps t-1 .. t+17, of which the published loader keeps 4. They read
-sample by sample, as the `__getitem__` of a map-style dataset does; `LanceBatch` takes all at once. The published one
-also reads the actions and collates the batch, as this loader does; the others are spared that.
+views. That of the published layout makes all 19 steps t-1 .. t+17, as the published loader does: it hands them to the
+collation whole, and the 4 that are used are cut out behind it, on the GPU. They read sample by sample, as the
+`__getitem__` of a map-style dataset does; `LanceBatch` takes all at once. The published one also reads the actions and
+collates the batch, as this loader does; the others are spared that.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +24,6 @@ from storage_schemas.store import open_dataset
 OFFSETS = (-1, 0, 15, 16)
 """Steps of a sample's frames, counted from the current one."""
 _PUBLISHED_STEPS = 19
-_USED = (0, 1, 16, 17)
-"""Which steps of the published window are used."""
 _ACTIONS = 16
 
 
@@ -113,14 +112,14 @@ class Published:
                 shape=frames.shape,
                 chunks=(1, *frames.shape[1:]),
                 dtype="uint8",
-                compressors=Blosc("lz4", 5, Blosc.SHUFFLE),
+                compressors=Blosc("lz4", 5, Blosc.NOSHUFFLE),
             )
             array[:] = frames
         actions = np.concatenate([episode.action for episode in episodes])
         group.create_array("action", shape=actions.shape, chunks=actions.shape, dtype="float32")[:] = actions
 
     def read(self, places: Sequence[SegmentId]) -> None:
-        """See `Rival`. Collated like this loader's batches: the frames that are used, and the actions."""
+        """See `Rival`. Collated as torch's DataLoader does."""
         samples = [self._read(*place) for place in places]
         for view in range(len(self._views)):
             np.stack([frames[view] for frames, _ in samples])
@@ -130,8 +129,7 @@ class Published:
         first = self._starts[episode] + step - 1
         action = self._action[first + 1 : first + 1 + _ACTIONS]
         if self._whole:
-            windows = [view[first : first + _PUBLISHED_STEPS] for view in self._views]
-            return [window[list(_USED)] for window in windows], action
+            return [view[first : first + _PUBLISHED_STEPS] for view in self._views], action
         pairs = [(view[first : first + 2], view[first + 16 : first + 18]) for view in self._views]
         return [np.concatenate(pair) for pair in pairs], action
 

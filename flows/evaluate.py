@@ -15,7 +15,7 @@ from uwm.report.tables import markdown_table
 @task(name="evaluate checkpoint", cache_policy=NO_CACHE)
 @refusing
 def evaluate_checkpoint(checkpoint: str, store: str, **options: object) -> Evaluated:
-    """Measure all five modes against the trivial baselines."""
+    """Measure all modes of a checkpoint against the trivial baselines."""
     result = run_evaluation(checkpoint, store, **options)  # type: ignore[arg-type]
     get_run_logger().info("%s: %s", "made before" if result.reused else "written", result.folder)
     return result
@@ -31,9 +31,10 @@ def evaluate(
     collections: tuple[str, ...] = (),
     samples: int = 64,
     seed: int = 0,
+    steps: int | None = None,
     device: str = "auto",
 ) -> Evaluated:
-    """Measure a checkpoint in all five modes against trivial baselines.
+    """Measure a checkpoint in all modes it has against trivial baselines.
 
     Args:
         checkpoint: folder of a run, or of one of its checkpoints.
@@ -43,6 +44,7 @@ def evaluate(
         collections: only these collections; empty takes all.
         samples: segments to predict.
         seed: of the samples and the noise.
+        steps: of sampling, instead of the checkpoint's own number.
         device: auto takes CUDA when there is one.
     """
     result = settled(evaluate_checkpoint)(
@@ -53,6 +55,7 @@ def evaluate(
         collections=collections,
         samples=samples,
         seed=seed,
+        steps=steps,
         device=device,
         run_url=flow_run.ui_url or "",
     )

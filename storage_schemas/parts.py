@@ -28,7 +28,7 @@ from storage_schemas.schema import (
     shard_key,
     size_text,
 )
-from storage_schemas.shards import encode_shard
+from storage_schemas.shards import shard_pieces
 from storage_schemas.statistics import episode_statistics
 
 Chunk = bytes | None
@@ -126,9 +126,9 @@ class _PartWriter:
             for name, values in encoded.numbers.items():
                 numbers[name].append(values)
             for key, shard in pending.push(encoded.chunks, len(episode)):
-                self._put(key, shard)
+                self._put(key, *shard)
         for key, shard in pending.flush():
-            self._put(key, shard)
+            self._put(key, *shard)
         self._put_numbers(schema, numbers)
         for key, document in part_metadata(schema).items():
             self._put(key, document)
@@ -197,18 +197,19 @@ class _PartWriter:
         for name, array in schema.numbers.items():
             data = b"".join(values.tobytes() for values in numbers[name])
             if data:
-                self._put(array.key, data + google_crc32c.value(data).to_bytes(4, "little"))
+                self._put(array.key, data, google_crc32c.value(data).to_bytes(4, "little"))
 
-    def _put(self, key: str, data: bytes) -> None:
-        """Write one new file; local files are synced together at the end."""
-        self._bytes += len(data)
+    def _put(self, key: str, *pieces: bytes) -> None:
+        """Write one new file of these pieces; local files are synced together at the end."""
+        self._bytes += sum(map(len, pieces))
         target = self._folder / key
         if not target.is_local:
-            target.write_bytes(data)
+            target.write_bytes(b"".join(pieces))
             return
         path = Path(target.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            file.writelines(pieces)
         self._unsynced.append(path)
 
     def _sync(self) -> None:
@@ -231,30 +232,30 @@ class _Pending:
         self._done = 0
         self.steps = 0
 
-    def push(self, chunks: Mapping[tuple[int, int], list[Chunk]], length: int) -> list[tuple[str, bytes]]:
-        """Append an episode; returns key and bytes of the shards that are full."""
+    def push(self, chunks: Mapping[tuple[int, int], list[Chunk]], length: int) -> list[tuple[str, list[bytes]]]:
+        """Append an episode; returns key and pieces of the shards that are full."""
         for size, slots in self._slots.items():
             slots.extend(chunks.get(size) or [None] * (length * self._views))
         self.steps += length
-        full: list[tuple[str, bytes]] = []
+        full: list[tuple[str, list[bytes]]] = []
         while next(iter(map(len, self._slots.values())), 0) >= self._shard:
             full.extend(self._take())
         return full
 
-    def flush(self) -> list[tuple[str, bytes]]:
-        """Key and bytes of the last shards, filled up with holes."""
+    def flush(self) -> list[tuple[str, list[bytes]]]:
+        """Key and pieces of the last shards, filled up with holes."""
         for slots in self._slots.values():
             slots.extend([None] * (self._shard - len(slots)))
         return self._take()
 
-    def _take(self) -> list[tuple[str, bytes]]:
+    def _take(self) -> list[tuple[str, list[bytes]]]:
         """The next shard of every size; one without a frame is not written at all."""
         taken = []
         for size, slots in self._slots.items():
             head = slots[: self._shard]
             del slots[: self._shard]
             if any(chunk is not None for chunk in head):
-                taken.append((shard_key(self._names[size], self._done), encode_shard(head)))
+                taken.append((shard_key(self._names[size], self._done), shard_pieces(head)))
         self._done += 1
         return taken
 

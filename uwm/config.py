@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage_schemas.episode import SegmentSpec
 
+Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
+"""Which of SDPA's kernels attention runs on."""
+
 C = TypeVar("C", bound="Config")
 
 
@@ -54,6 +57,9 @@ class DataConfig(Config):
     jitter: float = Field(0.2, ge=0, lt=1, description="strength of brightness, contrast and saturation jitter")
     decode: Literal["exact", "scaled"] = Field(
         "exact", description="scaled lets JPEGs shrink while they are decoded, to half or less: faster, other pixels"
+    )
+    normalizer_split: Literal["train", "all"] = Field(
+        "train", description="episodes whose actions bound the normalizer; published: all, held-out ones too"
     )
     action_scale: Literal["min_max", "quantile", "z_score"] = Field(
         "min_max",
@@ -107,14 +113,41 @@ class AutoencoderConfig(Config):
 class ObsEncoderConfig(Config):
     """What turns current images into the conditioning vector."""
 
-    kind: Literal["resnet18gn", "small"] = Field(
-        "resnet18gn", description="published ResNet-18 with GroupNorm, or a few convolutions for CPUs"
+    kind: Literal["resnet18gn", "vit_b_32", "small", "vit_small"] = Field(
+        "resnet18gn",
+        description="published ResNet-18 with GroupNorm or ViT-B/32; a few convolutions or a 2-block ViT for CPUs",
     )
     embed_dim: int = Field(768, gt=0, description="features per view and frame")
 
 
+class UnetConfig(Config):
+    """The 1-D convolutional network of Diffusion Policy; the timestep's features are `model.timestep_embed_dim`."""
+
+    widths: tuple[int, ...] = Field((256, 512, 1024), min_length=2, description="channels, at halved length each")
+    kernel_size: int = Field(5, gt=0, description="odd, so that lengths are kept")
+    groups: int = Field(8, gt=0, description="of GroupNorm; must divide every width")
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> Self:
+        if self.kernel_size % 2 == 0 or any(width % self.groups for width in self.widths):
+            raise ValueError(f"kernel_size must be odd and groups {self.groups} divide all of {self.widths}")
+        return self
+
+
+class Gr1Config(Config):
+    """What GR-1 has beside its trunk: the resampler of image tokens and the image decoder."""
+
+    resampler_latents: int = Field(9, gt=0, description="tokens per image beside the class token's")
+    resampler_depth: int = Field(3, gt=0)
+    resampler_heads: int = Field(4, gt=0)
+    resampler_head_dim: int = Field(128, gt=0)
+    patch: int = Field(16, gt=0, description="pixels along each side of a predicted patch")
+    decoder_depth: int = Field(3, gt=0)
+    decoder_heads: int = Field(16, gt=0)
+
+
 class ModelConfig(Config):
-    """The diffusion transformer."""
+    """The network of a policy; UWM takes every setting of its transformer, the baselines those they have."""
 
     embed_dim: int = Field(768, gt=0)
     timestep_embed_dim: int = Field(512, gt=0)
@@ -128,6 +161,20 @@ class ModelConfig(Config):
     current_latents: bool = Field(
         False, description="join the current frames' latents to the noisy ones by channel, as PAD does; published: no"
     )
+    adaln: Literal["full", "low_rank", "shared"] = Field(
+        "full", description="each block's own modulation (published), one of low rank, or an offset to a shared one"
+    )
+    adaln_rank: int = Field(128, gt=0, description="of low-rank modulations")
+    token_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of training samples without next-observation tokens; above 0 the tokens of whatever is "
+        "absent are masked, and policy sampling runs without them; published: 0",
+    )
+    attention: Kernel = Field("auto", description="force one of SDPA's kernels; auto leaves it to torch")
+    unet: UnetConfig = UnetConfig()
+    gr1: Gr1Config = Gr1Config()
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -142,8 +189,8 @@ class DiffusionConfig(Config):
     train_timesteps: int = Field(100, gt=1)
     sample_steps: int = Field(10, gt=0)
     beta_schedule: Literal["squaredcos_cap_v2"] = "squaredcos_cap_v2"
-    prediction: Literal["epsilon", "sample"] = Field(
-        "epsilon", description="the network predicts the noise, or the clean sample"
+    prediction: Literal["epsilon", "sample", "v"] = Field(
+        "epsilon", description="the network predicts the noise (published), the clean sample, or v (arXiv 2202.00512)"
     )
     latent_target: Literal["absolute", "change"] = Field(
         "absolute", description="diffuse the next latents (published), or their change from the current frame's"
@@ -155,6 +202,23 @@ class DiffusionConfig(Config):
         "last_trained",
         description="timestep that marks an absent modality when sampling: 99 as in training, or the published 90",
     )
+    absent_embedding: bool = Field(
+        False,
+        description="mark absent and clean modalities by learned embeddings, for which a share of the training samples "
+        "has either; published: by timesteps",
+    )
+    marked_share: float = Field(
+        0.1,
+        gt=0,
+        le=0.5,
+        description="with absent_embedding: share of the samples that lack a modality, or have it clean",
+    )
+    sampler: Literal["ddim", "dpmsolver++"] = Field(
+        "ddim", description="dpmsolver++ (arXiv 2211.01095, by diffusers) gets by with fewer sample_steps"
+    )
+    hoist: bool = Field(
+        True, description="compute the observation's share of AdaLN once per sampling; published: in every step"
+    )
     clip_action: float | None = Field(1.0, description="bound of the predicted clean action")
     clip_latent: float | None = Field(None, description="bound of the predicted clean latents; published: 1")
     action_loss: Literal["masked", "all"] = Field(
@@ -164,12 +228,15 @@ class DiffusionConfig(Config):
     @classmethod
     def published(cls) -> "DiffusionConfig":
         """The conventions of the published implementation."""
-        return cls(spacing="leading", absent="first_sampled", clip_latent=1.0, action_loss="all")
+        return cls(spacing="leading", absent="first_sampled", clip_latent=1.0, action_loss="all", hoist=False)
 
 
 class OptimConfig(Config):
-    """Fused AdamW with linear warm-up, then cosine decay to zero or a constant rate."""
+    """AdamW with linear warm-up, then cosine decay to zero or a constant rate."""
 
+    implementation: Literal["fused", "foreach"] = Field(
+        "fused", description="of the same update: one pass over the weights, or torch's default (published)"
+    )
     lr: float = Field(1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(1e-6, ge=0, description="on all parameters, as published")
@@ -188,6 +255,15 @@ class TrainConfig(Config):
     seed: int = 0
     device: str = Field("auto", description="auto takes CUDA when there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 on CUDA, fp32 on the CPU")
+    matmul: Literal["tf32", "fp32"] = Field(
+        "tf32", description="CUDA's products of float32 matrices outside of bf16; published: fp32"
+    )
+    sync: Literal["report", "step"] = Field(
+        "report", description="copy the losses to the host when they are reported, or in every step (published)"
+    )
+    compile: Literal["off", "default", "reduce-overhead"] = Field(
+        "off", description="torch.compile of the transformer; reduce-overhead replays CUDA graphs; for CUDA"
+    )
     log_every: int = Field(20, gt=0)
     save_every: int = Field(2000, gt=0)
     keep: int = Field(3, gt=0, description="checkpoints kept, besides the last")
@@ -206,6 +282,9 @@ class RunConfig(Config):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's and its checkpoints' name")
     stage: Literal["tokenizer", "pretrain", "finetune"] = "pretrain"
+    policy: Literal["uwm", "pad", "dp", "dp_unet", "gr1"] = Field(
+        "uwm", description="what is trained: UWM, PAD, Diffusion Policy as transformer or 1-D UNet, or GR-1"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
@@ -220,6 +299,12 @@ class RunConfig(Config):
     def _finetune_starts_somewhere(self) -> Self:
         if self.stage == "tokenizer" and self.init_from:
             raise ValueError("a tokenizer run starts from scratch: init_from must be empty")
+        return self
+
+    @model_validator(mode="after")
+    def _unknown_actions_are_masked(self) -> Self:
+        if self.policy in ("pad", "gr1") and self.diffusion.action_loss == "all":
+            raise ValueError(f"{self.policy} masks unknown actions, as published: diffusion.action_loss must be masked")
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,12 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def set_matmul(precision: str) -> None:
+    """Let CUDA multiply float32 matrices in TF32 (`tf32`) or not (`fp32`), in the whole process."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Runs a forward pass in `dtype`; weights stay float32, so no gradient scaling is needed."""
     if dtype == torch.float32:

@@ -1,9 +1,9 @@
 """What every trainable network looks like to the trainer and to the evaluation."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,15 @@ class Learner(Protocol):
         ...
 
 
+class Encoded(Protocol):
+    """A batch as a policy's modes share it; the rest of it is the policy's own affair."""
+
+    @property
+    def latents(self) -> Tensor | None:
+        """(B, V, C, N, h, w) of the next observation, zero where unknown; None when the policy predicts none."""
+        ...
+
+
 @runtime_checkable
 class Policy(Learner, Protocol):
     """A learner that can be sampled in some or all modes."""
@@ -66,6 +75,14 @@ class Policy(Learner, Protocol):
 
     def sample(self, batch: Batch, mode: Mode, generator: torch.Generator) -> Sample:
         """Predict what `mode` asks for; the other modality of `batch` is a condition or ignored."""
+        ...
+
+    def encode_batch(self, batch: Batch) -> Encoded:
+        """Encode what is known of a batch, once for all modes."""
+        ...
+
+    def sample_modes(self, encoded: Any, modes: Sequence[Mode], generator: torch.Generator) -> Mapping[Mode, Sample]:
+        """`sample` of a batch that `encode_batch` has encoded, in several modes, all from the same noise."""
         ...
 
     def encode(self, images: Tensor) -> Tensor:
@@ -87,6 +104,23 @@ def build(config: RunConfig) -> nn.Module:
         from uwm.model.autoencoder import Autoencoder
 
         return Autoencoder(config.autoencoder)
+    return _policy_class(config.policy)(config)
+
+
+def _policy_class(name: str) -> Callable[[RunConfig], nn.Module]:
+    """What builds a policy, imported when it is wanted."""
+    if name == "pad":
+        from uwm.baselines.pad import PADPolicy
+
+        return PADPolicy
+    if name in ("dp", "dp_unet"):
+        from uwm.baselines.diffusion_policy import DiffusionPolicy
+
+        return DiffusionPolicy
+    if name == "gr1":
+        from uwm.baselines.gr1 import GR1Policy
+
+        return GR1Policy
     from uwm.model.uwm import UWMPolicy
 
-    return UWMPolicy(config)
+    return UWMPolicy

@@ -16,12 +16,14 @@ from uwm.config import (
     DataConfig,
     DatasetRef,
     DiffusionConfig,
+    Gr1Config,
     ModelConfig,
     ObsEncoderConfig,
     OptimConfig,
     RunConfig,
     TokenizerConfig,
     TrainConfig,
+    UnetConfig,
     replace,
 )
 
@@ -54,20 +56,117 @@ def uwm_paper() -> RunConfig:
     return replace(
         base,
         name="uwm-paper",
-        data=replace(base.data, resize=(240, 320), crop=(224, 224), fit="stretch", augmentation="batch", next_start=16),
+        data=replace(
+            base.data,
+            resize=(240, 320),
+            crop=(224, 224),
+            fit="stretch",
+            augmentation="batch",
+            next_start=16,
+            normalizer_split="all",
+        ),
         tokenizer=replace(base.tokenizer, latent_scale=3.0),
         diffusion=DiffusionConfig.published(),
-        optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0),
+        optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0, implementation="foreach"),
+        train=replace(base.train, matmul="fp32", sync="step"),
     )
 
 
 @recipe
 def uwm_finetune() -> RunConfig:
     """A pretrained `uwm` on one task; `init_from` names the checkpoint."""
+    return _finetuned(uwm())
+
+
+@recipe
+def uwm_cotrain() -> RunConfig:
+    """`uwm` on robot episodes and action-free video in equal shares."""
+    return _cotrained(uwm())
+
+
+@recipe
+def pad() -> RunConfig:
+    """PAD (Guo et al. 2024) at the scale of `uwm`, on the same latents."""
+    return replace(uwm(), name="pad", policy="pad")
+
+
+@recipe
+def pad_cotrain() -> RunConfig:
+    """`pad` on robot episodes and action-free video, whose actions it pads and masks."""
+    return _cotrained(pad())
+
+
+@recipe
+def pad_finetune() -> RunConfig:
+    """A pretrained `pad` on one task; `init_from` names the checkpoint."""
+    return _finetuned(pad())
+
+
+@recipe
+def dp() -> RunConfig:
+    """Diffusion Policy (Chi et al. 2023) as a transformer at the scale of `uwm`; robot episodes only."""
     base = uwm()
     return replace(
         base,
-        name="uwm-finetune",
+        name="dp",
+        policy="dp",
+        model=replace(base.model, timestep_embed_dim=256),
+        tokenizer=TokenizerConfig(kind="identity"),
+    )
+
+
+@recipe
+def dp_finetune() -> RunConfig:
+    """A pretrained `dp` on one task; `init_from` names the checkpoint."""
+    return _finetuned(dp())
+
+
+@recipe
+def dp_unet() -> RunConfig:
+    """Diffusion Policy as its 1-D U-Net."""
+    return replace(dp(), name="dp-unet", policy="dp_unet")
+
+
+@recipe
+def dp_unet_finetune() -> RunConfig:
+    """A pretrained `dp_unet` on one task; `init_from` names the checkpoint."""
+    return _finetuned(dp_unet())
+
+
+@recipe
+def gr1() -> RunConfig:
+    """GR-1 (Wu et al. 2023) without language at the scale of `uwm`: ViT-B/32, pixels, no diffusion."""
+    base = uwm()
+    return replace(
+        base,
+        name="gr1",
+        policy="gr1",
+        model=replace(base.model, obs_encoder=ObsEncoderConfig(kind="vit_b_32")),
+        tokenizer=TokenizerConfig(kind="identity"),
+    )
+
+
+@recipe
+def gr1_cotrain() -> RunConfig:
+    """`gr1` on robot episodes and action-free video, whose action queries it masks."""
+    return _cotrained(gr1())
+
+
+@recipe
+def gr1_finetune() -> RunConfig:
+    """A pretrained `gr1` on one task; `init_from` names the checkpoint."""
+    return _finetuned(gr1())
+
+
+def _cotrained(base: RunConfig) -> RunConfig:
+    datasets = (*base.data.datasets, DatasetRef(uri="data/video"))
+    return replace(base, name=f"{base.name}-cotrain", data=replace(base.data, datasets=datasets))
+
+
+def _finetuned(base: RunConfig) -> RunConfig:
+    return replace(
+        base,
+        name=f"{base.name}-finetune",
         stage="finetune",
         optim=replace(base.optim, warmup_steps=500),
         train=replace(base.train, steps=10_000),
@@ -76,7 +175,7 @@ def uwm_finetune() -> RunConfig:
 
 @recipe
 def debug() -> RunConfig:
-    """Four tiny steps on the CPU with pixels for latents: proves the plumbing in seconds."""
+    """Four tiny steps on the CPU with pixels for latents: proves the plumbing in seconds, of any `policy=`."""
     return RunConfig(
         name="debug",
         data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), resize=(36, 64), crop=(32, 56)),
@@ -88,11 +187,29 @@ def debug() -> RunConfig:
             num_registers=2,
             patch=(2, 8, 8),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=16),
+            unet=UnetConfig(widths=(16, 32)),
+            gr1=Gr1Config(
+                resampler_latents=2,
+                resampler_depth=1,
+                resampler_heads=2,
+                resampler_head_dim=16,
+                patch=8,
+                decoder_depth=1,
+                decoder_heads=2,
+            ),
         ),
         tokenizer=TokenizerConfig(kind="identity"),
         optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=2, ema_decay=0.9),
         train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2, track=()),
     )
+
+
+@recipe
+def debug_gr1() -> RunConfig:
+    """`debug` for GR-1, which needs a vision transformer."""
+    base = debug()
+    encoder = ObsEncoderConfig(kind="vit_small", embed_dim=16)
+    return replace(base, name="debug-gr1", policy="gr1", model=replace(base.model, obs_encoder=encoder))
 
 
 def _demo() -> RunConfig:

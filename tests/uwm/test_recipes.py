@@ -30,6 +30,11 @@ def test_published_behaviours_are_settings() -> None:
         1e-6,
     )
     assert (ours.data.next_start, ours.data.fit, ours.data.augmentation) == (15, "cover", "sample")
+    assert (paper.data.normalizer_split, ours.data.normalizer_split) == ("all", "train")
+    assert (paper.optim.implementation, ours.optim.implementation) == ("foreach", "fused")
+    assert (paper.optim.ema_decay, paper.optim.warmup_steps) == (0, 0)
+    assert (paper.train.sync, paper.train.matmul) == ("step", "fp32")
+    assert (paper.diffusion.hoist, ours.diffusion.hoist) == (False, True)
     assert ours.model == paper.model
 
 

@@ -143,4 +143,5 @@ def _batch(raw: RawBatch, images: Tensor, config: DataConfig, normalizer: Action
         action_mask=raw.action_mask.to(device, non_blocking=True),
         obs_latents=None if latents is None else latents[:, :, :seen],
         next_latents=None if latents is None else latents[:, :, seen:],
+        view_mask=raw.view_mask,
     )

@@ -7,6 +7,7 @@ dimensions, H0 and W0 the loader's image size, H and W the model's.
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,6 +54,21 @@ class Batch:
     action_mask: Tensor  # (B, S) bool
     obs_latents: Tensor | None = None  # (B, V, O, C, h, w) float32, cached; zero where masked
     next_latents: Tensor | None = None  # (B, V, N, C, h, w); next_obs then holds no frames
+    view_mask: Tensor | None = None  # (B, V, O + N) bool: both masks on the host, so that nothing waits for the device
 
     def __len__(self) -> int:
         return len(self.action)
+
+    def known_places(self) -> tuple[Tensor, Tensor]:
+        """(M,) int64 of the known frames in the flattened obs and next_obs, on the batch's device."""
+        if self.view_mask is None:
+            return known_index(self.obs_mask), known_index(self.next_mask)
+        seen, device = self.obs_mask.shape[2], self.obs_mask.device
+        host = (self.view_mask[:, :, :seen].numpy(), self.view_mask[:, :, seen:].numpy())
+        obs, following = (torch.from_numpy(np.flatnonzero(mask)).to(device, non_blocking=True) for mask in host)
+        return obs, following
+
+
+def known_index(mask: Tensor) -> Tensor:
+    """(M,) int64: places of what is known, in the flattened mask; on a GPU this waits for all work before it."""
+    return mask.flatten().nonzero().squeeze(1)

@@ -1,7 +1,7 @@
 """From places in the sample order to collated bytes, in this process or in workers.
 
 Frames are decoded straight into the batch's memory where their size fits; a batch that a worker makes lies in
-shared memory from the start. Remote reads of a whole batch are under way at once.
+shared memory from the start, in a buffer that is used again. Remote reads of a whole batch are under way at once.
 
 Dimension letters: B batch, V views, F frames of a view (observation, then next), S action steps, A
 action dimensions, H and W a stored frame's size, H0 and W0 the loader's.
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from storage_schemas.episode import SegmentSpec
 from storage_schemas.latents import DRAWS
@@ -24,6 +24,7 @@ from storage_schemas.store import FrameRequest
 from uwm.config import DataConfig
 from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch
+from uwm.data.buffers import Buffers, Ticket
 from uwm.data.frames import decode_fitted
 from uwm.data.latents import LatentStore
 from uwm.data.mixture import MixtureSampler
@@ -81,15 +82,27 @@ class SegmentReader:
         self._latents = tuple(latents)
         self._actions = tuple(actions) or (None,) * len(self._datasets)
 
-    def read(self, picks: Sequence[Pick], *, images: bool = True) -> RawBatch:
-        """The samples of `picks`, in their order; without `images` no frame is read and `frames` holds none."""
+    def shape(self, samples: int) -> tuple[int, ...]:
+        """(B, V, F, H0, W0, 3) of the frames of so many samples."""
         config = self._config
+        count = config.obs_frames if self._latents else config.obs_frames + config.next_frames
+        return samples, len(config.cameras), count, *config.resize, 3
+
+    def read(self, picks: Sequence[Pick], *, images: bool = True, out: Tensor | None = None) -> RawBatch:
+        """The samples of `picks`, in their order.
+
+        Args:
+            picks: which.
+            images: if False no frame is read and `frames` holds none.
+            out: contiguous memory of `shape` for the frames, whatever is in it; new one when None.
+        """
         samples = [self._sample(row, pick) for row, pick in enumerate(picks)]
         view_mask = np.stack([sample.mask for sample in samples])
-        count = config.obs_frames if self._latents else config.obs_frames + config.next_frames
-        pixels = _empty((len(picks), len(config.cameras), count if images else 0, *config.resize, 3))
+        pixels = torch.from_numpy(np.empty(self.shape(len(picks)), np.uint8)) if out is None else out
         if images:
             self._read_frames(samples, pixels.numpy())
+        else:
+            pixels = pixels[:, :, :0]
         action, action_mask = self._read_actions(picks)
         latents, draws = self._read_latents(samples) if self._latents else (None, None)
         return RawBatch(
@@ -208,23 +221,17 @@ def _views(dataset: Store, config: DataConfig) -> tuple[NDArray[np.int64], NDArr
     return np.array(ours, np.int64), np.array(theirs, np.int64)
 
 
-def _empty(shape: tuple[int, ...]) -> Tensor:
-    """Room for bytes; in a worker it lies in shared memory, so that handing it over copies nothing."""
-    if get_worker_info() is None:
-        return torch.from_numpy(np.empty(shape, np.uint8))
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)))  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+class _Picked(Dataset[tuple[RawBatch, Ticket]]):
+    """What a DataLoader asks its workers for: whole batches by the range of their places."""
 
-
-class _Picked(Dataset[RawBatch]):
-    """What a DataLoader asks for: whole batches by the range of their places."""
-
-    def __init__(self, reader: SegmentReader, sampler: MixtureSampler) -> None:
+    def __init__(self, reader: SegmentReader, sampler: MixtureSampler, buffers: Buffers) -> None:
         self._reader = reader
         self._sampler = sampler
+        self._buffers = buffers
 
-    def __getitem__(self, places: range) -> RawBatch:
-        return self._reader.read([self._sampler.pick(place) for place in places])
+    def __getitem__(self, places: range) -> tuple[RawBatch, Ticket]:
+        pixels, ticket = self._buffers.take(self._reader.shape(len(places)))
+        return self._reader.read([self._sampler.pick(place) for place in places], out=pixels), ticket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,17 +294,36 @@ def batches(
         prefetch: batches that each worker reads ahead.
         pin: whether batches lie in page-locked memory.
     """
+    places = _Places(start, stop, batch_size, shard or Shard())
+    if not workers:
+        return _read_here(reader, sampler, places, pin)
+    buffers = Buffers(workers)
     loader = DataLoader(
-        _Picked(reader, sampler),
+        _Picked(reader, sampler, buffers),
         batch_size=None,
-        sampler=_Places(start, stop, batch_size, shard or Shard()),
+        sampler=places,
         num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=prefetch,
+        multiprocessing_context="spawn",
         worker_init_fn=_leave_signals_to_trainer,
         pin_memory=pin,
     )
-    return iter(loader)
+    return _lent(loader, buffers)
+
+
+def _read_here(reader: SegmentReader, sampler: MixtureSampler, places: _Places, pin: bool) -> Iterator[RawBatch]:
+    for chosen in places:
+        batch = reader.read([sampler.pick(place) for place in chosen])
+        yield batch.pin_memory() if pin else batch
+
+
+def _lent(loader: DataLoader[tuple[RawBatch, Ticket]], buffers: Buffers) -> Iterator[RawBatch]:
+    for batch, ticket in loader:
+        lent = buffers.lend(batch, ticket)
+        del batch
+        yield lent
+        del lent
+        buffers.give_back()
 
 
 def _leave_signals_to_trainer(worker: int) -> None:

@@ -1,20 +1,20 @@
 """The five modes as a table, and the one sampling loop that serves them all (UWM, arXiv 2504.02792, section III).
 
-Dimension letters: B batch, S action steps, A action dimensions, V views, C latent channels, N frames,
+Dimension letters: B batch, M modes, S action steps, A action dimensions, V views, C latent channels, N frames,
 h and w latent height and width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from uwm.config import DiffusionConfig
-from uwm.diffusion.schedule import absent_timestep, ddim_step, sampling_grid, signal_table
+from uwm.diffusion.samplers import make_sampler
+from uwm.diffusion.schedule import absent_timestep, clean_timestep, sampling_grid
 from uwm.policy import Mode, Sample
 
 Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -66,49 +66,65 @@ class Modality:
 
 
 def run(denoiser: Denoiser, mode: Mode, action: Modality, next_obs: Modality, config: DiffusionConfig) -> Sample:
-    """Sample `mode`: DDIM from noise for what it denoises, the rest held at a fixed timestep.
+    """Sample one mode; see `run_modes`."""
+    return run_modes(denoiser, (mode,), action, next_obs, config)[mode]
+
+
+def run_modes(
+    denoiser: Denoiser, modes: Sequence[Mode], action: Modality, next_obs: Modality, config: DiffusionConfig
+) -> dict[Mode, Sample]:
+    """Sample several modes at once from the same noise: what a mode denoises moves, the rest is held and marked.
 
     Args:
-        denoiser: the network, conditioned on the current observation.
-        mode: a row of `MODES`.
+        denoiser: the network, conditioned on the current observation; called with (M B, ...) tensors, mode by mode.
+        modes: rows of `MODES`, M of them.
         action: (B, S, A) tensors.
         next_obs: (B, V, C, N, h, w) tensors.
-        config: grid, conventions and bounds.
+        config: grid, sampler, conventions and bounds.
 
     Returns:
-        The denoised modalities; None for the others.
+        By mode, the modalities that it denoises; None for the others.
     """
-    roles = MODES[mode]
-    signals = signal_table(config).to(action.noise.device)
-    grid = sampling_grid(config)
-    x_action, x_next = _start(roles.action, action), _start(roles.next_obs, next_obs)
-    for t, t_next in zip(grid, (*grid[1:], None), strict=True):
-        action_t = _timesteps(roles.action, action, t, config)
-        next_t = _timesteps(roles.next_obs, next_obs, t, config)
-        action_out, next_out = denoiser(x_action, x_next, action_t, next_t)
-        step = partial(
-            ddim_step,
-            signal=signals[t].view(1),
-            next_signal=torch.ones_like(signals[:1]) if t_next is None else signals[t_next].view(1),
-            prediction=config.prediction,
-        )
-        if roles.action is Role.DENOISE:
-            x_action = step(x_action, action_out.float(), clip=action.clip)
-        if roles.next_obs is Role.DENOISE:
-            x_next = step(x_next, next_out.float(), clip=next_obs.clip)
-    return Sample(
-        action=x_action if roles.action is Role.DENOISE else None,
-        next_obs=x_next if roles.next_obs is Role.DENOISE else None,
-    )
+    actions = _Track([MODES[mode].action for mode in modes], action, config)
+    next_obses = _Track([MODES[mode].next_obs for mode in modes], next_obs, config)
+    for index, t in enumerate(sampling_grid(config)):
+        action_out, next_out = denoiser(actions.x, next_obses.x, actions.timesteps(t), next_obses.timesteps(t))
+        actions.step(index, action_out)
+        next_obses.step(index, next_out)
+    return {
+        mode: Sample(action=actions.result(place), next_obs=next_obses.result(place))
+        for place, mode in enumerate(modes)
+    }
 
 
-def _start(role: Role, modality: Modality) -> Tensor:
-    return modality.clean if role is Role.CLEAN else modality.noise
+class _Track:
+    """One modality on its way through the grid, in all modes."""
+
+    def __init__(self, roles: Sequence[Role], modality: Modality, config: DiffusionConfig) -> None:
+        self._roles = roles
+        self.x = torch.cat([modality.clean if role is Role.CLEAN else modality.noise for role in roles])  # (M B, ...)
+        held = [_held_timesteps(role, modality, config) for role in roles]
+        self._held = torch.cat(held)  # (M B,)
+        moves = torch.tensor([role is Role.DENOISE for role in roles], device=self.x.device)
+        self._moves = moves.repeat_interleave(len(modality.known))  # (M B,)
+        self._wide = self._moves.view(-1, *[1] * (self.x.dim() - 1))
+        self._sampler = make_sampler(config, modality.clip, self.x.device)
+
+    def timesteps(self, t: int) -> Tensor:
+        """(M B,) in the iteration at grid point `t`."""
+        return self._held.masked_fill(self._moves, t)
+
+    def step(self, index: int, output: Tensor) -> None:
+        """Move what is denoised to the next grid point."""
+        if Role.DENOISE in self._roles:
+            self.x = torch.where(self._wide, self._sampler.step(index, self.x, output.float()), self.x)
+
+    def result(self, place: int) -> Tensor | None:
+        """(B, ...) of the mode at `place`, if it denoises this modality."""
+        return self.x.chunk(len(self._roles))[place] if self._roles[place] is Role.DENOISE else None
 
 
-def _timesteps(role: Role, modality: Modality, t: int, config: DiffusionConfig) -> Tensor:
-    """(B,) timesteps of a modality in the iteration at grid point `t`."""
+def _held_timesteps(role: Role, modality: Modality, config: DiffusionConfig) -> Tensor:
+    """(B,) timesteps of a modality that is clean or absent; one that is denoised has the grid's instead."""
     absent = torch.full_like(modality.known, absent_timestep(config), dtype=torch.long)
-    if role is Role.CLEAN:
-        return absent.masked_fill(modality.known, 0)
-    return absent if role is Role.ABSENT else torch.full_like(absent, t)
+    return absent.masked_fill(modality.known, clean_timestep(config)) if role is Role.CLEAN else absent

@@ -39,8 +39,15 @@ def sampling_grid(config: DiffusionConfig) -> tuple[int, ...]:
 
 
 def absent_timestep(config: DiffusionConfig) -> int:
-    """The timestep that marks a modality as absent when sampling; training always marks it with T - 1."""
+    """The timestep that marks a modality as absent when sampling; training marks it with T - 1, or as here."""
+    if config.absent_embedding:
+        return config.train_timesteps
     return config.train_timesteps - 1 if config.absent == "last_trained" else sampling_grid(config)[0]
+
+
+def clean_timestep(config: DiffusionConfig) -> int:
+    """The timestep that marks a modality as clean."""
+    return -1 if config.absent_embedding else 0
 
 
 def add_noise(clean: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
@@ -61,6 +68,34 @@ def noise_from_clean(noisy: Tensor, clean: Tensor, signal: Tensor) -> Tensor:
     return (noisy - signal.sqrt() * clean) / (1 - signal).sqrt()
 
 
+def velocity(clean: Tensor, noise: Tensor, signal: Tensor) -> Tensor:
+    """What a network of `prediction="v"` predicts (B, ...): the noisy sample's direction of change.
+
+    Salimans & Ho 2022 (arXiv 2202.00512), appendix D.
+    """
+    signal = _expand(signal, clean)
+    return signal.sqrt() * noise - (1 - signal).sqrt() * clean
+
+
+def target(clean: Tensor, noise: Tensor, signal: Tensor, prediction: str) -> Tensor:
+    """What the network shall predict (B, ...): the noise ("epsilon"), the clean sample ("sample"), or "v"."""
+    if prediction == "v":
+        return velocity(clean, noise, signal)
+    return noise if prediction == "epsilon" else clean
+
+
+def clean_and_noise(noisy: Tensor, output: Tensor, signal: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+    """The clean sample and the noise (B, ...) that a prediction stands for; see `target`."""
+    if prediction == "v":
+        wide = _expand(signal, noisy)
+        kept, added = wide.sqrt(), (1 - wide).sqrt()
+        return kept * noisy - added * output, added * noisy + kept * output
+    if prediction == "sample":
+        return output, noise_from_clean(noisy, output, signal)
+    clean = clean_from_noise(noisy, output, signal)
+    return torch.where(_expand(signal, noisy) < _LEAST_SIGNAL, torch.zeros_like(clean), clean), output
+
+
 def ddim_step(
     noisy: Tensor, output: Tensor, *, signal: Tensor, next_signal: Tensor, prediction: str, clip: float | None
 ) -> Tensor:
@@ -71,17 +106,13 @@ def ddim_step(
         output: (B, ...) what the network predicts from it.
         signal: (B,) a_t of `noisy`.
         next_signal: (B,) a_t of the result; 1 gives the clean sample.
-        prediction: "epsilon" when `output` is the noise, "sample" when it is the clean sample.
+        prediction: what `output` is, see `target`.
         clip: bound of the predicted clean sample; the noise is left as it was predicted, as diffusers does.
 
     Returns:
         The sample (B, ...) at `next_signal`.
     """
-    if prediction == "epsilon":
-        noise, clean = output, clean_from_noise(noisy, output, signal)
-        clean = torch.where(_expand(signal, noisy) < _LEAST_SIGNAL, torch.zeros_like(clean), clean)
-    else:
-        noise, clean = noise_from_clean(noisy, output, signal), output
+    clean, noise = clean_and_noise(noisy, output, signal, prediction)
     if clip is not None:
         clean = clean.clamp(-clip, clip)
     return add_noise(clean, noise, next_signal)

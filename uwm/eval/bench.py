@@ -1,7 +1,8 @@
 """What an evaluation runs on: a trained policy, held-out segments, and batches of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
 from uwm.config import DatasetRef
+from uwm.config import replace as change
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
@@ -20,9 +22,10 @@ from uwm.data.sampler import Pick
 from uwm.device import resolve_device
 from uwm.eval.baselines import mean_action
 from uwm.eval.result import Example
-from uwm.model.uwm import UWMPolicy
 from uwm.policy import Mode, Policy, Sample, build
 from uwm.train.checkpoint import Checkpoint, load_checkpoint, load_weights
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,8 @@ def open_bench(
     collections: Sequence[str],
     samples: int,
     device: str,
+    precision: Precision = "fp32",
+    steps: int | None = None,
 ) -> Bench:
     """Load a policy and choose held-out segments.
 
@@ -90,7 +95,7 @@ def open_bench(
         UserError: when the checkpoint or the dataset is missing or unfit, or no episode of the split
             has one full window.
     """
-    loaded = load_checkpoint(checkpoint)
+    loaded = _with_steps(load_checkpoint(checkpoint), steps)
     if loaded.config.stage == "tokenizer":
         raise UserError(f"{loaded.path} is a tokenizer: evaluate the checkpoint of a policy")
     ref = DatasetRef(uri=dataset_uri, version=version, collections=tuple(collections))
@@ -101,19 +106,37 @@ def open_bench(
         raise UserError(
             f"no {split} episode of {dataset_uri} has the {last + 1} steps of one segment: ingest longer ones"
         )
-    network = build(loaded.config)
-    load_weights(network, loaded, ema=True)
-    place = resolve_device(device)
+    policy = load_policy(loaded, device=device, precision=precision)
     return Bench(
         checkpoint=loaded,
-        policy=_as_policy(network.to(place).eval()),
-        parameters=sum(parameter.numel() for parameter in network.parameters()),
+        policy=policy,
+        parameters=sum(parameter.numel() for parameter in cast(nn.Module, policy).parameters()),
         member=member,
         segments=segments,
         short_episodes=int((member.lengths <= last).sum()),
         mean_action=mean_action(_training_member(member), loaded.normalizer),
-        device=place,
+        device=resolve_device(device),
     )
+
+
+def load_policy(checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "fp32") -> Policy:
+    """The policy of a checkpoint, with its averaged weights, ready to be sampled.
+
+    Args:
+        checkpoint: of a policy.
+        device: `auto` takes CUDA when there is one.
+        precision: of the weights; `bf16` halves what sampling reads. The tokenizer keeps its own.
+
+    Raises:
+        UserError: when the weights do not fit, there is no such device, or the tokenizer can't be loaded.
+    """
+    network = build(checkpoint.config)
+    load_weights(network, checkpoint, ema=True)
+    network = network.to(resolve_device(device)).eval()
+    if precision == "bf16":
+        for part in network.children():
+            part.to(torch.bfloat16)
+    return _as_policy(network)
 
 
 def full_windows(rows: NDArray[np.int64], lengths: NDArray[np.int64], last: int, samples: int) -> tuple[SegmentId, ...]:
@@ -144,10 +167,10 @@ def spread(total: int, count: int) -> NDArray[np.int64]:
 
 
 class Asker:
-    """Samples modes for one batch; what the modes share is encoded once.
+    """Samples modes for one batch; what they share is encoded once.
 
     Args:
-        policy: any policy; `UWMPolicy` shares its encodings.
+        policy: any policy.
         batch: see `Batch`.
         seed: of the noise, which is the same in every mode.
     """
@@ -155,27 +178,41 @@ class Asker:
     @torch.no_grad()
     def __init__(self, policy: Policy, batch: Batch, seed: tuple[int, ...]) -> None:
         self._policy = policy
-        self._batch = batch
         self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        self._encoded = policy.encode_batch(batch) if isinstance(policy, UWMPolicy) else None
-        self.next_latents = policy.encode(batch.next_obs) if self._encoded is None else self._encoded.latents
+        self._encoded = policy.encode_batch(batch)
+
+    @property
+    def next_latents(self) -> Tensor | None:
+        """(B, V, C, N, h, w) of the true next observation; None when the policy predicts none."""
+        return self._encoded.latents
 
     @torch.no_grad()
-    def ask(self, mode: Mode) -> Sample:
-        """What `mode` predicts.
+    def ask(self, modes: Sequence[Mode]) -> Mapping[Mode, Sample]:
+        """What the modes predict, all from the same noise.
 
         Raises:
-            UserError: when the prediction is not finite.
+            UserError: when a prediction is not finite.
         """
-        generator = torch.Generator().manual_seed(self._seed)
-        if isinstance(self._policy, UWMPolicy) and self._encoded is not None:
-            sample = self._policy.sample_encoded(self._encoded, mode, generator)
-        else:
-            sample = self._policy.sample(self._batch, mode, generator)
-        for values in (sample.action, sample.next_obs):
-            if values is not None and not bool(values.isfinite().all()):
-                raise UserError(f"the checkpoint predicts numbers that are not finite in mode {mode}: it has diverged")
-        return sample
+        found = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
+        for mode, sample in found.items():
+            for values in (sample.action, sample.next_obs):
+                if values is not None and not bool(values.isfinite().all()):
+                    raise UserError(
+                        f"the checkpoint predicts numbers that are not finite in mode {mode}: it has diverged"
+                    )
+        return found
+
+
+def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
+    """The checkpoint with another number of sampling steps, if one is given. Raises UserError when it can't be."""
+    if steps is None:
+        return checkpoint
+    config = checkpoint.config
+    most = config.diffusion.train_timesteps
+    if not 0 < steps <= most:
+        raise UserError(f"{steps} sampling steps: this checkpoint takes 1 to {most}")
+    changed = change(config, diffusion=change(config.diffusion, sample_steps=steps))
+    return replace(checkpoint, config=changed)
 
 
 def _as_policy(network: nn.Module) -> Policy:

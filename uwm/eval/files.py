@@ -51,10 +51,10 @@ class ExampleArrays:
     current_mask: NDArray[np.bool_]  # (E, V)
     true: NDArray[np.uint8]  # (E, V, H, W, 3)
     true_mask: NDArray[np.bool_]  # (E, V)
-    reconstruction: NDArray[np.uint8]  # (E, V, H, W, 3), the tokenizer's own
     action: NDArray[np.float32]  # (E, S, A)
     action_mask: NDArray[np.bool_]  # (E, S)
     mean_action: NDArray[np.float32]  # (A,)
+    reconstruction: NDArray[np.uint8] | None = None  # (E, V, H, W, 3), the tokenizer's own, when frames are predicted
     frames: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # mode -> (E, V, H, W, 3)
     actions: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # mode -> (E, S, A)
 
@@ -71,7 +71,9 @@ class ExampleArrays:
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """All arrays under the names that they have in the file."""
         named: dict[str, NDArray[np.generic]] = {
-            name: getattr(self, name) for name in _SHAPES if name not in ("frame", "predicted")
+            name: value
+            for name in _SHAPES
+            if name not in ("frame", "predicted") and (value := getattr(self, name)) is not None
         }
         named |= {f"frame/{mode}": values for mode, values in self.frames.items()}
         return named | {f"predicted/{mode}": values for mode, values in self.actions.items()}

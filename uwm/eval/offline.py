@@ -1,4 +1,4 @@
-"""Errors of a policy's predictions on held-out episodes, in all modes, beside two trivial baselines.
+"""Errors of a policy's predictions on held-out episodes, in all modes it has, beside two trivial baselines.
 
 Dimension letters: B batch, V views, C latent channels, N next frames, S action steps, A action
 dimensions, H and W image size, h and w latent size.
@@ -41,6 +41,7 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     device: str = "auto",
+    steps: int | None = None,
     examples: int = 4,
     out: str | None = None,
     progress: Progress | None = None,
@@ -61,6 +62,7 @@ def evaluate(
         batch_size: segments at a time; part of what fixes the noise.
         seed: of the noise that sampling starts from.
         device: `auto` takes CUDA when there is one.
+        steps: of sampling, instead of the checkpoint's own number.
         examples: segments whose predictions are kept to look at.
         out: folder or URI to write `evaluation.json` and `examples.npz` to; None writes nothing.
         progress: called after each batch.
@@ -78,6 +80,7 @@ def evaluate(
         collections=collections,
         samples=samples,
         device=device,
+        steps=steps,
     )
     tally, album = Tally(), Album(spread(len(bench.segments), examples))
     for places, batch in bench.batches(batch_size):
@@ -142,7 +145,8 @@ def _scene(bench: Bench, batch: Batch, places: NDArray[np.int64], tally: Tally, 
 def _measure(scene: Scene, asker: Asker) -> None:
     """Ask every mode about a batch and note what comes out."""
     _keep_truth(scene)
-    still = _still(scene, asker.next_latents)
+    true_latents = asker.next_latents
+    still = None if true_latents is None else _still(scene, true_latents)
     acts = metrics.known(scene.batch.action_mask)
     whole = scene.batch.action_mask.all(dim=1)
     sees = metrics.known(scene.frame_mask)
@@ -153,13 +157,13 @@ def _measure(scene: Scene, asker: Asker) -> None:
         Mode.VIDEO: sees,
         Mode.JOINT: sees,
     }
-    for mode in ORDER:
-        if mode not in scene.bench.policy.modes or not bool(asked[mode].any()):
-            continue
-        sample = asker.ask(mode)
+    modes = [mode for mode in ORDER if mode in scene.bench.policy.modes and bool(asked[mode].any())]
+    samples = asker.ask(modes)
+    for mode in modes:
+        sample = samples[mode]
         if sample.action is not None:
             _measure_action(scene, mode, sample.action, asked[mode] & acts)
-        if sample.next_obs is not None:
+        if sample.next_obs is not None and still is not None:
             _measure_next(scene, mode, sample.next_obs, asked[mode], still)
 
 

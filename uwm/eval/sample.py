@@ -17,7 +17,7 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 from uwm.data.batch import Batch
-from uwm.eval.bench import Asker, Bench, open_bench
+from uwm.eval.bench import Asker, Bench, Precision, open_bench
 from uwm.policy import Mode
 
 ACTIONS_FILE = "actions.json"
@@ -60,6 +60,8 @@ def sample(
     split: str = "val",
     collections: Sequence[str] = (),
     device: str = "auto",
+    precision: Precision = "fp32",
+    steps: int | None = None,
 ) -> SampleFiles:
     """Sample one mode on evenly spaced held-out segments and save images and actions.
 
@@ -74,6 +76,8 @@ def sample(
         split: `val` or `train`.
         collections: only these; empty takes all.
         device: `auto` takes CUDA when there is one.
+        precision: of the weights.
+        steps: of sampling, instead of the checkpoint's own number.
 
     Raises:
         UserError: when the mode is unknown, the checkpoint can't answer it, or checkpoint or dataset are
@@ -81,7 +85,15 @@ def sample(
     """
     question = parse_mode(mode)
     bench = open_bench(
-        checkpoint, dataset_uri, version=version, split=split, collections=collections, samples=count, device=device
+        checkpoint,
+        dataset_uri,
+        version=version,
+        split=split,
+        collections=collections,
+        samples=count,
+        device=device,
+        precision=precision,
+        steps=steps,
     )
     if question not in bench.policy.modes:
         raise UserError(f"this checkpoint has no mode {mode}: it has {', '.join(sorted(bench.policy.modes))}")
@@ -89,7 +101,7 @@ def sample(
     strips: list[str] = []
     records: list[dict[str, object]] = []
     for places, batch in bench.batches(_BATCH):
-        answer = Asker(bench.policy, batch, (seed, int(places[0]))).ask(question)
+        answer = Asker(bench.policy, batch, (seed, int(places[0]))).ask([question])[question]
         images = None if answer.next_obs is None else bench.policy.decode(answer.next_obs)
         actions = None if answer.action is None else bench.physical(answer.action)
         for row, place in enumerate(places.tolist()):

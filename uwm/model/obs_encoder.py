@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from uwm.config import ObsEncoderConfig
+from uwm.data.batch import known_index
+from uwm.model.vit import VisionTransformer
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ObsEncoder(nn.Module):
@@ -23,6 +25,9 @@ class ObsEncoder(nn.Module):
         views: V.
         frames: O.
         image_size: (H, W).
+
+    Raises:
+        UserError: when a vision transformer's patch does not divide the image.
     """
 
     _mean: Tensor  # (3, 1, 1)
@@ -32,27 +37,34 @@ class ObsEncoder(nn.Module):
         super().__init__()
         self.embed_dim = config.embed_dim
         self.out_dim = views * frames * config.embed_dim
-        self.model: nn.Module = (
-            ResNet18GN(config.embed_dim) if config.kind == "resnet18gn" else SmallConvNet(config.embed_dim, image_size)
-        )
-        self.register_buffer("_mean", torch.tensor(_IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("_std", torch.tensor(_IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.model = _image_network(config, image_size)
+        self.register_buffer("_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, images: Tensor, mask: Tensor, index: Tensor | None = None) -> Tensor:
         """Encode the known images only, so that absent views cost nothing and can't leak.
 
         Args:
             images: (B, V, O, 3, H, W) in [0, 1].
-            mask: (B, V, O) bool: known. Selecting by it waits for the device once.
+            mask: (B, V, O) bool: known.
+            index: (M,) `known_index` of the mask; without it, finding it waits for the device.
 
         Returns:
             Features (B, V O E), ordered (view, frame, feature).
         """
-        known = (images[mask] - self._mean) / self._std  # (M, 3, H, W)
+        places = known_index(mask) if index is None else index
+        known = ((images.flatten(0, 2)[places] - self._mean) / self._std).to(self._mean.dtype)  # (M, 3, H, W)
         embedded = self.model(known) if len(known) else known.new_zeros(0, self.embed_dim)  # (M, E)
-        features = embedded.new_zeros(*mask.shape, self.embed_dim)  # (B, V, O, E)
-        features[mask] = embedded
-        return features.flatten(1)  # (B, V O E)
+        features = embedded.new_zeros(mask.numel(), self.embed_dim).index_copy(0, places, embedded)
+        return features.view(len(mask), self.out_dim)  # (B, V O E)
+
+
+def _image_network(config: ObsEncoderConfig, image_size: tuple[int, int]) -> nn.Module:
+    if config.kind == "resnet18gn":
+        return ResNet18GN(config.embed_dim)
+    if config.kind == "small":
+        return SmallConvNet(config.embed_dim, image_size)
+    return VisionTransformer(config.kind, image_size, embed_dim=config.embed_dim)
 
 
 class SmallConvNet(nn.Module):

@@ -41,7 +41,7 @@ class Patchifier(nn.Module):
         self.num_patches = num_views * frames * height * width
         volume = num_chans * patch_shape[0] * patch_shape[1] * patch_shape[2]
         self.patch_encoder = nn.Conv3d(num_chans + extra_chans, embed_dim, kernel_size=patch_shape, stride=patch_shape)
-        self.patch_decoder = nn.Linear(embed_dim, volume)
+        self.patch_decoder: nn.Module = nn.Linear(embed_dim, volume)
 
     def encode(self, latents: Tensor) -> Tensor:
         """(B, V, C + extra, F, H, W) -> tokens (B, P, D)."""

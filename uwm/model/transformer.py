@@ -4,10 +4,23 @@ Dimension letters: B batch, S action steps, A action dimensions, V views, C late
 H and W latent height and width, P patch tokens, R registers, L = S + P + R tokens, D features, G condition features.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from uwm.model.blocks import AdaLNBlock, AdaLNHead, TimestepEmbedding, init_weights, mish_mlp
+from uwm.config import Kernel
+from uwm.model.blocks import (
+    AdaLNBlock,
+    AdaLNHead,
+    Hoisted,
+    Modulation,
+    Offset,
+    TimestepEmbedding,
+    init_weights,
+    mish_mlp,
+)
 from uwm.model.patchify import Patchifier
 
 
@@ -34,6 +47,10 @@ class DiffusionTransformer(nn.Module):
         num_registers: R (Darcet et al. 2024, arXiv 2309.16588).
         context_chans: channels of known latents that are joined to the noisy ones, as PAD does (Guo et al. 2024,
             arXiv 2411.18179); 0 is published UWM.
+        adaln: each block has its own full modulation (published), one of low rank, or an offset to a shared one.
+        adaln_rank: of the low-rank modulations.
+        marked_steps: see `TimestepEmbedding`; 0 is published.
+        attention: see `Attention`.
 
     Raises:
         ValueError: when the patch does not divide the latents.
@@ -57,12 +74,17 @@ class DiffusionTransformer(nn.Module):
         qkv_bias: bool,
         num_registers: int,
         context_chans: int = 0,
+        adaln: Literal["full", "low_rank", "shared"] = "full",
+        adaln_rank: int = 0,
+        marked_steps: int = 0,
+        attention: Kernel = "auto",
     ) -> None:
         super().__init__()
         hidden = int(embed_dim * mlp_ratio)
         cond_dim = global_cond_dim + timestep_embed_dim
         self.action_len = action_len
         self.num_heads = num_heads
+        self.attention: Kernel = attention
         self.action_encoder = mish_mlp(action_dim, hidden, embed_dim)
         self.action_decoder = mish_mlp(embed_dim, hidden, action_dim)
         self.obs_patchifier = Patchifier(
@@ -73,12 +95,23 @@ class DiffusionTransformer(nn.Module):
             embed_dim=embed_dim,
             extra_chans=context_chans,
         )
-        self.timestep_embedding = TimestepEmbedding(timestep_embed_dim, count=2)
+        self.timestep_embedding = TimestepEmbedding(timestep_embed_dim, count=2, marked_steps=marked_steps)
         self.registers = nn.Parameter(torch.empty(1, num_registers, embed_dim))
         self.num_tokens = action_len + self.obs_patchifier.num_patches + num_registers
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens, embed_dim))
+        self.shared_modulation = Modulation(cond_dim, 6 * embed_dim) if adaln == "shared" else None
         self.blocks = nn.ModuleList(
-            AdaLNBlock(embed_dim, cond_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias)
+            AdaLNBlock(
+                embed_dim,
+                cond_dim,
+                num_heads=num_heads,
+                mlp_ratio=mlp_ratio,
+                qkv_bias=qkv_bias,
+                kernel=attention,
+                modulation=Offset(6 * embed_dim)
+                if adaln == "shared"
+                else Modulation(cond_dim, 6 * embed_dim, rank=adaln_rank if adaln == "low_rank" else 0),
+            )
             for _ in range(depth)
         )
         self.head = AdaLNHead(embed_dim, cond_dim)
@@ -88,34 +121,69 @@ class DiffusionTransformer(nn.Module):
 
     def forward(
         self,
-        cond: Tensor,
+        cond: Tensor | Sequence[Tensor],
         action: Tensor,
-        next_obs: Tensor,
+        next_obs: Tensor | None,
         action_t: Tensor,
         next_obs_t: Tensor,
         context: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Predict the noise (or the clean sample) of both modalities.
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the noise (or the clean sample, or v) of both modalities.
 
         Args:
-            cond: (B, G) features of the current observation.
+            cond: (B, G) features of the current observation, or what `hoist` made of them.
             action: (B, S, A) noisy actions.
-            next_obs: (B, V, C, F, H, W) noisy latents.
+            next_obs: (B, V, C, F, H, W) noisy latents; None leaves their tokens out of the sequence.
             action_t: (B,) integer timesteps of the actions.
             next_obs_t: (B,) integer timesteps of the latents.
             context: (B, V, context_chans, F, H, W) known latents; None without such channels.
+            keys: (B, L) bool, the tokens that may be looked at; None is all.
 
         Returns:
-            Predictions (B, S, A) and (B, V, C, F, H, W).
+            Predictions (B, S, A) and (B, V, C, F, H, W), or None without their tokens.
         """
-        seen = next_obs if context is None else torch.cat([next_obs, context], dim=2)
-        registers = self.registers.expand(len(action), -1, -1)
-        x = torch.cat([self.action_encoder(action), self.obs_patchifier.encode(seen), registers], dim=1)
-        x = x + self.pos_embed  # (B, L, D)
+        x = self._embed(action, next_obs, context)  # (B, L, D)
         timesteps = self.timestep_embedding(torch.stack([action_t, next_obs_t], dim=1))
-        cond = torch.cat([cond, timesteps], dim=1)  # (B, G + timestep features)
-        for block in self.blocks:
-            x = block(x, cond)
-        x = self.head(x, cond)  # (B, L, D)
+        *conds, last = self._conditions(cond, timesteps)
+        for block, block_cond in zip(self.blocks, conds, strict=True):
+            x = block(x, block_cond, keys)
+        x = self.head(x, last)  # (B, L, D)
+        action_out = self.action_decoder(x[:, : self.action_len])
+        if next_obs is None:
+            return action_out, None
         patches = x[:, self.action_len : self.action_len + self.obs_patchifier.num_patches]
-        return self.action_decoder(x[:, : self.action_len]), self.obs_patchifier.decode(patches)
+        return action_out, self.obs_patchifier.decode(patches)
+
+    def hoist(self, cond: Tensor) -> tuple[Tensor, ...]:
+        """The condition's share (B, ...) of every modulation, for a loop in which only the timesteps change."""
+        return tuple(modulation.hoist(cond) for modulation in self._modulations())
+
+    def _embed(self, action: Tensor, next_obs: Tensor | None, context: Tensor | None) -> Tensor:
+        """[action tokens, patch tokens if there are latents, registers] with their positions, (B, L, D)."""
+        dtype, until = self.pos_embed.dtype, self.action_len + self.obs_patchifier.num_patches
+        start, middle, end = self.pos_embed.tensor_split([self.action_len, until], dim=1)
+        parts = [self.action_encoder(action.to(dtype)) + start]
+        if next_obs is not None:
+            seen = next_obs if context is None else torch.cat([next_obs, context], dim=2)
+            parts.append(self.obs_patchifier.encode(seen.to(dtype)) + middle)
+        parts.append((self.registers + end).expand(len(action), -1, -1))
+        return torch.cat(parts, dim=1)
+
+    def _modulations(self) -> list[Modulation]:
+        """Those that see the condition."""
+        shared = self.shared_modulation
+        blocks = [block.adaLN_modulation for block in self.blocks] if shared is None else [shared]
+        return [*blocks, self.head.adaLN_modulation]
+
+    def _conditions(self, cond: Tensor | Sequence[Tensor], timesteps: Tensor) -> list[Tensor | Hoisted]:
+        """What each block and the head are conditioned on."""
+        each: list[Tensor | Hoisted]
+        if isinstance(cond, Tensor):
+            each = [torch.cat([cond, timesteps], dim=1)] * len(self._modulations())  # (B, G + timestep features)
+        else:
+            each = [Hoisted(share=share, timesteps=timesteps) for share in cond]
+        *blocks, head = each
+        if self.shared_modulation is not None:
+            blocks = [self.shared_modulation(blocks[0])] * len(self.blocks)  # (B, 6 D)
+        return [*blocks, head]

@@ -132,6 +132,9 @@ def _configure(published: Published, base: RunConfig, source: Path, folder: Path
     if published.vae and base.tokenizer == get_recipe("uwm_paper").tokenizer:
         values["tokenizer"] |= {"path": str(folder / TOKENIZER_FOLDER), "latent_scale": _latent_scale(published.vae)}
     values["output"] = str(folder)
+    values["policy"] = policy
+    if policy == "pad":  # published too, see `DiffusionConfig.published`
+        values["diffusion"]["action_loss"] = "masked"
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

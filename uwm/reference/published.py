@@ -66,7 +66,7 @@ LAYOUTS = (
         frame_major=True,
     ),
 )
-LOADABLE = frozenset({"uwm"})
+LOADABLE = frozenset({"uwm", "pad", "dp"})
 """Networks that `RunConfig` can name."""
 ENCODERS = {"obs_encoder.model.conv1.weight": "resnet18gn", "obs_encoder.model.class_token": "vit_b_32"}
 
@@ -171,13 +171,16 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
             found["model.patch"] = shapes["obs_patchifier.patch_encoder.weight"][2:]
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"not the published {layout.policy}: its weights lack {error}") from error
+    steps = tokens if "obs_patchifier.patch_encoder.weight" not in shapes else base.data.action_steps
+    steps = shapes["pad_tokens"][1] if "pad_tokens" in shapes else steps
+    found["data.action_steps"] = steps
     views = len(base.data.cameras)
     if condition:
         kind, features = _encoder(weights)
         found |= {"model.obs_encoder.kind": kind, "model.obs_encoder.embed_dim": features}
         views = _views(condition, features, base)
     if "model.patch" in found:
-        patches = tokens - shapes.get("registers", (0, 0))[1] - base.data.action_steps
+        patches = tokens - shapes.get("registers", (0, 0))[1] - steps
         found["data.crop"] = _crop(patches, views, shapes["obs_patchifier.patch_encoder.weight"][2:], base)
     return found
 

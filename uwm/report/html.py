@@ -197,8 +197,10 @@ def _strip(evaluation: Evaluation, arrays: ExampleArrays, index: int, view: int)
     cells = [
         _cell("now (= copied last frame)", current, true),
         _cell(f"true, {ahead} steps on", true, None),
-        _cell("tokenizer's own", arrays.reconstruction[index, view] if true is not None else None, true),
     ]
+    if arrays.reconstruction is not None:
+        own = arrays.reconstruction[index, view] if true is not None else None
+        cells.append(_cell("tokenizer's own", own, true))
     for mode, frames in arrays.frames.items():
         if mode != "forward" or arrays.action_mask[index].all():  # without its actions the question was not asked
             cells.append(_cell(MODE_LABELS.get(mode, mode), frames[index, view], true))

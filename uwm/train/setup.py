@@ -15,9 +15,9 @@ from torch import nn
 from storage_schemas.errors import UserError
 from uwm.config import Config, RunConfig, replace
 from uwm.data.latents import LatentStore, open_latents
-from uwm.data.mixture import Member, mixture_normalizer, open_mixture
+from uwm.data.mixture import Member, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
-from uwm.device import autocast, resolve_device, resolve_precision
+from uwm.device import autocast, resolve_device, resolve_precision, set_matmul
 from uwm.policy import Learner
 from uwm.train.checkpoint import (
     Checkpoint,
@@ -47,6 +47,11 @@ FREE_TO_CHANGE = frozenset(
         "train.save_every",
         "train.keep",
         "train.threads",
+        "train.matmul",
+        "train.sync",
+        "train.compile",
+        "model.attention",
+        "diffusion.hoist",
         "train.track",
         "train.eval_every",
         "train.eval_samples",
@@ -178,6 +183,7 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build) -> Run:
     config = _with_versions(config, members)
     device = resolve_device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)
+    set_matmul(config.train.matmul)
     model = _make_model(config, build, device)
     parent = load_checkpoint(config.init_from) if config.init_from and not found else None
     base = found or parent
@@ -225,7 +231,18 @@ def _make_model(config: RunConfig, build: Build, device: torch.device) -> nn.Mod
         model = build(config)
     if not isinstance(model, Learner):
         raise TypeError(f"{type(model).__name__} has no loss")
-    return model.to(device).train()
+    model = model.to(device).train()
+    if config.train.compile != "off":
+        compile_transformer(model, config.train.compile)
+    return model
+
+
+def compile_transformer(model: nn.Module, mode: str) -> None:
+    """Compile the denoiser in place; its parameters keep their names. Raises UserError when there is none."""
+    transformer = getattr(model, "transformer", None)
+    if not isinstance(transformer, nn.Module):
+        raise UserError(f"train.compile={mode}: a {type(model).__name__} has no transformer to compile")
+    transformer.compile(mode=mode)
 
 
 def _open_data(config: RunConfig, found: Checkpoint | None) -> tuple[Member, ...]:
@@ -244,7 +261,7 @@ def _latents(members: tuple[Member, ...], config: RunConfig, model: nn.Module) -
         return ()
     shape = getattr(model, "latent_shape", None)
     if shape is None:
-        raise UserError("this run makes latents itself: leave data.latents empty")
+        raise UserError("this run takes no cached latents: leave data.latents empty")
     views, channels, frames, height, width = shape
     del views, frames
     seed, tokenizer = config.train.seed, _text(model, "tokenizer_fingerprint")
@@ -267,6 +284,8 @@ def _choose_normalizer(
     bound, scale = config.diffusion.clip_action, config.data.action_scale
     if scale == "z_score" and config.stage != "tokenizer" and bound is not None and bound <= 1:
         raise UserError("data.action_scale=z_score needs actions beyond 1: set diffusion.clip_action to 5 or to none")
+    if config.data.normalizer_split == "all":
+        members = tuple(open_member(member.ref, config.data, split=None) for member in members)
     return mixture_normalizer(members, config.data.action_dim, scale)
 
 

@@ -153,7 +153,7 @@ class _Loop:
         )
 
     def _step(self, source: Iterator[RawBatch]) -> None:
-        """One update; copies nothing to the host."""
+        """One update; copies nothing to the host, unless every step shall."""
         run, config = self.run, self.run.config
         asked = time.perf_counter()
         raw = next(source)
@@ -175,7 +175,11 @@ class _Loop:
         run.saved = None
         if run.average:
             run.average.update(run.step)
-        self.meter.add({**output.logs, "loss": output.loss.detach()}, waited)
+        logs = {**output.logs, "loss": output.loss.detach()}
+        if config.train.sync == "step":
+            for value in logs.values():
+                value.item()
+        self.meter.add(logs, waited)
         self.watch.see(output, raw.dataset)
 
     def _report(self) -> None:

@@ -184,3 +184,35 @@ def test_actions_in_shared_memory_are_those_of_the_store(make_store: Callable[..
         for step in range(int(dataset.episodes.lengths[episode])):
             for ours, theirs in zip(table.actions(episode, step, 4), dataset.actions(episode, step, 4), strict=True):
                 assert np.array_equal(ours, theirs)
+
+
+def test_workers_use_the_memory_of_batches_that_are_done_with(make_store: Callable[..., str]) -> None:
+    data = config(make_store("robot", (9,)))
+    members = open_mixture(data)
+    source = SegmentReader([member.dataset for member in members], data)
+    order = mixture_sampler(members, 5)
+    expected = [batch.frames for batch in batches(source, order, start=0, stop=60, batch_size=3)]
+    kept, view, inodes = [], None, set()
+    for number, batch in enumerate(batches(source, order, start=0, stop=60, batch_size=3, workers=1, prefetch=1)):
+        assert torch.equal(batch.frames, expected[number])
+        inodes |= shared_inodes(batch.frames.nbytes)
+        if number < 3:
+            kept.append(batch)
+        elif number == 3:
+            view = batch.frames[1:, 0]  # outlives its batch
+    assert view is not None
+    assert torch.equal(view, expected[3][1:, 0]), "memory that a view still needs was used again"
+    for number, batch in enumerate(kept):
+        assert torch.equal(batch.frames, expected[number])
+    assert 5 <= len(inodes) <= 9, "four batches are held, and a few are on their way; not twenty"
+
+
+def shared_inodes(size: int) -> set[str]:
+    """The shared files of at least that size which this process has mapped."""
+    found = set()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, _, _, _, inode, *name = line.split(maxsplit=5)
+        first, last = (int(end, 16) for end in span.split("-"))
+        if name and "/torch_" in name[0] and last - first >= size:
+            found.add(inode)
+    return found

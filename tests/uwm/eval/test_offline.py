@@ -162,9 +162,9 @@ def test_a_diverged_checkpoint_is_named(store: str, checkpoint: str, monkeypatch
     from uwm.model.uwm import UWMPolicy
     from uwm.policy import Sample
 
-    def diverged(self: UWMPolicy, encoded: object, mode: Mode, generator: torch.Generator) -> Sample:
-        return Sample(action=torch.full((1, 4, 3), torch.nan), next_obs=None)
+    def diverged(self: UWMPolicy, encoded: object, modes: list[Mode], generator: torch.Generator) -> dict[Mode, Sample]:
+        return {mode: Sample(action=torch.full((1, 4, 3), torch.nan), next_obs=None) for mode in modes}
 
-    monkeypatch.setattr(UWMPolicy, "sample_encoded", diverged)
+    monkeypatch.setattr(UWMPolicy, "sample_modes", diverged)
     with pytest.raises(UserError, match="diverged"):
         evaluate(checkpoint, store, samples=1)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from uwm.model.attention import Attention, attention_backend, attention_op
+from uwm.model.attention import Attention, attention_backend, attention_op, key_mask
 
 CPU = torch.device("cpu")
 FUSED_ON_CPU = "aten::_scaled_dot_product_flash_attention_for_cpu"
@@ -24,11 +24,33 @@ def test_it_equals_the_formula() -> None:
     torch.testing.assert_close(attention(x), expected, atol=1e-6, rtol=1e-5)
 
 
+KEYS = key_mask((torch.tensor([[True], [False]]), 5), (torch.tensor([[True, False], [True, True]]), 16))
+"""Two samples: an action chunk of 5 tokens, unknown in the second; two views of 16, one unknown in the first."""
+
+
+def test_key_mask_is_by_group() -> None:
+    assert KEYS.shape == (2, 37)
+    assert KEYS[0].tolist() == [True] * 5 + [True] * 16 + [False] * 16
+    assert KEYS[1].tolist() == [False] * 5 + [True] * 32
+
+
+def test_masked_it_equals_attention_over_what_is_left() -> None:
+    torch.manual_seed(0)
+    attention, x = Attention(48, 4), tokens()
+    masked = attention(x, KEYS)
+    for sample, keys in enumerate(KEYS):
+        left = attention(x[sample : sample + 1, keys])
+        torch.testing.assert_close(masked[sample : sample + 1, keys], left, atol=1e-6, rtol=1e-5)
+    other = x.masked_fill(~KEYS[..., None], 7.0)
+    torch.testing.assert_close(attention(other, KEYS)[KEYS], masked[KEYS], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [None, KEYS], ids=["all", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_profiler_sees_the_fused_kernel_forward_and_backward(dtype: torch.dtype) -> None:
+def test_the_profiler_sees_the_fused_kernel_forward_and_backward(dtype: torch.dtype, keys: torch.Tensor | None) -> None:
     attention = Attention(48, 4).to(dtype)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION), profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
-        attention(tokens(dtype)).sum().backward()
+        attention(tokens(dtype), keys).sum().backward()
     ops = {event.key for event in seen.key_averages()}
     assert FUSED_ON_CPU in ops
     assert FUSED_ON_CPU + "_backward" in ops

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from storage_schemas.errors import UserError
 from uwm.config import ObsEncoderConfig
 from uwm.model.obs_encoder import ObsEncoder
 
@@ -18,7 +19,7 @@ def images(size: tuple[int, int] = SIZE) -> torch.Tensor:
     return torch.rand(3, 2, 2, 3, *size, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("kind", ["small", "resnet18gn"])
+@pytest.mark.parametrize("kind", ["small", "resnet18gn", "vit_small"])
 def test_unknown_images_give_zeros_and_touch_nothing_else(kind: str) -> None:
     network, mask = encoder(kind), torch.ones(3, 2, 2, dtype=torch.bool)
     whole = network(images(), mask).view(3, 2, 2, 8)
@@ -34,6 +35,11 @@ def test_features_are_ordered_view_frame() -> None:
     features = network(images(), mask)
     alone = network(images()[1:2, 1:2, :1].expand(1, 2, 2, 3, *SIZE), mask[:1])
     torch.testing.assert_close(features.view(3, 4, 8)[1, 2], alone.view(4, 8)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_vision_transformer_needs_whole_patches() -> None:
+    with pytest.raises(UserError, match=r"64x100.*patch 8"):
+        encoder("vit_small", (64, 100))
 
 
 @pytest.mark.parametrize("size", [(64, 112), (96, 96), (224, 392), (16, 24)])

@@ -157,12 +157,23 @@ def test_the_mapping_covers_exactly_the_published_names(
 
 
 @pytest.mark.parametrize("name", ["pad", "dp"])
-def test_what_can_not_be_loaded_yet_is_said(
-    name: str, golden_params: Callable[[str], dict[str, Tensor]], write: Write, tmp_path: Path
+def test_baselines_are_imported(
+    name: str, golden_params: Callable[[str], dict[str, Tensor]], state: dict[str, Tensor], write: Write, tmp_path: Path
 ) -> None:
-    state = {f"noise_pred_net.{key}": value for key, value in golden_params(name).items()}
-    with pytest.raises(UserError, match=f"a published {name}"):
-        import_reference(write({"model": state}), tmp_path / "run")
+    weights = {f"noise_pred_net.{key}": value for key, value in golden_params(name).items()}
+    if name == "dp":
+        images = "obs_encoder.img_encoder.model."
+        encoder = {key.removeprefix(images): value for key, value in state.items() if key.startswith(images)}
+        weights |= {f"obs_encoder.rgb_encoder.{key}": value for key, value in encoder.items()}
+    else:
+        weights |= {key: value for key, value in state.items() if key.startswith("obs_encoder.vae.")}
+    pairs = ("model.num_heads=4", "data.cameras=left,wrist", "data.crop=64,64")
+    made = import_reference(write({"model": weights}), tmp_path / "run", pairs)
+    config = load_checkpoint(tmp_path / "run").config
+    assert (made.policy, config.policy, config.data.action_steps) == (name, name, 4)
+    loaded = load_policy(tmp_path / "run", "cpu").policy.state_dict()
+    expected = golden_params(name)["pos_embed"]
+    torch.testing.assert_close(loaded["transformer.pos_embed"], expected)
 
 
 def test_columns_of_dp_are_sorted_by_view(settings: tuple[str, ...]) -> None:

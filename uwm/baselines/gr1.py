@@ -1,0 +1,146 @@
+"""GR-1 (Wu et al. 2023, arXiv 2312.13139) without language, as UWM compares with it: regression, no diffusion.
+
+Dimension letters: B batch, S action steps, A action dimensions, V views, N frames, H and W image height and width,
+O observation tokens, D features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from storage_schemas.errors import UserError
+from uwm.baselines.gr1_encoder import Gr1ImageEncoder
+from uwm.baselines.gr1_network import Gr1Network
+from uwm.config import RunConfig
+from uwm.data.batch import Batch
+from uwm.diffusion.noising import masked_mse
+from uwm.model.attention import attention_report
+from uwm.model.obs_encoder import IMAGENET_MEAN, IMAGENET_STD
+from uwm.model.tokenized import TokenizedPolicy, same_frames
+from uwm.model.tokenizer import Tokenizer
+from uwm.model.vit import VIT_SIZES
+from uwm.policy import LossOutput, Mode, Sample
+
+
+class NormalizedPixels(Tokenizer):
+    """Pixels normalized with ImageNet's mean and deviation: what GR-1 sees and predicts."""
+
+    channels = 3
+    downsample = 1
+    fingerprint = "imagenet-pixels"
+    _mean: Tensor  # (3, 1, 1)
+    _std: Tensor  # (3, 1, 1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("_std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (M, 3, H, W) in [0, 1] -> (M, 3, H, W) of about unit scale."""
+        return (images - self._mean) / self._std
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalized images (M, 3, H, W) -> images (M, 3, H, W) in [0, 1]."""
+        return (latents * self._std + self._mean).clamp(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A batch as GR-1 sees it."""
+
+    tokens: Tensor  # (B, O, D) of the current observation
+    token_mask: Tensor  # (B, O) bool: of known images
+    latents: Tensor  # (B, V, 3, N, H, W) the next images, normalized; zero where unknown
+
+
+class GR1Policy(TokenizedPolicy):
+    """Action queries and observation queries read the current images; actions and next images by squared error.
+
+    No token attends to the query of an unknown action step or to a token of an unknown image, and neither counts in
+    the loss. One pass answers all three modes; video mode hides the action queries, as action-free samples do.
+
+    Args:
+        config: sizes; diffusion settings don't matter.
+
+    Raises:
+        UserError: when sizes don't divide, numbers of frames differ, or the observation encoder is no ViT.
+    """
+
+    modes = frozenset({Mode.POLICY, Mode.VIDEO, Mode.JOINT})
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(NormalizedPixels())
+        data, model = config.data, config.model
+        same_frames(config, "GR-1 predicts one frame per current frame")
+        if model.obs_encoder.kind not in VIT_SIZES:
+            raise UserError(
+                f"GR-1 sees by a vision transformer: set model.obs_encoder.kind to {' or '.join(VIT_SIZES)}"
+            )
+        if any(side % model.gr1.patch for side in data.crop):
+            raise UserError(f"data.crop {data.crop} is not divisible by model.gr1.patch {model.gr1.patch}")
+        self.num_heads, self.attention = model.num_heads, model.attention
+        self.obs_encoder = Gr1ImageEncoder(
+            model.obs_encoder.kind,
+            model.gr1,
+            image_size=data.crop,
+            views=len(data.cameras),
+            frames=data.obs_frames,
+            embed_dim=model.embed_dim,
+        )
+        self.network = Gr1Network(
+            action_len=data.action_steps,
+            action_dim=data.action_dim,
+            embed_dim=model.embed_dim,
+            image_size=data.crop,
+            patch_size=model.gr1.patch,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            decoder_depth=model.gr1.decoder_depth,
+            decoder_num_heads=model.gr1.decoder_heads,
+            num_views=len(data.cameras),
+            num_frames=data.obs_frames,
+            latents_per_image=self.obs_encoder.latents_per_image,
+            attention=model.attention,
+        )
+
+    def attention_report(self) -> str:
+        """The operator that the trunk's attention runs, for the run log."""
+        queries = self.network.obs_queries  # (1, O, D)
+        tokens = 2 * queries.shape[1] + self.network.action_len
+        size = {"num_heads": self.num_heads, "tokens": tokens}
+        return attention_report(queries, kernel=self.attention, masked=True, **size)
+
+    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
+        """Encode the current images; without `next_obs` the next ones count as unknown."""
+        seen, following = batch.known_places()
+        tokens, token_mask = self.obs_encoder(self.tokenizer.encode(batch.obs), batch.obs_mask, seen)
+        mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
+        latents = self.encode_known(batch.next_obs, mask, following if next_obs else None)
+        return Encoded(tokens=tokens, token_mask=token_mask, latents=latents)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
+        """Mean squared error of actions and next images, over what is known; nothing in it is random.
+
+        Args:
+            batch: see `Batch`.
+            generator: not used.
+        """
+        encoded = self.encode_batch(batch)
+        action, images = self.network(encoded.tokens, encoded.token_mask, batch.action_mask)
+        action_loss = masked_mse(action, batch.action, batch.action_mask[:, :, None])
+        next_loss = masked_mse(images, encoded.latents, batch.next_mask[:, :, None, :, None, None])
+        logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
+        return LossOutput(loss=action_loss + next_loss, logs=logs)
+
+    @torch.no_grad()
+    def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
+        """`sample` of a batch that is already encoded. Raises UserError when GR-1 has no such mode."""
+        self.require(mode)
+        hidden = encoded.token_mask.new_zeros(len(encoded.tokens), self.network.action_len)
+        action, images = self.network(encoded.tokens, encoded.token_mask, hidden if mode is Mode.VIDEO else None)
+        return Sample(
+            action=None if mode is Mode.VIDEO else action.float(),
+            next_obs=None if mode is Mode.POLICY else images.float(),
+        )

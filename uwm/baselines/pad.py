@@ -1,0 +1,140 @@
+"""PAD, Prediction with Action (Guo et al. 2024, arXiv 2411.18179), as UWM's implementation has it.
+
+Dimension letters: B batch, S action steps, A action dimensions, V views, N frames, C latent channels, h and w latent
+height and width.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from uwm.baselines.pad_network import PadTransformer
+from uwm.config import RunConfig
+from uwm.data.batch import Batch
+from uwm.diffusion.modes import Modality, run
+from uwm.diffusion.noising import draw_timesteps, masked_mse, noised, randn_like
+from uwm.diffusion.schedule import signal_table
+from uwm.model.attention import attention_report
+from uwm.model.tokenized import TokenizedPolicy, latent_size, same_frames
+from uwm.model.tokenizer import load_tokenizer
+from uwm.policy import LossOutput, Mode, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A batch as PAD sees it."""
+
+    current: Tensor  # (B, V, C, N, h, w) of the current observation; zero where unknown
+    latents: Tensor  # (B, V, C, N, h, w) of the next observation; zero where unknown
+    next_mask: Tensor  # (B, V, N) bool
+    action: Tensor  # (B, S, A) normalized; zero where unknown
+    action_mask: Tensor  # (B, S) bool
+
+
+class PADPolicy(TokenizedPolicy):
+    """One diffusion over actions and next latents at a shared timestep, conditioned on the current latents.
+
+    Unknown action steps are padding that no token attends to, and are left out of the loss; so is what is unknown of
+    the next observation. Policy and joint mode sample both, as published; video mode pads the actions.
+
+    Args:
+        config: sizes, tokenizer and diffusion conventions.
+
+    Raises:
+        UserError: when the tokenizer can't be loaded, sizes don't divide, or numbers of frames differ.
+    """
+
+    modes = frozenset({Mode.POLICY, Mode.VIDEO, Mode.JOINT})
+    _signals: Tensor  # (T,)
+
+    def __init__(self, config: RunConfig) -> None:
+        super().__init__(load_tokenizer(config.tokenizer))
+        data, model, tokenizer = config.data, config.model, self.tokenizer
+        same_frames(config, "PAD joins current and next frames")
+        self.diffusion = config.diffusion
+        self.latent_shape = (len(data.cameras), tokenizer.channels, *latent_size(config, tokenizer.downsample))
+        self.num_heads, self.attention = model.num_heads, model.attention
+        self.transformer = PadTransformer(
+            image_shape=self.latent_shape[2:],
+            patch_shape=model.patch,
+            num_chans=tokenizer.channels,
+            num_views=len(data.cameras),
+            action_len=data.action_steps,
+            action_dim=data.action_dim,
+            embed_dim=model.embed_dim,
+            timestep_embed_dim=model.timestep_embed_dim,
+            depth=model.depth,
+            num_heads=model.num_heads,
+            mlp_ratio=model.mlp_ratio,
+            qkv_bias=model.qkv_bias,
+            attention=model.attention,
+        )
+        self.register_buffer("_signals", signal_table(config.diffusion), persistent=False)
+
+    def attention_report(self) -> str:
+        """The operator that attention runs in training, for the run log."""
+        places = self.transformer.pos_embed  # (1, L, D)
+        size = {"num_heads": self.num_heads, "tokens": places.shape[1]}
+        return attention_report(places, kernel=self.attention, masked=True, **size)
+
+    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
+        """Encode what is known of a batch; without `next_obs` the next observation counts as unknown."""
+        mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
+        seen, following = batch.known_places()
+        return Encoded(
+            current=self.encode_known(batch.obs, batch.obs_mask, seen, batch.obs_latents),
+            latents=self.encode_known(batch.next_obs, mask, following if next_obs else None, batch.next_latents),
+            next_mask=mask,
+            action=batch.action,
+            action_mask=batch.action_mask,
+        )
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
+        """Mean squared error of both predictions at one timestep per sample, over what is known.
+
+        Args:
+            batch: see `Batch`.
+            generator: source of timesteps and noise.
+        """
+        encoded, prediction = self.encode_batch(batch), self.diffusion.prediction
+        known_action, known_next = encoded.action_mask[:, :, None], encoded.next_mask[:, :, None, :, None, None]
+        timestep = draw_timesteps(len(batch), self.diffusion.train_timesteps, generator, batch.action.device)
+        signal = self._signals[timestep]
+        action, action_target = noised(encoded.action, known_action, signal, prediction, generator)
+        clean = encoded.latents - self._reference(encoded)
+        next_obs, next_target = noised(clean, known_next, signal, prediction, generator)
+        action_out, next_out = self.transformer(encoded.current, action, next_obs, timestep, encoded.action_mask)
+        action_loss = masked_mse(action_out, action_target, known_action)
+        next_loss = masked_mse(next_out, next_target, known_next)
+        logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
+        return LossOutput(loss=action_loss + next_loss, logs=logs)
+
+    @torch.no_grad()
+    def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
+        """`sample` of a batch that is already encoded. Raises UserError when PAD has no such mode."""
+        self.require(mode)
+        action = _from_noise(encoded.action, generator, self.diffusion.clip_action)
+        next_obs = _from_noise(encoded.latents, generator, self.diffusion.clip_latent)
+        pad = torch.zeros_like(encoded.action_mask) if mode is Mode.VIDEO else None
+
+        def denoiser(a: Tensor, o: Tensor, _: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
+            predicted: tuple[Tensor, Tensor] = self.transformer(encoded.current, a, o, timestep, pad)
+            return predicted
+
+        sampled = run(denoiser, Mode.VIDEO if mode is Mode.VIDEO else Mode.JOINT, action, next_obs, self.diffusion)
+        if mode is Mode.POLICY or sampled.next_obs is None:
+            return replace(sampled, next_obs=None)
+        return replace(sampled, next_obs=sampled.next_obs + self._reference(encoded))
+
+    def _reference(self, encoded: Encoded) -> Tensor:
+        """(B, V, C, 1, h, w): what the diffused latents are relative to, the last current frame's or zero."""
+        last = encoded.current[:, :, :, -1:]
+        return last if self.diffusion.latent_target == "change" else torch.zeros_like(last)
+
+
+def _from_noise(like: Tensor, generator: torch.Generator, clip: float | None) -> Modality:
+    """A modality that is sampled or absent, never a condition."""
+    noise = randn_like(like, generator)
+    nothing = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+    return Modality(noise=noise, clean=noise, known=nothing, clip=clip)
