@@ -1,6 +1,6 @@
 """Events of a training process in words."""
 
-from uwm.train.log import CheckpointSaved, TrainEvent, TrainFinished, TrainProgress, TrainStarted
+from uwm.train.log import CheckpointSaved, Evaluated, TrainEvent, TrainFinished, TrainProgress, TrainStarted
 
 
 def describe(event: TrainEvent) -> str:
@@ -15,6 +15,9 @@ def describe(event: TrainEvent) -> str:
         )
     if isinstance(event, CheckpointSaved):
         return f"checkpoint of step {event.step}: {event.path}"
+    if isinstance(event, Evaluated):
+        means = ", ".join(f"{name} {value:.4g}" for name, value in event.metrics.items() if name.endswith("_mse"))
+        return f"step {event.step} on held-out {event.dataset}: {means}"
     if isinstance(event, TrainFinished):
         return f"{'was complete already' if event.reused else 'complete'} at step {event.step}: {event.path}"
     return f"stopped at step {event.step}; the same command goes on from {event.path}"

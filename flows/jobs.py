@@ -290,7 +290,7 @@ def run_evaluation(
     chosen = ",".join(sorted(collections))
     other = () if steps is None else (f"steps={steps}",)
     identity = digest(pin.identity, dataset.identity, split, chosen, str(samples), str(seed), *other)
-    folder = str(_results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
+    folder = str(results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
     reused = (locate(folder) / "evaluation.json").exists()
     if reused:
         evaluation = load_evaluation(folder)
@@ -321,7 +321,8 @@ def run_evaluation(
     return Evaluated(evaluation=evaluation, folder=folder, reused=reused, root=root, record=record)
 
 
-def _results_of(pin: CheckpointPin) -> Path:
+def results_of(pin: CheckpointPin) -> Path:
+    """Where the results of a run lie: beside its checkpoints."""
     parent = Path(pin.uri).parent
     return (parent.parent if parent.name == "checkpoints" else parent) / "evaluations"
 

@@ -116,7 +116,12 @@ def _version_before(known: LineageGraph, pin: DatasetPin) -> tuple[str, ...]:
 
 
 def record_checkpoint(
-    root: str, pin: CheckpointPin, *, facts: Mapping[str, Fact] | None = None, run_url: str = ""
+    root: str,
+    pin: CheckpointPin,
+    *,
+    sources: Sequence[str] = (),
+    facts: Mapping[str, Fact] | None = None,
+    run_url: str = "",
 ) -> LineageRecord:
     """Record a checkpoint and, where they are not yet, the datasets and checkpoints it was made from."""
     if existing := graph(root).identified("checkpoint", pin.identity):
@@ -131,7 +136,7 @@ def record_checkpoint(
             version=str(pin.step),
             identity=pin.identity,
             uri=locate(pin.uri).uri,
-            upstream=(*datasets, *parents),
+            upstream=(*sources, *datasets, *parents),
             facts={"stage": pin.stage, "step": pin.step, **(facts or {})},
             run_url=run_url,
         ),

@@ -96,6 +96,9 @@ class TokenizerConfig(Config):
     path: str = Field(
         "", description="autoencoder: checkpoint directory; sdxl: hub id or local path of the diffusers VAE"
     )
+    latent_scale: float = Field(
+        1.0, gt=0, description="sdxl: what its latents are divided by after the VAE's own factor; published: 3"
+    )
 
 
 class AutoencoderConfig(Config):
@@ -285,6 +288,13 @@ class TrainConfig(Config):
         20.0, ge=0, description="robust deviations above the recent median at which a loss stops the run; 0 never"
     )
     spike_window: int = Field(200, ge=20, description="steps whose losses a loss is compared with")
+    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+        ("tensorboard",), description="who else is told how it goes; metrics.jsonl always is"
+    )
+    eval_every: int = Field(
+        0, ge=0, description="steps between evaluations on held-out episodes, each of a checkpoint; 0 does none"
+    )
+    eval_samples: int = Field(16, gt=0, description="segments of each dataset that such an evaluation predicts")
 
 
 class RunConfig(Config):

@@ -23,11 +23,22 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SampleLosses:
+    """What each sample of a batch contributes to a modality's loss, and how noisy the sample was; detached."""
+
+    error: Tensor  # (B,) mean squared error over what is known
+    known: Tensor  # (B,) bool: something is
+    noise: Tensor | None  # (B,) timestep as a share of the schedule, 0 clean to 1 pure noise; None: not independent
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossOutput:
     """A scalar to minimize and detached scalars to log; nothing here has been copied to the host."""
 
     loss: Tensor
     logs: Mapping[str, Tensor]
+    action: SampleLosses | None = None
+    next_obs: SampleLosses | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,6 +65,7 @@ def uwm_paper() -> RunConfig:
             next_start=16,
             normalizer_split="all",
         ),
+        tokenizer=replace(base.tokenizer, latent_scale=3.0),
         diffusion=DiffusionConfig.published(),
         optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0, implementation="foreach"),
         train=replace(base.train, matmul="fp32", sync="step"),
@@ -199,7 +200,7 @@ def debug() -> RunConfig:
         ),
         tokenizer=TokenizerConfig(kind="identity"),
         optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=2, ema_decay=0.9),
-        train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2),
+        train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2, track=()),
     )
 
 

@@ -15,7 +15,7 @@ from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noising import masked_mse, noised
+from uwm.diffusion.noising import masked_mse, noised, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
 from uwm.model.obs_encoder import ObsEncoder
@@ -94,7 +94,8 @@ class DiffusionPolicy(TokenizedPolicy):
             loss = masked_mse(predicted, target, torch.ones_like(known))
         else:
             loss = masked_mse(predicted, target, known, batch.known_actions)
-        return LossOutput(loss=loss, logs={"action_loss": loss.detach()})
+        by_sample = sample_losses(predicted, target, known, None)
+        return LossOutput(loss=loss, logs={"action_loss": loss.detach()}, action=by_sample)
 
     @torch.no_grad()
     def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:

@@ -14,7 +14,7 @@ from uwm.baselines.gr1_encoder import Gr1ImageEncoder
 from uwm.baselines.gr1_network import Gr1Network
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
-from uwm.diffusion.noising import masked_mse
+from uwm.diffusion.noising import masked_mse, sample_losses
 from uwm.model.attention import attention_report
 from uwm.model.obs_encoder import IMAGENET_MEAN, IMAGENET_STD
 from uwm.model.tokenized import TokenizedPolicy, same_frames
@@ -133,7 +133,12 @@ class GR1Policy(TokenizedPolicy):
         action_loss = masked_mse(action, batch.action, known_action, batch.known_actions)
         next_loss = masked_mse(images, encoded.latents, known_next, batch.known_frames)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
-        return LossOutput(loss=action_loss + next_loss, logs=logs)
+        return LossOutput(
+            loss=action_loss + next_loss,
+            logs=logs,
+            action=sample_losses(action, batch.action, known_action, None),
+            next_obs=sample_losses(images, encoded.latents, known_next, None),
+        )
 
     @torch.no_grad()
     def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:

@@ -14,7 +14,7 @@ from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noising import masked_mse, noised
+from uwm.diffusion.noising import masked_mse, noised, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
 from uwm.model.tokenized import TokenizedPolicy, latent_size, same_frames
@@ -111,7 +111,12 @@ class PADPolicy(TokenizedPolicy):
         action_loss = masked_mse(action_out, action_target, known_action, batch.known_actions)
         next_loss = masked_mse(next_out, next_target, known_next, batch.known_frames)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
-        return LossOutput(loss=action_loss + next_loss, logs=logs)
+        return LossOutput(
+            loss=action_loss + next_loss,
+            logs=logs,
+            action=sample_losses(action_out, action_target, known_action, None),
+            next_obs=sample_losses(next_out, next_target, known_next, None),
+        )
 
     @torch.no_grad()
     def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:

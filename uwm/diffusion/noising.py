@@ -9,6 +9,7 @@ from uwm.config import DiffusionConfig
 from uwm.data.batch import StepShare
 from uwm.diffusion.draw import rand_rows, randint_rows, randn_rows
 from uwm.diffusion.schedule import absent_timestep, add_noise, clean_timestep, target
+from uwm.policy import SampleLosses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,23 @@ def masked_mse(output: Tensor, target: Tensor, known: Tensor, count: Tensor | fl
         return error.sum() / weight.sum().clamp(min=1)
     elements = torch.as_tensor(count, device=error.device) * (target.numel() / known.numel())
     return error.sum() / torch.where(elements > 0, elements, 1.0)
+
+
+@torch.no_grad()
+def sample_losses(output: Tensor, target: Tensor, known: Tensor, noise: Tensor | None) -> SampleLosses:
+    """A modality's loss sample by sample, for the log.
+
+    Args:
+        output: (B, ...) predicted.
+        target: of the same shape.
+        known: bool, broadcasts over the target.
+        noise: see `SampleLosses`.
+    """
+    weight = known.expand_as(target).flatten(1)
+    error = (output.float() - target).flatten(1).square()
+    return SampleLosses(
+        error=torch.where(weight, error, 0.0).sum(1) / weight.sum(1).clamp(min=1), known=weight.any(1), noise=noise
+    )
 
 
 def _wide(per_sample: Tensor, like: Tensor) -> Tensor:

@@ -16,14 +16,14 @@ from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.draw import randn_rows
 from uwm.diffusion.modes import MODES, Denoiser, Modality, Role, run_modes
-from uwm.diffusion.noising import masked_mse, noise_modality
+from uwm.diffusion.noising import Noised, masked_mse, noise_modality, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report, key_mask
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.tokenized import TokenizedPolicy, latent_size
 from uwm.model.tokenizer import load_tokenizer
 from uwm.model.transformer import DiffusionTransformer
-from uwm.policy import LossOutput, Mode, Sample
+from uwm.policy import LossOutput, Mode, Sample, SampleLosses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,16 @@ class UWMPolicy(TokenizedPolicy):
         count = next_obs.count(batch.known_frames)
         next_loss = masked_mse(next_out, next_obs.target, next_obs.counted, count)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
-        return LossOutput(loss=action_loss + next_loss, logs=logs)
+        return LossOutput(
+            loss=action_loss + next_loss,
+            logs=logs,
+            action=self._by_sample(action_out, action),
+            next_obs=self._by_sample(next_out, next_obs),
+        )
+
+    def _by_sample(self, output: Tensor, noised: Noised) -> SampleLosses:
+        noise = noised.timestep / (self.diffusion.train_timesteps - 1)
+        return sample_losses(output, noised.target, noised.counted, noise)
 
     def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
         """`sample` of a batch that is already encoded, with its next observation when the mode takes it clean."""

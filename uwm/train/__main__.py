@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.train.log import TrainEvent, TrainStopped, to_line
+from uwm.train.track import Trackers
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -73,6 +74,7 @@ def main(arguments: list[str]) -> int:
     stop.listen()  # before the slow imports: a signal from here on ends the run in order
     stopped = False
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    trackers: Trackers | None = None
     # Read when torch is imported. Threads that spin while they wait halve the speed of a shared machine (docs/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -82,6 +84,8 @@ def main(arguments: list[str]) -> int:
         if speaks:
             sys.stdout.write(to_line(event) + "\n")
             sys.stdout.flush()
+        if trackers:
+            trackers(event)
 
     try:
         if len(arguments) != 1:
@@ -93,7 +97,8 @@ def main(arguments: list[str]) -> int:
             return launch(config, arguments[0])
         from uwm.train.trainer import train
 
-        train(config, on_event=on_event, stop=stop)
+        with Trackers(config) as trackers:
+            train(config, on_event=on_event, stop=stop)
     except UserError as error:
         if speaks:
             sys.stderr.write(f"error: {error}\n")

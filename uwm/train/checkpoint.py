@@ -62,6 +62,7 @@ class CheckpointState(Config):
     batch: int = Field(0, ge=0, description="samples of a step, over all processes; 0: train.batch_size of the config")
     datasets: tuple[DatasetUse, ...]
     parent: Origin | None = Field(None, description="checkpoint that the weights started from")
+    source: Origin | None = Field(None, description="published file that the weights were imported from, by its sha256")
     tokenizer: str = Field("", description="fingerprint of the latent tokenizer")
     tokenizer_checkpoint: Origin | None = None
     code_revision: str = ""
@@ -141,7 +142,7 @@ def save_checkpoint(
         save_file({name: value.detach().contiguous() for name, value in named.items()}, temporary / _tensor_file(kind))
     (temporary / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
     (temporary / "normalizer.json").write_text(normalizer.to_json())
-    hashes = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+    hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
     body = state.model_copy(update={"files": hashes}).model_dump(mode="json")
     (temporary / STATE_FILE).write_text(json.dumps({"digest": _digest(body), **body}, indent=1) + "\n")
     _sync(temporary)
@@ -192,7 +193,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         file = place / name
         if Path(name).name != name or not file.is_file():
             raise UserError(f"checkpoint {place} is damaged: {name} is missing")
-        if _sha256(file) != expected:
+        if sha256_file(file) != expected:
             raise UserError(f"checkpoint {place} is damaged: {name} is not the file that was saved")
     config = _parse(RunConfig, place, "config.json", state)
     normalizer = _parse(ActionNormalizer, place, "normalizer.json", state)
@@ -295,7 +296,8 @@ def _digest(body: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

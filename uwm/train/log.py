@@ -6,7 +6,7 @@ The training process prints the lines on stdout, where the flows read them, and 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,6 +77,8 @@ class TrainProgress:
     samples_per_second: float
     data_wait: float
     """Share of the time that training stood still waiting for data, 0 to 1."""
+    detail: dict[str, float] = field(default_factory=dict)
+    """What else there is to see, see `uwm.train.watch`."""
     event: Literal["train_progress"] = "train_progress"
 
 
@@ -87,6 +89,20 @@ class CheckpointSaved:
     path: str
     step: int
     event: Literal["checkpoint_saved"] = "checkpoint_saved"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """A checkpoint of this run was measured on held-out episodes; the result and examples lie in `folder`."""
+
+    step: int
+    dataset: str
+    folder: str
+    metrics: dict[str, float]
+    """`<mode>/<metric>` -> mean over the segments."""
+    gains: dict[str, float]
+    """The same names -> gain over the first trivial baseline."""
+    event: Literal["evaluated"] = "evaluated"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +124,7 @@ class TrainFinished:
     event: Literal["train_finished"] = "train_finished"
 
 
-TrainEvent = TrainStarted | TrainProgress | CheckpointSaved | TrainStopped | TrainFinished
+TrainEvent = TrainStarted | TrainProgress | CheckpointSaved | Evaluated | TrainStopped | TrainFinished
 OnEvent = Callable[[TrainEvent], None]
 
 _EVENT: TypeAdapter[TrainEvent] = TypeAdapter(Annotated[TrainEvent, Field(discriminator="event")])

@@ -7,8 +7,9 @@ References: Li et al. 2020 (DDP, arXiv 2006.15704), Zhao et al. 2023 (FSDP, arXi
 (activation checkpointing, arXiv 1604.06174).
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import cast
 
@@ -34,9 +35,9 @@ class _Loss(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, LossOutput]:
         output = cast(Learner, self.model).loss(batch, generator)
-        return output.loss, dict(output.logs)
+        return output.loss, output  # the loss also by itself: DDP and FSDP look for it in tuples
 
 
 class Engine:
@@ -53,8 +54,9 @@ class Engine:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """As `Learner.loss`."""
-        loss, logs = self._forward(batch, generator)
-        return LossOutput(loss=loss, logs=logs)
+        passed: tuple[Tensor, LossOutput] = self._forward(batch, generator)
+        loss, output = passed
+        return replace(output, loss=loss)
 
     def sharing(self, share: bool) -> AbstractContextManager[None]:
         """Forward and backward pass of a batch; without `share` its gradients wait for a later batch's."""

@@ -25,6 +25,7 @@ from uwm.policy import build
 from uwm.train import log
 from uwm.train.checkpoint import Checkpoint, CheckpointState, TensorKind, load_checkpoint, save_checkpoint
 from uwm.train.distributed import World, join_world
+from uwm.train.examine import Examiner
 from uwm.train.guard import DivergenceGuard, write_divergence
 from uwm.train.meter import Meter
 from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
@@ -32,6 +33,7 @@ from uwm.train.parallel import clip_gradients, whole
 from uwm.train.resume import find_checkpoint, lock_folder, resolve_paths
 from uwm.train.setup import Build, Run, pin_versions, prepare
 from uwm.train.shares import Share, ShareReader
+from uwm.train.watch import Watch
 
 
 def train(
@@ -117,7 +119,9 @@ class _Loop:
         self.run = run
         self.tell = tell
         self.meter = Meter()
+        self.watch = Watch(run)
         self.guard = DivergenceGuard(run.config.train.spike_window, run.config.train.spike_limit)
+        self.examiner = Examiner(run) if run.config.train.eval_every else None
 
     def until(self, steps: int, stop: Callable[[], bool]) -> Path:
         """Train up to `steps`, or until `stop`; returns the last checkpoint."""
@@ -135,6 +139,8 @@ class _Loop:
                 self._report()
             if run.step % config.save_every == 0:
                 self._save()
+            if self.examiner and run.step % config.eval_every == 0:
+                self._evaluate(self.examiner)
         path = self._save()
         if run.step < steps:
             self.tell(log.TrainStopped(path=str(path), step=run.step))
@@ -148,7 +154,7 @@ class _Loop:
         seed = config.train.seed
         for left, (raw, share) in zip(reversed(range(len(shares))), shares, strict=True):
             batch = training_batch(raw, config.data, run.normalizer, seed=seed, device=run.device)
-            self._gradient(replace(batch, share=share), 1 / len(shares), last=left == 0)
+            self._gradient(replace(batch, share=share), raw.dataset, 1 / len(shares), last=left == 0)
         norm = clip_gradients(list(trained_parameters(run.model).values()), config.optim.clip_norm)
         self.meter.rate = learning_rate(config.optim, run.step, config.train.steps)
         for group in run.optimizer.param_groups:
@@ -162,10 +168,10 @@ class _Loop:
             run.average.update(run.step)
         self.meter.step(norm)
 
-    def _gradient(self, batch: Batch, weight: float, *, last: bool) -> None:
+    def _gradient(self, batch: Batch, dataset: Tensor, weight: float, *, last: bool) -> None:
         """Add a share's gradient; with the step's last one all processes' gradients are brought together."""
         run = self.run
-        with run.engine.sharing(last):
+        with run.engine.sharing(last), self.watch.counting():
             with autocast(run.device, run.dtype):
                 output = run.engine.loss(batch, step_generator(run.config.train.seed, run.step, run.device))
             (output.loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -174,6 +180,7 @@ class _Loop:
             for value in logs.values():
                 value.item()
         self.meter.share(logs, weight)
+        self.watch.see(output, dataset)
 
     def _report(self) -> None:
         """Tell how the steps since the last report went. Raises UserError when they diverged."""
@@ -182,6 +189,7 @@ class _Loop:
         divergence = self.guard.check(run.step - meter.steps + 1, reading.losses, reading.norms)
         if divergence:
             run.world.from_main(lambda: write_divergence(divergence, run))
+        rate = meter.steps * run.samples / reading.seconds
         event = log.TrainProgress(
             step=run.step,
             steps=run.config.train.steps,
@@ -189,12 +197,26 @@ class _Loop:
             logs={name: value for name, value in reading.logs.items() if name != "loss"},
             lr=meter.rate,
             grad_norm=reading.norms[-1],
-            samples_per_second=meter.steps * run.samples / reading.seconds,
+            samples_per_second=rate,
             data_wait=reading.waited,
+            detail=self.watch.read(rate / run.world.size, run.world.sum),
         )
         run.metrics = {**reading.logs, "grad_norm": event.grad_norm}
         self.meter = Meter()
         self.tell(event)
+
+    def _evaluate(self, examiner: Examiner) -> None:
+        """Measure this step's checkpoint in the main process; training notices nothing of it."""
+        path = self._save()
+        began = time.perf_counter()
+
+        def examine() -> str:
+            for event in examiner.examine(path):
+                self.tell(event)
+            return ""
+
+        self.run.world.from_main(examine)
+        self.meter.since += time.perf_counter() - began
 
     def _save(self) -> Path:
         """Save the state after `run.step` steps, once; the time it takes counts for no measurement."""

@@ -81,7 +81,7 @@ def test_identity_is_of_the_content(tmp_path: Path) -> None:
     assert origin(save(tmp_path / "c", 2)).identity != origin(one).identity
 
 
-@pytest.mark.parametrize("moment", ["save_file", "_sha256", "_sync"])
+@pytest.mark.parametrize("moment", ["save_file", "sha256_file", "_sync"])
 def test_a_crash_while_saving_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:

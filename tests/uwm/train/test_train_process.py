@@ -68,6 +68,24 @@ def test_a_whole_run_prints_only_events(
     assert "flash" in events[0].attention
 
 
+def test_the_process_tells_trackers(
+    tmp_path: Path,
+    make_store: Callable[..., str],
+    debug_run: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(StopSignal, "listen", lambda self: None)
+    config = debug_run(make_store(), "train.track=tensorboard", "train.steps=1")
+    assert main([str(written(config, tmp_path))]) == 0
+    assert capsys.readouterr().err == ""
+    assert list(Path(config.folder).glob("tensorboard/events.*"))
+    missing = debug_run(make_store("other"), "train.track=mlflow", "train.steps=1", output="other")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([str(written(missing, tmp_path))]) == 2
+    assert "mlflow is not installed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "can't read"), ("{}", "name: Field required"), ("{", "Invalid JSON"), ("UNKNOWN", "Extra inputs")],

@@ -1,0 +1,212 @@
+"""A trained policy as one object: load a folder, give it camera images, get actions.
+
+    policy = AutoPolicy.load("runs/uwm/bundle")
+    actions = policy.act({"wrist_image_left": frames})
+
+Dimension letters: V views, O observation frames, N next frames, F = O + N, S action steps, A action dimensions, H0 and
+W0 the size that frames are brought to.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from storage_schemas.errors import UserError
+from uwm.bundle import DTYPES, is_bundle, load_bundle
+from uwm.config import RunConfig
+from uwm.data.augment import evaluation_batch
+from uwm.data.batch import Batch, RawBatch
+from uwm.data.frames import fit_frames
+from uwm.data.normalize import ActionNormalizer
+from uwm.device import autocast, resolve_device
+from uwm.diffusion.modes import MODES, Role
+from uwm.eval.sample import parse_mode
+from uwm.policy import Policy
+from uwm.train.checkpoint import load_policy
+
+Images = Mapping[str, NDArray[np.uint8]]
+"""Camera -> frames (n, height, width, 3) uint8, the oldest first; or one frame, which stands for all n."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a mode predicts; None for what it does not."""
+
+    action: NDArray[np.float32] | None
+    """(S, A) in the data's units."""
+    frames: dict[str, NDArray[np.uint8]] | None
+    """Camera -> (N, H, W, 3): the next observation as the model sees it, cropped."""
+
+
+class AutoPolicy:
+    """A policy ready to act.
+
+    Args:
+        policy: in evaluation mode.
+        config: of its run.
+        normalizer: of its actions.
+        device: where it shall run.
+        dtype: of its weights and matrix products; bf16 halves memory.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: RunConfig,
+        normalizer: ActionNormalizer,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.policy = policy
+        self.config = config
+        self.normalizer = normalizer
+        self.device = device
+        self.dtype = dtype
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto", dtype: str = "fp32") -> Self:
+        """Open a bundle of `uwm export`, a checkpoint, or a run's folder for its latest checkpoint.
+
+        Args:
+            path: the folder.
+            device: `auto` takes CUDA when there is one.
+            dtype: fp32 or bf16.
+
+        Raises:
+            UserError: when it is missing, damaged, or no policy.
+        """
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+        place = resolve_device(device)
+        policy, config, normalizer = load_bundle(path)[:3] if is_bundle(path) else load_policy(path, "cpu")
+        if not isinstance(policy, Policy):
+            raise UserError(f"{path} is no policy: it is a {config.stage}")
+        return cls(policy.to(place, DTYPES[dtype]), config, normalizer, place, DTYPES[dtype])
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras that it knows."""
+        return self.config.data.cameras
+
+    @property
+    def action_shape(self) -> tuple[int, int]:
+        """(S, A) of the actions that it gives."""
+        return self.config.data.action_steps, self.config.data.action_dim
+
+    def act(self, images: Images, *, seed: int = 0) -> NDArray[np.float32]:
+        """The next actions (S, A) in the data's units.
+
+        Args:
+            images: the current observation: O frames of each camera that there is.
+            seed: of the noise that sampling starts from; the same gives the same actions.
+
+        Raises:
+            UserError: when a camera is unknown, no camera is given, or frames are of another shape.
+        """
+        action = self.predict("policy", images, seed=seed).action
+        if action is None:
+            raise TypeError("mode policy predicted no action")
+        return action
+
+    @torch.no_grad()
+    def predict(
+        self,
+        mode: str,
+        images: Images,
+        *,
+        action: NDArray[np.float32] | None = None,
+        next_images: Images | None = None,
+        seed: int = 0,
+    ) -> Prediction:
+        """What a mode predicts.
+
+        Args:
+            mode: policy, forward, inverse, video or joint.
+            images: the current observation, see `act`.
+            action: (S, A) in the data's units, which forward dynamics needs.
+            next_images: N frames of each camera, which inverse dynamics needs.
+            seed: of the noise.
+
+        Raises:
+            UserError: when the policy has no such mode, or what it needs is missing or of another shape.
+        """
+        question = parse_mode(mode)
+        if question not in self.policy.modes:
+            raise UserError(f"this policy has no mode {mode}: it has {', '.join(sorted(self.policy.modes))}")
+        if MODES[question].action is Role.CLEAN and action is None:
+            raise UserError(f"mode {mode} needs action: an array {self.action_shape}")
+        if MODES[question].next_obs is Role.CLEAN and not next_images:
+            raise UserError(f"mode {mode} needs next_images: {self.config.data.next_frames} frames of a camera")
+        batch = self._batch(images, next_images or {}, action)
+        generator = torch.Generator().manual_seed(seed)
+        with autocast(self.device, self.dtype):
+            sample = self.policy.sample(batch, question, generator)
+            frames = None if sample.next_obs is None else self.policy.decode(sample.next_obs.to(self.dtype))
+        return Prediction(
+            action=None if sample.action is None else self._physical(sample.action[0]),
+            frames=None if frames is None else self._pictures(frames[0]),
+        )
+
+    def _batch(self, images: Images, next_images: Images, action: NDArray[np.float32] | None) -> Batch:
+        """One sample as the policy takes it; what is not given is masked."""
+        data = self.config.data
+        if not images:
+            raise UserError(f"no camera is given: there are {', '.join(self.cameras)}")
+        current, current_mask = self._frames(images, data.obs_frames)
+        following, next_mask = self._frames(next_images, data.next_frames)
+        known = np.zeros(self.action_shape, np.float32) if action is None else np.asarray(action, np.float32)
+        if known.shape != self.action_shape or not np.isfinite(known).all():
+            raise UserError(f"action has the shape {known.shape}, not {self.action_shape}, or is not finite")
+        zero = torch.zeros(1, dtype=torch.int64)
+        raw = RawBatch(
+            frames=torch.cat([current, following], dim=1)[None],
+            view_mask=torch.cat([current_mask, next_mask], dim=1)[None],
+            action=torch.from_numpy(known)[None],
+            action_mask=torch.full((1, data.action_steps), action is not None),
+            dataset=zero,
+            episode=zero,
+            step=zero,
+            position=zero,
+        )
+        return _cast(evaluation_batch(raw, data, self.normalizer, device=self.device), self.dtype)
+
+    def _frames(self, images: Images, count: int) -> tuple[Tensor, Tensor]:
+        """Frames (V, n, 3, H0, W0) uint8 and which there are (V, n)."""
+        data = self.config.data
+        unknown = [camera for camera in images if camera not in self.cameras]
+        if unknown:
+            raise UserError(f"unknown camera {unknown[0]!r}: there are {', '.join(self.cameras)}")
+        frames = torch.zeros(len(self.cameras), count, 3, *data.resize, dtype=torch.uint8)
+        mask = torch.zeros(len(self.cameras), count, dtype=torch.bool)
+        for camera, given in images.items():
+            found = np.asarray(given)
+            found = np.broadcast_to(found, (count, *found.shape)) if found.ndim == 3 else found
+            if found.dtype != np.uint8 or found.ndim != 4 or len(found) != count or found.shape[-1] != 3:
+                raise UserError(
+                    f"{camera} is {found.dtype} {found.shape}: it takes uint8 ({count}, height, width, 3), or one frame"
+                )
+            view = self.cameras.index(camera)
+            frames[view] = fit_frames(np.asarray(found), data.resize, data.fit)
+            mask[view] = True
+        return frames, mask
+
+    def _physical(self, action: Tensor) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = self.normalizer.denormalize(action.double()).float().cpu().numpy()
+        return found
+
+    def _pictures(self, frames: Tensor) -> dict[str, NDArray[np.uint8]]:
+        """Images (V, N, 3, H, W) in [0, 1] by camera."""
+        shown = frames.float().clamp(0, 1).mul(255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+        return dict(zip(self.cameras, shown, strict=True))
+
+
+def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    held: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    wanted = {name: value.to(dtype) for name, value in held.items() if value is not None and value.is_floating_point()}
+    return replace(batch, **wanted)

@@ -1,0 +1,224 @@
+"""Inference bundles: all that a policy needs to act, in one folder that can be handed on.
+
+<bundle>/
+  model.safetensors   the averaged weights when there are some; no optimizer
+  tokenizer/          the latent tokenizer, unless it lies on a public hub under the name in config.json
+  config.json         the run's configuration
+  normalizer.json     bounds of the actions
+  README.md           the model card
+  manifest.json       where the bundle comes from, and the sha256 of every file but the card
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+import torch
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from storage_schemas.errors import UserError
+from storage_schemas.location import sync_folder
+from uwm.card import model_card
+from uwm.config import C, Config, RunConfig, TokenizerConfig, replace
+from uwm.data.normalize import ActionNormalizer
+from uwm.eval.files import load_evaluation
+from uwm.model.tokenizer import SdxlTokenizer
+from uwm.policy import build
+from uwm.train.checkpoint import Checkpoint, load_checkpoint, sha256_file
+
+MANIFEST_FILE = "manifest.json"
+CARD_FILE = "README.md"
+TOKENIZER = "tokenizer"
+MAX_JSON_BYTES = 16 << 20
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+DtypeName = Literal["fp32", "bf16"]
+
+
+class Manifest(Config):
+    """What a bundle holds and where it comes from."""
+
+    format: Literal[1] = 1
+    name: str
+    step: int = Field(ge=0)
+    checkpoint: str = Field(description="digest of the checkpoint that it was made from")
+    weights: Literal["ema", "raw"]
+    dtype: DtypeName
+    tokenizer: str = Field(description="fingerprint of the latent tokenizer")
+    files: Mapping[str, str] = Field(description="sha256 of every file but the card and this one")
+    digest: str = Field("", description="sha256 of all fields above")
+
+    def sealed(self) -> "Manifest":
+        """The manifest with its digest."""
+        body = self.model_dump(mode="json", exclude={"digest"})
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        return self.model_copy(update={"digest": digest})
+
+
+class Bundle(NamedTuple):
+    """A bundle whose files have been checked."""
+
+    policy: nn.Module
+    config: RunConfig
+    normalizer: ActionNormalizer
+    manifest: Manifest
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Whether a folder is a bundle rather than a checkpoint."""
+    return (Path(path) / MANIFEST_FILE).is_file()
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    dtype: DtypeName = "fp32",
+    licence: str = "",
+    evaluations: Sequence[str] = (),
+) -> Manifest:
+    """Write the bundle of a checkpoint; complete or not at all.
+
+    Args:
+        checkpoint: a policy's checkpoint, or a run's folder for its latest one.
+        out: folder of the bundle; must not exist.
+        dtype: of the weights on disk; bf16 halves them.
+        licence: SPDX name for the card; that of the data decides, so there is no default.
+        evaluations: folders of evaluations, whose tables the card shows.
+
+    Raises:
+        UserError: when the checkpoint can't be opened, is a tokenizer, or `out` exists.
+    """
+    target = Path(out).absolute()
+    if target.exists():
+        raise UserError(f"{target} exists: name a new folder for the bundle")
+    loaded = load_checkpoint(checkpoint)
+    if loaded.config.stage == "tokenizer":
+        raise UserError(f"{loaded.path} is a tokenizer: export the checkpoint of a policy")
+    results = [load_evaluation(folder) for folder in evaluations]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        tokenizer = _write_tokenizer(loaded, temporary)
+        config = replace(loaded.config, tokenizer=tokenizer, init_from="", output="")
+        _write_weights(loaded, temporary, DTYPES[dtype])
+        (temporary / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
+        (temporary / "normalizer.json").write_text(loaded.normalizer.to_json())
+        manifest = Manifest(
+            name=loaded.state.name,
+            step=loaded.state.step,
+            checkpoint=loaded.identity,
+            weights="ema" if loaded.has("ema") else "raw",
+            dtype=dtype,
+            tokenizer=loaded.state.tokenizer,
+            files={
+                _relative(path, temporary): sha256_file(path) for path in sorted(temporary.rglob("*")) if path.is_file()
+            },
+        ).sealed()
+        (temporary / CARD_FILE).write_text(model_card(loaded, manifest.weights, results, licence=licence))
+        (temporary / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1) + "\n")
+        _sync(temporary)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    sync_folder(target.parent)
+    return manifest
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Open and check a bundle; its policy is in evaluation mode, on the CPU, with float32 weights.
+
+    Raises:
+        UserError: when a file is missing, cut short, changed, or of another version; one line.
+    """
+    place = Path(path).absolute()
+    manifest = _parse(Manifest, place, MANIFEST_FILE)
+    if manifest != manifest.sealed():
+        raise UserError(f"bundle {place} is damaged: {MANIFEST_FILE} is not the file that was exported")
+    for name, expected in manifest.files.items():
+        file = place / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not file.is_file():
+            raise UserError(f"bundle {place} is damaged: {name} is missing")
+        if sha256_file(file) != expected:
+            raise UserError(f"bundle {place} is damaged: {name} is not the file that was exported")
+    needed = [name for name in ("model.safetensors", "config.json", "normalizer.json") if name not in manifest.files]
+    if needed:
+        raise UserError(f"bundle {place} is damaged: {needed[0]} is missing")
+    config = _parse(RunConfig, place, "config.json")
+    normalizer = _parse(ActionNormalizer, place, "normalizer.json")
+    if config.tokenizer.path == TOKENIZER:
+        config = replace(config, tokenizer=replace(config.tokenizer, path=str(place / TOKENIZER)))
+    policy = build(config)
+    try:
+        weights = load_file(place / "model.safetensors")
+        policy.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(f"bundle {place}: {' '.join(str(error).split())[:200]}") from error
+    found = str(getattr(policy, "tokenizer_fingerprint", ""))
+    if found != manifest.tokenizer:
+        raise UserError(f"bundle {place} needs the tokenizer {manifest.tokenizer}; {config.tokenizer.path} is {found}")
+    return Bundle(policy.eval(), config, normalizer, manifest)
+
+
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenizerConfig:
+    """Put the tokenizer into the bundle when it lies on this machine; returns how the bundle names it."""
+    config = checkpoint.config.tokenizer
+    if config.kind == "identity" or not Path(config.path).is_dir():
+        return config
+    if config.kind == "sdxl":
+        tokenizer = getattr(build(checkpoint.config), "tokenizer", None)
+        if not isinstance(tokenizer, SdxlTokenizer):
+            raise TypeError(f"{type(tokenizer).__name__} is no SDXL tokenizer")
+        tokenizer.vae.save_pretrained(folder / TOKENIZER, safe_serialization=True)
+    else:
+        source = load_checkpoint(config.path)
+        (folder / TOKENIZER).mkdir()
+        _write_weights(source, folder / TOKENIZER, torch.float32, averaged=False)
+        plain = replace(source.config, init_from="", output="")
+        (folder / TOKENIZER / "config.json").write_text(plain.model_dump_json(indent=1) + "\n")
+    return replace(config, path=TOKENIZER)
+
+
+def _write_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, *, averaged: bool = True) -> None:
+    weights = checkpoint.tensors("ema" if averaged and checkpoint.has("ema") else "model")
+    cast = {name: _cast(value, dtype) for name, value in weights.items()}
+    save_file(cast, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _parse(kind: type[C], place: Path, name: str) -> C:
+    try:
+        with (place / name).open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise UserError(f"{place / name} is larger than {MAX_JSON_BYTES} bytes")
+        return TypeAdapter(kind).validate_json(content)
+    except OSError as error:
+        raise UserError(f"{place} is no bundle: {name}: {error.strerror}") from error
+    except ValidationError as error:
+        reason = json.dumps(error.errors()[0]["msg"])[1:-1]
+        raise UserError(f"bundle {place} is damaged or of another version: {name}: {reason}") from error
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix()
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)

@@ -1,0 +1,140 @@
+"""The model card of a checkpoint: what it is, what it saw, how it does, in Hugging Face's form."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+from uwm.data.normalize import ActionNormalizer
+from uwm.eval.result import Evaluation
+from uwm.report.tables import markdown_table
+from uwm.train.checkpoint import Checkpoint
+
+PAPER = "https://arxiv.org/abs/2504.02792"
+
+
+def model_card(
+    checkpoint: Checkpoint, weights: str, evaluations: Sequence[Evaluation] = (), *, licence: str = ""
+) -> str:
+    """Markdown with front matter; every line of it comes from the checkpoint or from an evaluation.
+
+    Args:
+        checkpoint: that the card is about.
+        weights: `ema` or `raw`, which ones go with the card.
+        evaluations: whose tables are shown.
+        licence: SPDX name; empty says that there is none yet.
+    """
+    sections = (
+        _front_matter(checkpoint, licence),
+        _head(checkpoint, weights),
+        _section("Use", _use(checkpoint)),
+        _section("Data", _data(checkpoint)),
+        _section("Training", _training(checkpoint)),
+        _section("Evaluation", _evaluation(evaluations)),
+        _section("Limits", _limits(checkpoint, evaluations)),
+    )
+    return "\n".join(sections)
+
+
+def _front_matter(checkpoint: Checkpoint, licence: str) -> str:
+    fields = {
+        "license": licence or "other",
+        "library_name": "uwm-pipeline",
+        "pipeline_tag": "robotics",
+        "tags": ["robotics", "world-model", "diffusion", "imitation-learning"],
+        "datasets": sorted({use.uri.rstrip("/").rpartition("/")[2] for use in checkpoint.state.datasets}),
+    }
+    lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items() if value]  # JSON is YAML
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _head(checkpoint: Checkpoint, weights: str) -> str:
+    state, model = checkpoint.state, checkpoint.config.model
+    kind = "averaged" if weights == "ema" else "last"
+    return (
+        f"# {state.name}\n\nA Unified World Model ([Zhu et al. 2025]({PAPER})): one diffusion transformer that is a "
+        "policy, a forward and an inverse dynamics model and a video predictor.\n\n"
+        f"Checkpoint `{checkpoint.identity[:12]}`, step {state.step:,}, {kind} weights; width {model.embed_dim}, "
+        f"depth {model.depth}, {model.num_heads} heads.\n"
+    )
+
+
+def _use(checkpoint: Checkpoint) -> str:
+    data = checkpoint.config.data
+    cameras = ", ".join(f'"{camera}": frames' for camera in data.cameras)
+    return (
+        "```python\nfrom uwm.auto import AutoPolicy\n\n"
+        'policy = AutoPolicy.load("path/of/this/folder")\n'
+        f"actions = policy.act({{{cameras}}})  # ({data.action_steps}, {data.action_dim}) in the data's units\n```\n\n"
+        f"`frames` is uint8 ({data.obs_frames}, height, width, 3), the oldest first; a camera that is left out counts "
+        "as absent."
+    )
+
+
+def _data(checkpoint: Checkpoint) -> str:
+    state = checkpoint.state
+    lines = [
+        f"- `{use.uri}` version {use.version} (log `{use.table_id[:8]}`): {use.episodes:,} episodes, "
+        f"{use.segments:,} segments, {use.action_steps:,} steps with actions, weight {use.weight:g}"
+        + (f", only {', '.join(use.collections)}" if use.collections else "")
+        for use in state.datasets
+    ]
+    if state.source:
+        lines.append(f"- imported from `{state.source.path}` (sha256 `{state.source.identity[:12]}`)")
+    if state.parent:
+        lines.append(f"- weights started from `{state.parent.path}` (`{state.parent.identity[:12]}`)")
+    if state.tokenizer_checkpoint:
+        origin = state.tokenizer_checkpoint
+        lines.append(f"- latents of the tokenizer `{origin.path}` (`{origin.identity[:12]}`)")
+    lines.append(f"- actions: {_actions(checkpoint.normalizer)}")
+    return "\n".join(lines)
+
+
+def _actions(normalizer: ActionNormalizer) -> str:
+    if not normalizer.count:
+        return "none were known"
+    bounds = zip(normalizer.low, normalizer.high, strict=True)
+    return f"{normalizer.scale} bounds " + ", ".join(f"[{low:.4g}, {high:.4g}]" for low, high in bounds)
+
+
+def _training(checkpoint: Checkpoint) -> str:
+    state, config = checkpoint.state, checkpoint.config
+    if state.source:
+        return f"Trained elsewhere, to step {state.step:,}; the imported file does not tell how."
+    lines = [
+        f"- stage {state.stage}, {state.step:,} of {config.train.steps:,} steps of {config.train.batch_size} samples, "
+        f"seed {state.seed}",
+        f"- AdamW {config.optim.lr:g}, {config.optim.schedule}, weight decay {config.optim.weight_decay:g}, "
+        f"average {config.optim.ema_decay:g}",
+        f"- code `{state.code_revision}`",
+        *(f"- {name.replace('_', ' ')} at the end: {value:.4g}" for name, value in state.metrics.items()),
+    ]
+    return "\n".join(lines)
+
+
+def _evaluation(evaluations: Sequence[Evaluation]) -> str:
+    return "\n".join(_result(evaluation) for evaluation in evaluations) or "None was given to the export."
+
+
+def _result(evaluation: Evaluation) -> str:
+    settings = evaluation.settings
+    return (
+        f"`{settings.dataset_uri}` version {settings.dataset_version}, split {settings.split}: {evaluation.segments} "
+        f"segments of {evaluation.episodes} episodes, step {settings.step}.\n\n{markdown_table(evaluation)}"
+    )
+
+
+def _limits(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> str:
+    return "\n".join(f"- {line}" for line in _limit_lines(checkpoint, evaluations))
+
+
+def _limit_lines(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Iterable[str]:
+    yield "It takes images only: no robot state, no language."
+    yield "Actions are in the units and the frame of the data above; another robot needs finetuning."
+    if not evaluations:
+        yield "Nothing is said here of how well it does."
+    elif all(evaluation.settings.checkpoint_identity != checkpoint.identity for evaluation in evaluations):
+        yield "The evaluations above are of another checkpoint than this one."
+    yield "Offline errors do not tell success on a robot."
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}\n"

@@ -1,0 +1,1 @@
+"""Published checkpoints: read without running anything in them, and turned into checkpoints of this house."""

@@ -1,0 +1,287 @@
+"""What published checkpoints hold, and under which names: facts about them, as data.
+
+A checkpoint is a dict with the state dict `model`, the step, states of optimizer and schedule, and two normalizers
+of a class of its own. The state dict also holds the frozen VAE. Names of the networks are those of this house
+below another prefix, so importing renames, and for DP sorts one set of columns.
+
+Sizes that the weights tell are taken from them; the rest is the recipe's (`ASSUMED`).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from storage_schemas.errors import UserError
+from uwm.config import RunConfig
+from uwm.data.normalize import ActionNormalizer, NormalizerSource
+from uwm.reference.inert import Instance
+from uwm.reference.torchfile import StoredArray, StoredTensor
+
+NETWORK = "noise_pred_net."
+VAE = "obs_encoder.vae."
+WRAPPERS = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put before names."""
+EMA_KEYS = ("ema", "ema_model", "model_ema")
+ASSUMED = ("model.num_heads", "data.action_steps", "data.obs_frames", "data.next_frames", "data.cameras", "data.crop")
+"""Settings that weights don't tell, or not alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """One published network.
+
+    Attributes:
+        policy: its name.
+        mark: a name that only this network has.
+        prefixes: published prefix -> prefix here; every name begins with one of them.
+        action_in: first layer of the actions.
+        timestep_out: last bias of the timestep embedding.
+        frame_major: whether the condition's image features are ordered (frame, view) instead of (view, frame).
+    """
+
+    policy: str
+    mark: str
+    prefixes: Mapping[str, str]
+    action_in: str = "action_encoder.0.weight"
+    timestep_out: str = "timestep_embedding.proj.2.bias"
+    frame_major: bool = False
+
+
+LAYOUTS = (
+    Layout(
+        policy="uwm",
+        mark="registers",
+        prefixes={NETWORK: "transformer.", "obs_encoder.img_encoder.": "obs_encoder."},
+    ),
+    Layout(policy="pad", mark="pad_tokens", prefixes={NETWORK: "transformer."}),
+    Layout(
+        policy="dp",
+        mark="input_encoder.0.weight",
+        prefixes={NETWORK: "transformer.", "obs_encoder.rgb_encoder.": "obs_encoder.model."},
+        action_in="input_encoder.0.weight",
+        timestep_out="timestep_encoder.3.bias",
+        frame_major=True,
+    ),
+)
+LOADABLE = frozenset({"uwm", "pad", "dp"})
+"""Networks that `RunConfig` can name."""
+ENCODERS = {"obs_encoder.model.conv1.weight": "resnet18gn", "obs_encoder.model.class_token": "vit_b_32"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published checkpoint, taken apart."""
+
+    layout: Layout
+    step: int
+    weights: dict[str, StoredTensor]
+    """The trained network's, under this house's names."""
+    ema: dict[str, StoredTensor]
+    """Averaged weights; empty when there are none."""
+    vae: dict[str, StoredTensor]
+    """The frozen VAE's under its own names, with `shift` and `scale` of its latents; empty when there is none."""
+    action_normalizer: object
+
+
+def take_apart(root: object) -> Published:
+    """Find the parts of a checkpoint.
+
+    Raises:
+        UserError: when it is none of the published networks, or has weights that none of them has.
+    """
+    if not isinstance(root, dict):
+        raise UserError("no checkpoint: it holds no dict")
+    state = _tensors(root.get("model", root))
+    layout = next((layout for layout in LAYOUTS if NETWORK + layout.mark in state), None)
+    if layout is None:
+        marks = ", ".join(f"{layout.policy} ({NETWORK}{layout.mark})" for layout in LAYOUTS)
+        raise UserError(f"no published network: none of {marks} is among its weights")
+    ema = next((_tensors(root[key]) for key in EMA_KEYS if isinstance(root.get(key), dict)), {})
+    step = root.get("step")
+    return Published(
+        layout=layout,
+        step=step if isinstance(step, int) and step >= 0 else 0,
+        weights=renamed(layout, state),
+        ema=renamed(layout, ema),
+        vae={name.removeprefix(VAE): value for name, value in state.items() if name.startswith(VAE)},
+        action_normalizer=root.get("action_normalizer"),
+    )
+
+
+def _tensors(state: object) -> dict[str, StoredTensor]:
+    """A state dict's tensors, without the names of wrappers."""
+    if not isinstance(state, dict):
+        return {}
+    found = {str(key): value for key, value in state.items() if isinstance(value, StoredTensor)}
+    for wrapper in WRAPPERS:
+        found = {key.removeprefix(wrapper).replace(f".{wrapper}", "."): value for key, value in found.items()}
+    return found
+
+
+def renamed(layout: Layout, state: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """A state dict under this house's names, without the VAE.
+
+    Raises:
+        UserError: when a name belongs to no part of the network; names the first few.
+    """
+    found, unknown = {}, []
+    for name, value in state.items():
+        prefix = next((prefix for prefix in layout.prefixes if name.startswith(prefix)), None)
+        if prefix is not None:
+            found[layout.prefixes[prefix] + name.removeprefix(prefix)] = value
+        elif not name.startswith(VAE):
+            unknown.append(name)
+    if unknown:
+        raise UserError(
+            f"weights that the published {layout.policy} on images does not have ({len(unknown)}): "
+            f"{', '.join(unknown[:3])}"
+        )
+    return found
+
+
+def sizes(published: Published, base: RunConfig) -> dict[str, object]:
+    """The settings that the weights tell, by dotted name.
+
+    Args:
+        published: the checkpoint.
+        base: gives what they don't tell (`ASSUMED`).
+
+    Raises:
+        UserError: when they contradict what is assumed; says which setting to give.
+    """
+    layout, weights = published.layout, published.weights
+    shapes = {name.removeprefix("transformer."): value.shape for name, value in weights.items()}
+    try:
+        tokens, width = shapes["pos_embed"][1:]
+        timestep = shapes[layout.timestep_out][0]
+        condition = shapes["blocks.0.adaLN_modulation.1.weight"][1] - timestep
+        found: dict[str, object] = {
+            "data.action_dim": shapes[layout.action_in][1],
+            "model.embed_dim": width,
+            "model.mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
+            "model.timestep_embed_dim": timestep,
+            "model.depth": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+            "model.qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
+            "model.num_registers": shapes["registers"][1] if "registers" in shapes else 0,
+        }
+        if "obs_patchifier.patch_encoder.weight" in shapes:
+            found["model.patch"] = shapes["obs_patchifier.patch_encoder.weight"][2:]
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(f"not the published {layout.policy}: its weights lack {error}") from error
+    steps = tokens if "obs_patchifier.patch_encoder.weight" not in shapes else base.data.action_steps
+    steps = shapes["pad_tokens"][1] if "pad_tokens" in shapes else steps
+    found["data.action_steps"] = steps
+    views = len(base.data.cameras)
+    if condition:
+        kind, features = _encoder(weights)
+        found |= {"model.obs_encoder.kind": kind, "model.obs_encoder.embed_dim": features}
+        views = _views(condition, features, base)
+    if "model.patch" in found:
+        patches = tokens - shapes.get("registers", (0, 0))[1] - steps
+        found["data.crop"] = _crop(patches, views, shapes["obs_patchifier.patch_encoder.weight"][2:], base)
+    return found
+
+
+def _encoder(weights: Mapping[str, StoredTensor]) -> tuple[str, int]:
+    """Kind and features of the image encoder."""
+    kind = next((kind for name, kind in ENCODERS.items() if name in weights), None)
+    head = next((weights[name] for name in _HEADS if name in weights), None)
+    if kind is None or head is None:
+        raise UserError(f"no image encoder among its weights: it would be one of {', '.join(ENCODERS.values())}")
+    return kind, head.shape[0]
+
+
+_HEADS = ("obs_encoder.model.fc.bias", "obs_encoder.model.heads.bias")
+
+
+def _views(condition: int, features: int, base: RunConfig) -> int:
+    """Camera views that make a condition of so many features, checked against the cameras."""
+    frames, cameras = base.data.obs_frames, len(base.data.cameras)
+    if condition != features * frames * cameras:
+        raise UserError(
+            f"its condition has {condition} features, {features} for each image: with data.obs_frames={frames} and "
+            f"{cameras} cameras they would be {features * frames * cameras}. Set data.obs_frames and "
+            "data.cameras=a,b; conditions on states or language can't be imported"
+        )
+    return cameras
+
+
+def _crop(patches: int, views: int, patch: tuple[int, ...], base: RunConfig) -> tuple[int, int]:
+    """The image size that makes so many patches: the one that is set, else a square."""
+    per_view, rest = divmod(patches, views)
+    frames, off = divmod(base.data.next_frames, patch[0])
+    if patches > 0 and not rest and not off and frames:
+        grid, _ = divmod(per_view, frames)
+        height, width = (size // (VAE_DOWNSAMPLE * p) for size, p in zip(base.data.crop, patch[1:], strict=True))
+        if height * width * frames == per_view:
+            return base.data.crop
+        side = math.isqrt(grid)
+        if side * side * frames == per_view:
+            return side * patch[1] * VAE_DOWNSAMPLE, side * patch[2] * VAE_DOWNSAMPLE
+    raise UserError(
+        f"it has {patches} latent patches with data.action_steps={base.data.action_steps}, which make no square image "
+        f"in {views} views: set data.action_steps, data.next_frames, data.cameras=a,b or data.crop=height,width"
+    )
+
+
+VAE_DOWNSAMPLE = 8
+
+
+def ordered(layout: Layout, weights: Mapping[str, Tensor], config: RunConfig) -> dict[str, Tensor]:
+    """Weights with the columns of the condition in this house's order, (view, frame, feature)."""
+    if not layout.frame_major:
+        return dict(weights)
+    data, features = config.data, config.model.obs_encoder.embed_dim
+    images = torch.arange(data.obs_frames * len(data.cameras) * features)
+    order = images.view(data.obs_frames, len(data.cameras), features).transpose(0, 1).flatten()
+
+    def sort(value: Tensor) -> Tensor:
+        return torch.cat([value[:, order], value[:, len(order) :]], dim=1)
+
+    return {name: sort(value) if name.endswith(_MODULATION) else value for name, value in weights.items()}
+
+
+_MODULATION = "adaLN_modulation.1.weight"
+
+
+def action_normalizer(found: object, action_dim: int, source: str) -> ActionNormalizer:
+    """The published normalizer, whose actions are `normalized * scale + offset`; none means actions as they are.
+
+    It does not say from how many steps it was made, nor their mean: the count is 1, so that finetuning keeps
+    the bounds, and the mean is the middle of the range.
+
+    Raises:
+        UserError: when it holds no usable numbers.
+    """
+    if found is None:
+        scale, offset = [1.0] * action_dim, [0.0] * action_dim
+    else:
+        scale, offset = (_numbers(found, name, action_dim) for name in ("scale", "offset"))
+    if min(scale) < 0:
+        raise UserError("the action normalizer has a negative scale")
+    return ActionNormalizer(
+        low=tuple(o - s for s, o in zip(scale, offset, strict=True)),
+        high=tuple(o + s for s, o in zip(scale, offset, strict=True)),
+        mean=tuple(offset),
+        count=1,
+        sources=(NormalizerSource(uri=source, version=0, split=None),),
+    )
+
+
+def _numbers(normalizer: object, name: str, count: int) -> list[float]:
+    """An array of a normalizer's state."""
+    state = normalizer.state if isinstance(normalizer, Instance) else normalizer
+    value = state.get(name) if isinstance(state, dict) else None
+    if isinstance(value, StoredArray):
+        flat = value.array().astype(float).reshape(-1)
+    elif isinstance(value, StoredTensor):
+        flat = value.tensor().double().reshape(-1).numpy()
+    else:
+        raise UserError(f"the action normalizer holds no array {name!r}")
+    numbers: list[float] = flat.tolist()
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise UserError(f"the action normalizer's {name} is not {count} finite numbers")
+    return numbers
