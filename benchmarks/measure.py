@@ -29,14 +29,16 @@ class Cost:
         return 1000 / self.cpu_ms
 
 
-def interleave(contenders: Mapping[str, Work], *, rounds: int, pieces: int = 1, size: int = 1) -> dict[str, Cost]:
+def interleave(
+    contenders: Mapping[str, Work], *, rounds: int, pieces: int = 1, size: int = 1, warm: bool = False
+) -> dict[str, Cost]:
     """Measure all contenders in turn, `rounds` times; each round does `pieces` pieces of work with each.
 
-    A first round, which warms caches up, does not count. Costs are of a `size`-th of a piece.
+    A first round, which warms caches up, does not count, unless they are `warm`. Costs are of a `size`-th of a piece.
     """
     cpu: dict[str, list[float]] = {name: [] for name in contenders}
     wall: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
+    for turn in range(1 if warm else 0, rounds + 1):
         for name, work in contenders.items():
             cpu_start, wall_start = time.process_time(), time.perf_counter()
             for piece in range(turn * pieces, (turn + 1) * pieces):

@@ -31,6 +31,7 @@ def evaluate(
     collections: tuple[str, ...] = (),
     samples: int = 64,
     seed: int = 0,
+    steps: int | None = None,
     device: str = "auto",
 ) -> Evaluated:
     """Measure a checkpoint in all modes it has against trivial baselines.
@@ -43,6 +44,7 @@ def evaluate(
         collections: only these collections; empty takes all.
         samples: segments to predict.
         seed: of the samples and the noise.
+        steps: of sampling, instead of the checkpoint's own number.
         device: auto takes CUDA when there is one.
     """
     result = settled(evaluate_checkpoint)(
@@ -53,6 +55,7 @@ def evaluate(
         collections=collections,
         samples=samples,
         seed=seed,
+        steps=steps,
         device=device,
         run_url=flow_run.ui_url or "",
     )

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flows.process import follow, python_module
 from flows.records import (
@@ -270,6 +270,7 @@ def run_evaluation(
     collections: Sequence[str] = (),
     samples: int = 64,
     seed: int = 0,
+    steps: int | None = None,
     device: str = "auto",
     run_url: str = "",
     progress: Callable[[int, int], None] | None = None,
@@ -287,7 +288,8 @@ def run_evaluation(
     pin, _ = pin_checkpoint(checkpoint)
     dataset = pin_dataset(store, version)
     chosen = ",".join(sorted(collections))
-    identity = digest(pin.identity, dataset.identity, split, chosen, str(samples), str(seed))
+    other = () if steps is None else (f"steps={steps}",)
+    identity = digest(pin.identity, dataset.identity, split, chosen, str(samples), str(seed), *other)
     folder = str(_results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
     reused = (locate(folder) / "evaluation.json").exists()
     if reused:
@@ -301,6 +303,7 @@ def run_evaluation(
             collections=collections,
             samples=samples,
             seed=seed,
+            steps=steps,
             device=device,
             out=folder,
             progress=progress,
@@ -342,6 +345,8 @@ def run_sample(
     collections: Sequence[str] = (),
     samples: int = 4,
     seed: int = 0,
+    steps: int | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
     device: str = "auto",
 ) -> "SampleFiles":
     """Predict in one mode on held-out segments and write images and actions to the folder `out`.
@@ -361,5 +366,7 @@ def run_sample(
         version=version,
         split=split,
         collections=collections,
+        steps=steps,
+        precision=precision,
         device=device,
     )

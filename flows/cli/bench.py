@@ -91,17 +91,35 @@ def bench_store(
 
 @bench.command("step")
 def bench_step(
-    recipe: Annotated[str, typer.Argument(help="Recipe whose network and image size are measured.")] = "uwm",
-    rounds: Rounds = 2,
+    recipe: Annotated[str, typer.Argument(help="Recipe whose settings are measured against the published.")] = "uwm",
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 4,
+    rounds: Rounds = 1,
     json: AsJson = False,
 ) -> int:
-    """A training step on cached latents against one that encodes its images; takes minutes and 8 GB on a CPU.
+    """A training step on cached latents against one with the published settings; takes minutes and 12 GB on a CPU.
 
     Example: uwm bench step --json
     """
     from benchmarks.step import bench_step as measure
 
-    _say(asdict(measure(recipe, rounds=rounds)), json)
+    _say(asdict(measure(recipe, batch=batch, rounds=rounds)), json)
+    return 0
+
+
+@bench.command("sampling")
+def bench_sampling(
+    batch: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 1,
+    rounds: Rounds = 1,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Also measure the policy with bf16 weights.")] = False,
+    json: AsJson = False,
+) -> int:
+    """The policy and all modes of an evaluation, with published settings and with ours; takes minutes on a CPU.
+
+    Example: uwm bench sampling --json
+    """
+    from benchmarks.sampling import bench_sampling as measure
+
+    _say(asdict(measure(batch=batch, rounds=rounds, bf16=bf16)), json)
     return 0
 
 

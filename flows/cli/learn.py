@@ -19,6 +19,7 @@ Overrides = Annotated[
 Collections = Annotated[list[str] | None, typer.Option("--collection", help="Only these collections; repeatable.")]
 Samples = Annotated[int, typer.Option(min=1, help="Segments to predict.")]
 Seed = Annotated[int, typer.Option(help="Seed of the samples and of the noise.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps instead of the checkpoint's number.")]
 Device = Annotated[str, typer.Option(help="auto takes CUDA when there is one.")]
 
 
@@ -64,6 +65,7 @@ def evaluate(
     collections: Collections = None,
     samples: Samples = 64,
     seed: Seed = 0,
+    steps: Steps = None,
     device: Device = "auto",
     json: AsJson = False,
     flow: Flow = None,
@@ -78,6 +80,7 @@ def evaluate(
         "collections": tuple(collections or ()),
         "samples": samples,
         "seed": seed,
+        "steps": steps,
         "device": device,
     }
     result = carried_out(flow, quiet=json).evaluate(checkpoint, store, **options)
@@ -111,6 +114,8 @@ def sample(
     collections: Collections = None,
     samples: Samples = 4,
     seed: Seed = 0,
+    steps: Steps = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Sample with weights in bf16: less to read.")] = False,
     device: Device = "auto",
     json: AsJson = False,
 ) -> int:
@@ -130,6 +135,8 @@ def sample(
         collections=tuple(collections or ()),
         samples=samples,
         seed=seed,
+        steps=steps,
+        precision="bf16" if bf16 else "fp32",
         device=device,
     )
     if json:

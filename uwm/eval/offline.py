@@ -16,7 +16,7 @@ from torch import Tensor
 from uwm.data.batch import Batch
 from uwm.eval import metrics
 from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION, copied_frames
-from uwm.eval.bench import Asker, Bench, Precision, open_bench, spread
+from uwm.eval.bench import Asker, Bench, open_bench, spread
 from uwm.eval.files import save_evaluation
 from uwm.eval.result import Evaluation, Metric, ModeName, Settings
 from uwm.eval.tally import Album, Tally
@@ -41,7 +41,6 @@ def evaluate(
     batch_size: int = 16,
     seed: int = 0,
     device: str = "auto",
-    precision: Precision = "fp32",
     steps: int | None = None,
     examples: int = 4,
     out: str | None = None,
@@ -63,7 +62,6 @@ def evaluate(
         batch_size: segments at a time; part of what fixes the noise.
         seed: of the noise that sampling starts from.
         device: `auto` takes CUDA when there is one.
-        precision: of the weights.
         steps: of sampling, instead of the checkpoint's own number.
         examples: segments whose predictions are kept to look at.
         out: folder or URI to write `evaluation.json` and `examples.npz` to; None writes nothing.
@@ -82,7 +80,6 @@ def evaluate(
         collections=collections,
         samples=samples,
         device=device,
-        precision=precision,
         steps=steps,
     )
     tally, album = Tally(), Album(spread(len(bench.segments), examples))
