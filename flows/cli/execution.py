@@ -41,6 +41,17 @@ def carried_out(flow: bool | None, *, quiet: bool) -> "Steps":
     return Here(quiet=quiet).steps()
 
 
+def without_runner(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a job that is done in this process.
+
+    Raises:
+        UserError: when one of them asks for a runner.
+    """
+    if any(options.get(name) is not None for name in ("runner", "workers", "cluster")):
+        raise UserError("--runner, --workers and --cluster need a Prefect server: set PREFECT_API_URL to its address")
+    return {name: value for name, value in options.items() if name not in ("runner", "workers", "cluster")}
+
+
 class Here:
     """The jobs in this process, with their progress on stderr."""
 
@@ -53,14 +64,19 @@ class Here:
 
         return Steps(ingest=self.ingest, train=self.train, evaluate=self.evaluate)
 
-    def ingest(self, source: str, store: str, **options: Any) -> "Ingested":
+    def ingest(self, source: str, store: str, *, batch: int | None = None, **options: Any) -> "Ingested":
         """Ingest with a bar of references."""
         from flows.jobs import run_ingest
 
+        options = without_runner(options)
         with progress_bar(quiet=self.quiet) as display:
             task = display.add_task("ingest", total=None)
             return run_ingest(
-                source, store, **options, progress=lambda p: display.update(task, completed=p.done, total=p.total)
+                source,
+                store,
+                **options,
+                batch_episodes=batch,
+                progress=lambda p: display.update(task, completed=p.done, total=p.total),
             )
 
     def train(self, recipe: str, overrides: tuple[str, ...]) -> "Trained":
