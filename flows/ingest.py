@@ -2,28 +2,18 @@
 
 from typing import Literal
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.jobs import Ingested, run_ingest
 from flows.publish import publish_lineage
-from flows.refusal import not_a_refusal, refusing
-from flows.runners import RETRY_SECONDS, Sealed, carried_by, choose
+from flows.refusal import refusing
+from flows.runners import Sealed, batch_task, carried_by, choose
 from pipelines.convert import Batch, Converted, convert
 from pipelines.ingest import BATCH_EPISODES, IngestProgress
 
 
-@task(
-    name="convert",
-    task_run_name="convert batch {sealed.item.number}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=len(RETRY_SECONDS),
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=not_a_refusal,
-)
-@refusing
+@batch_task("convert")
 def convert_batch(sealed: Sealed[Batch]) -> Converted:
     """Read, check and write one batch; nothing of it is visible before the flow commits it."""
     return convert(sealed.item)
@@ -42,7 +32,7 @@ def ingest(
     backend: str | None = None,
     val_percent: int | None = None,
     reject: list[str] | None = None,
-    batch: int = BATCH_EPISODES,
+    batch_episodes: int = BATCH_EPISODES,
     runner: Literal["threads", "processes", "dask", "ray"] | None = None,
     workers: int | None = None,
     cluster: str | None = None,
@@ -60,7 +50,7 @@ def ingest(
         backend: decoder of videos, pyav or decord.
         val_percent: share of episodes held out, fixed when the store is created.
         reject: findings of the doctor that keep an episode out, such as black, static and duplicate.
-        batch: episodes or video files per task run, which is one commit; 64 to 256 for large sources.
+        batch_episodes: episodes or video files per task run, which is one commit; 64 to 256 for large sources.
         runner: what carries out the task runs; threads by default.
         workers: batches at once: one thread by default, or as many processes as there are cores.
         cluster: address of a Dask or Ray cluster that runs already.
@@ -81,7 +71,7 @@ def ingest(
         backend=backend,
         val_percent=val_percent,
         reject=reject,
-        batch_episodes=batch,
+        batch_episodes=batch_episodes,
         run_id=str(flow_run.id or ""),
         run_url=flow_run.ui_url or "",
         carry=carried_by(choose(runner, workers, cluster), convert_batch),

@@ -88,7 +88,7 @@ def run_ingest(
     backend: str | None = None,
     val_percent: int | None = None,
     reject: Sequence[str] | None = None,
-    batch_episodes: int | None = None,
+    batch_episodes: int = 64,
     run_id: str = "",
     run_url: str = "",
     carry: "Carry | None" = None,
@@ -116,7 +116,7 @@ def run_ingest(
     Raises:
         UserError: when the source can't be read at all or the store can't take it.
     """
-    from pipelines.ingest import BATCH_EPISODES, ingest
+    from pipelines.ingest import ingest
     from pipelines.sources import SourceOptions
 
     video = _video_options(fps=fps, clip_steps=clip_steps, backend=backend)
@@ -127,7 +127,7 @@ def run_ingest(
         options=SourceOptions(collection=collection, camera=camera, video=video),
         val_percent=val_percent,
         reject=reject,
-        batch_episodes=BATCH_EPISODES if batch_episodes is None else batch_episodes,
+        batch_episodes=batch_episodes,
         run_id=run_id or None,
         carry=carry,
         progress=progress,

@@ -8,6 +8,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from storage_schemas.errors import UserError
@@ -23,8 +24,7 @@ R = TypeVar("R")
 RUNNERS = ("threads", "processes", "dask", "ray")
 _SCHEMES = {"tcp": "dask", "tls": "dask", "ws": "dask", "wss": "dask", "ray": "ray"}
 
-RETRY_SECONDS = [2.0, 20.0]
-"""Before each new try of a task that failed."""
+_RETRY_SECONDS = [2.0, 20.0]
 
 
 class Sealed(Generic[T]):
@@ -85,6 +85,14 @@ class Runner:
         """Workers of a private cluster."""
         return self.workers or os.cpu_count() or 1
 
+    @property
+    def ahead(self) -> int:
+        """Task runs that are submitted before the first of them has given its result, which bounds what is in memory.
+
+        Many for each worker, so that one batch that takes long does not leave the others without work.
+        """
+        return 1024 if self.cluster else 8 * (self.workers or 1 if self.name == "threads" else self.processes)
+
 
 def choose(name: str | None, workers: int | None, cluster: str | None) -> Runner:
     """The runner that is meant: a cluster's address tells its engine.
@@ -94,6 +102,32 @@ def choose(name: str | None, workers: int | None, cluster: str | None) -> Runner
     """
     engine = _SCHEMES.get((cluster or "").partition("://")[0])
     return Runner(name=name or engine or "threads", workers=workers, cluster=cluster)
+
+
+def batch_task(name: str) -> Callable[[Callable[[Sealed[T]], R]], "Task[[Sealed[T]], R]"]:
+    """Decorate the function that does one batch, so that it becomes a task for `carried_by`.
+
+    Its runs are named after the `number` of their item and are tried again, unless the mistake is the user's. Results
+    go to the flow and nowhere else.
+    """
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    from flows.refusal import not_a_refusal, refusing
+
+    def decorate(function: Callable[[Sealed[T]], R]) -> "Task[[Sealed[T]], R]":
+        made: Any = task(
+            name=name,
+            task_run_name=f"{name} batch {{sealed.item.number}}",
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            retries=len(_RETRY_SECONDS),
+            retry_delay_seconds=_RETRY_SECONDS,
+            retry_condition_fn=not_a_refusal,
+        )(refusing(function))
+        return cast("Task[[Sealed[T]], R]", made)
+
+    return decorate
 
 
 def carried_by(runner: Runner, task: "Task[[Sealed[T]], R]") -> Callable[[Sequence[T]], Iterator[R]]:
@@ -108,9 +142,12 @@ def carried_by(runner: Runner, task: "Task[[Sealed[T]], R]") -> Callable[[Sequen
         if not items:
             return
         with runner.start() as pool:
-            futures = deque(pool.submit(task, {"sealed": Sealed(item)}) for item in items)
-            while futures:
-                yield _result(futures.popleft())
+            futures = (pool.submit(task, {"sealed": Sealed(item)}) for item in items)
+            begun = deque(islice(futures, runner.ahead))
+            while begun:
+                result = _result(begun.popleft())
+                begun.extend(islice(futures, 1))
+                yield result
 
     return carry
 

@@ -96,7 +96,7 @@ def ingest(
         "backend": backend,
         "val_percent": val_percent,
         "reject": None if reject is None else reject.split(","),
-        "batch": batch,
+        "batch_episodes": batch,
         **spread(runner, workers, cluster),
     }
     given = {name: value for name, value in options.items() if value is not None}

@@ -6,10 +6,13 @@ from flows.cli.console import note, progress_bar
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress, TaskID
 
     from flows.jobs import Evaluated, Ingested, Trained
     from flows.steps import Steps
+    from uwm.data.latents import EncodeReport
     from uwm.train.log import TrainEvent
 
 
@@ -41,6 +44,16 @@ def carried_out(flow: bool | None, *, quiet: bool) -> "Steps":
     return Here(quiet=quiet).steps()
 
 
+def encoded(flow: bool | None, *, quiet: bool) -> "Callable[..., tuple[EncodeReport, ...]]":
+    """The encoding of latents as a flow or as a plain function; `quiet` shows no progress of the latter."""
+    if use_flow(flow):
+        from flows.latents import latents
+        from flows.refusal import settled
+
+        return settled(latents)
+    return Here(quiet=quiet).encode
+
+
 def without_runner(options: dict[str, Any]) -> dict[str, Any]:
     """The options of a job that is done in this process.
 
@@ -64,7 +77,7 @@ class Here:
 
         return Steps(ingest=self.ingest, train=self.train, evaluate=self.evaluate)
 
-    def ingest(self, source: str, store: str, *, batch: int | None = None, **options: Any) -> "Ingested":
+    def ingest(self, source: str, store: str, **options: Any) -> "Ingested":
         """Ingest with a bar of references."""
         from flows.jobs import run_ingest
 
@@ -72,11 +85,7 @@ class Here:
         with progress_bar(quiet=self.quiet) as display:
             task = display.add_task("ingest", total=None)
             return run_ingest(
-                source,
-                store,
-                **options,
-                batch_episodes=batch,
-                progress=lambda p: display.update(task, completed=p.done, total=p.total),
+                source, store, **options, progress=lambda p: display.update(task, completed=p.done, total=p.total)
             )
 
     def train(self, recipe: str, overrides: tuple[str, ...]) -> "Trained":
@@ -98,6 +107,19 @@ class Here:
                 store,
                 **options,
                 progress=lambda done, total: display.update(task, completed=done, total=total),
+            )
+
+    def encode(self, recipe: str, overrides: tuple[str, ...], **options: Any) -> "tuple[EncodeReport, ...]":
+        """Encode latents with a bar of batches."""
+        from flows.jobs import make_config
+        from uwm.train.encode import encode_run
+
+        options = without_runner(options)
+        config = make_config(recipe, overrides)
+        with progress_bar(quiet=self.quiet) as display:
+            task = display.add_task("encode", total=None)
+            return encode_run(
+                config, **options, progress=lambda done, total: display.update(task, completed=done, total=total)
             )
 
 
