@@ -19,6 +19,7 @@ ROWS_PER_TASK_RUN: Mapping[str, float] = {
 }
 """Pending, running, completed: one state and one event each, an event with three related resources."""
 ROWS_PER_FLOW_RUN: Mapping[str, float] = {
+    "flow": 1,
     "flow_run": 1,
     "flow_run_state": 3,
     "log": 2,
@@ -27,8 +28,8 @@ ROWS_PER_FLOW_RUN: Mapping[str, float] = {
 }
 DATABASE_BYTES = 350_000, 22_000
 """Of a flow run and of a task run, on SQLite."""
-TABLE_BYTES_PER_EPISODE = 255
-COORDINATION_SECONDS = 0.1
+TABLE_BYTES_PER_COMMIT, TABLE_BYTES_PER_EPISODE = 10_500, 91
+COORDINATION_SECONDS = 0.12
 """CPU time of the flow per task run: submitting it, taking its result, committing it."""
 START_SECONDS = 10.0
 """Until the workers of a private cluster have imported what they need."""
@@ -96,7 +97,7 @@ def make_plan(
             name: round(tasks * ROWS_PER_TASK_RUN.get(name, 0) + ROWS_PER_FLOW_RUN.get(name, 0)) for name in tables
         },
         database_bytes=DATABASE_BYTES[0] + tasks * DATABASE_BYTES[1],
-        table_bytes=episodes * TABLE_BYTES_PER_EPISODE,
+        table_bytes=tasks * TABLE_BYTES_PER_COMMIT + episodes * TABLE_BYTES_PER_EPISODE,
         coordination_seconds=coordination,
         convert_seconds=converting,
         wall_seconds=START_SECONDS + max(coordination, converting / min(workers, tasks)),

@@ -58,9 +58,7 @@ class Runner:
             return
         engine = _SCHEMES.get(self.cluster.partition("://")[0])
         if engine is None:
-            raise UserError(
-                f"{self.cluster!r} is no address of a cluster: tcp://HOST:PORT (Dask), ray://HOST:PORT (Ray)"
-            )
+            raise UserError(f"{self.cluster!r} is no cluster's address, such as tcp://host:8786 or ray://host:10001")
         if engine != self.name:
             raise UserError(f"{self.cluster} is the address of a {engine} cluster, not of {self.name}")
         if self.workers is not None:
