@@ -1,28 +1,22 @@
 """The flow `ingest`: a source becomes a dataset version."""
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from typing import Literal
+
+from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.jobs import Ingested, run_ingest
 from flows.publish import publish_lineage
-from flows.refusal import refusing, settled
-from pipelines.ingest import IngestProgress
+from flows.refusal import refusing
+from flows.runners import Sealed, batch_task, carried_by, choose
+from pipelines.convert import Batch, Converted, convert
+from pipelines.ingest import BATCH_EPISODES, IngestProgress
 
 
-@task(name="ingest source", cache_policy=NO_CACHE)
-@refusing
-def ingest_source(source: str, store: str, **options: object) -> Ingested:
-    """Convert and commit what is new in the source."""
-    logger = get_run_logger()
-
-    def log(progress: IngestProgress) -> None:
-        logger.info("%s of %s references", progress.done, progress.total)
-
-    result = run_ingest(source, store, **options, progress=log)  # type: ignore[arg-type]
-    for rejection in result.report.quarantined:
-        logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
-    return result
+@batch_task("convert")
+def convert_batch(sealed: Sealed[Batch]) -> Converted:
+    """Read, check and write one batch; nothing of it is visible before the flow commits it."""
+    return convert(sealed.item)
 
 
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
@@ -38,6 +32,10 @@ def ingest(
     backend: str | None = None,
     val_percent: int | None = None,
     reject: list[str] | None = None,
+    batch_episodes: int = BATCH_EPISODES,
+    runner: Literal["threads", "processes", "dask", "ray"] | None = None,
+    workers: int | None = None,
+    cluster: str | None = None,
 ) -> Ingested:
     """Bring robot episodes or videos into a store as a new version; only what is new is read.
 
@@ -52,8 +50,17 @@ def ingest(
         backend: decoder of videos, pyav or decord.
         val_percent: share of episodes held out, fixed when the store is created.
         reject: findings of the doctor that keep an episode out, such as black, static and duplicate.
+        batch_episodes: episodes or video files per task run, which is one commit; 64 to 256 for large sources.
+        runner: what carries out the task runs; threads by default.
+        workers: batches at once: one thread by default, or as many processes as there are cores.
+        cluster: address of a Dask or Ray cluster that runs already.
     """
-    result = settled(ingest_source)(
+    logger = get_run_logger()
+
+    def log(progress: IngestProgress) -> None:
+        logger.info("%s of %s references", progress.done, progress.total)
+
+    result = run_ingest(
         source,
         store,
         format=format,
@@ -64,8 +71,13 @@ def ingest(
         backend=backend,
         val_percent=val_percent,
         reject=reject,
+        batch_episodes=batch_episodes,
         run_id=str(flow_run.id or ""),
         run_url=flow_run.ui_url or "",
+        carry=carried_by(choose(runner, workers, cluster), convert_batch),
+        progress=log,
     )
+    for rejection in result.report.quarantined:
+        logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
     return result

@@ -25,7 +25,7 @@ from storage_schemas.lineage import Fact, LineageRecord, digest, lineage_root
 from storage_schemas.location import locate
 
 if TYPE_CHECKING:
-    from pipelines.ingest import IngestProgress, IngestReport
+    from pipelines.ingest import Carry, IngestProgress, IngestReport
     from pipelines.sources.video import VideoOptions
     from storage_schemas.store import DatasetSummary
     from uwm.config import RunConfig
@@ -88,8 +88,10 @@ def run_ingest(
     backend: str | None = None,
     val_percent: int | None = None,
     reject: Sequence[str] | None = None,
+    batch_episodes: int = 64,
     run_id: str = "",
     run_url: str = "",
+    carry: "Carry | None" = None,
     progress: "Callable[[IngestProgress], None] | None" = None,
 ) -> Ingested:
     """Bring a source into a store; a second call adds only what is new.
@@ -105,9 +107,11 @@ def run_ingest(
         backend: decoder of videos.
         val_percent: share of held-out episodes of a new dataset.
         reject: findings of the doctor that keep an episode out; the format's own when None.
+        batch_episodes: episodes or video files per commit.
         run_id: written into every row; a new one when empty.
         run_url: the flow run, for the lineage.
-        progress: called after every reference.
+        carry: who converts the batches; this process when None.
+        progress: called after every reference, or every batch.
 
     Raises:
         UserError: when the source can't be read at all or the store can't take it.
@@ -123,7 +127,9 @@ def run_ingest(
         options=SourceOptions(collection=collection, camera=camera, video=video),
         val_percent=val_percent,
         reject=reject,
+        batch_episodes=batch_episodes,
         run_id=run_id or None,
+        carry=carry,
         progress=progress,
     )
     root = lineage_root(store)

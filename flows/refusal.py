@@ -7,7 +7,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 from prefect import Flow, Task
 from prefect.states import Failed
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import StorageError, UserError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,3 +41,8 @@ def settled(job: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
         return cast(R, state.result())
 
     return carry_out
+
+
+def not_a_refusal(_task: object, _run: object, state: Any) -> bool:
+    """Whether a task may be tried again: not after a user's mistake, but after a storage that failed."""
+    return isinstance(state.data, StorageError) or not isinstance(state.data, UserError)

@@ -3,6 +3,10 @@
 import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.content import CHECKS, COVERED, check_times, examine, samples, sketch
 from pipelines.duplicates import Seen
@@ -33,8 +37,25 @@ def chosen(names: Iterable[str] | None, default: frozenset[str]) -> frozenset[st
     return frozenset(found)
 
 
+Sketches = Mapping[str, NDArray[np.float32]]
+"""Blocks (N, R, C) of an episode's cameras, see `pipelines.duplicates`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the filters say of an episode by itself."""
+
+    rejection: Rejection | None = None
+    """Why it is not wanted."""
+    sketches: Sketches | None = None
+    """Its looks, to be compared with all that come before it; None when they don't matter."""
+
+
 class Filter:
-    """The filters of one ingestion.
+    """The filters of an ingestion, or of one batch of it.
+
+    An episode is looked at in its batch, where the others of the source are not known; the one filter of the whole
+    ingestion then judges it in the order of the source. So the outcome does not depend on who converts which batch.
 
     Args:
         reader: of the source.
@@ -43,9 +64,9 @@ class Filter:
 
     def __init__(self, reader: SourceReader, names: frozenset[str]) -> None:
         self._reader = reader
-        self._names = names
+        self.names = names
         self._wanted = names & set(CHECKS)
-        self._seen = Seen() if "duplicate" in names else None
+        self._seen = _Noting() if "duplicate" in names else None
 
     def copies(self, refs: Iterable[SourceRef], held: Mapping[str, str]) -> dict[str, Rejection]:
         """References that have the bytes of another one, by URI.
@@ -54,7 +75,7 @@ class Filter:
             refs: of the source, in order.
             held: fingerprint -> URI of an episode that the dataset holds of it.
         """
-        if not self._names & {"copy", "duplicate"}:
+        if not self.names & {"copy", "duplicate"}:
             return {}
         listed = list(refs)
         files = {ref.uri for ref in listed}
@@ -85,14 +106,36 @@ class Filter:
 
     def check_reference(self, ref: SourceRef) -> None:
         """Look at what concerns a whole reference. Raises Rejected."""
-        if "time_gap" in self._names and isinstance(self._reader, Timed):
+        if "time_gap" in self.names and isinstance(self._reader, Timed):
             for finding in check_times(self._reader.times(ref), ref.uri):
                 raise Rejected(ref.rejection(finding.reason, finding.detail))
 
-    def verdict(self, episode: Episode) -> Rejection | None:
-        """Why an episode is not wanted; None when it is."""
+    def look(self, episode: Episode) -> Verdict:
+        """What speaks against an episode, as far as the batch tells."""
         if not self._wanted:
-            return None
+            return Verdict()
+        if self._seen is not None:
+            self._seen.noted = None
+        rejection = self._examine(episode)
+        return Verdict(rejection=rejection, sketches=None if self._seen is None else self._seen.noted)
+
+    def judge(self, source_uri: str, fingerprint: str, verdict: Verdict) -> Rejection | None:
+        """Why an episode is not wanted, given all that were judged or remembered before it; None when it is."""
+        if self._seen is None or verdict.sketches is None:
+            return verdict.rejection
+        like = self._seen.add(source_uri, verdict.sketches)
+        if like is None:
+            return verdict.rejection
+        return Rejection(
+            source_uri=source_uri, fingerprint=fingerprint, reason="duplicate", detail=f"looks like {like}"
+        )
+
+    def forget(self) -> None:
+        """Compare with none of the episodes that were looked at so far: some of them are gone."""
+        if self._seen is not None:
+            self._seen = _Noting()
+
+    def _examine(self, episode: Episode) -> Rejection | None:
         cameras: Collection[str] = self._reader.spec().cameras
         meta = episode.meta
         try:
@@ -102,6 +145,16 @@ class Filter:
         except BadDataError as error:
             return _rejection(meta, error.reason, error.detail)
         return None
+
+
+class _Noting(Seen):
+    """Remembers what it was given last."""
+
+    noted: Sketches | None = None
+
+    def add(self, name: str, sketches: Sketches) -> str | None:
+        self.noted = sketches
+        return super().add(name, sketches)
 
 
 def _rejection(meta: EpisodeMeta, reason: str, detail: str) -> Rejection:

@@ -2,21 +2,25 @@
 
 A reference is stored as a whole or not at all, and a commit holds whole references only. So a run that is killed leaves
 the last commit readable, and the next run, which skips what is there by its fingerprint, completes it.
+
+Who converts the batches does not matter: this process one after another, or workers on many machines in any order.
+What they converted comes together here in the order of the plan, is judged against all that came before, and is
+committed by this process alone. So every way gives the same versions.
 """
 
 import hashlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
 from pipelines.files import printable
 from pipelines.filters import Filter, chosen
-from pipelines.source import Rejected, Rejection, SourceReader, SourceRef
+from pipelines.source import Rejection, SourceReader, SourceRef
 from pipelines.sources import SourceOptions, open_source
-from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.store import (
@@ -30,11 +34,14 @@ from storage_schemas.store import (
     dataset_exists,
     open_dataset,
     withdrawn_fingerprints,
-    write_part,
 )
 
-_MAX_BYTES = 256 << 20
-_MAX_STEPS = 20_000
+BATCH_EPISODES = 64
+_BATCH_BYTES = 4 << 30
+"""Raw bytes at which a batch ends: what a killed worker loses, and a killed run between two commits, is bounded."""
+
+Carry = Callable[[Sequence[Batch]], Iterable[Converted]]
+"""Has `pipelines.convert.convert` do batches, anywhere and in any order, and hands back the outcomes in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +103,11 @@ def ingest(
     *,
     format: str | None = None,  # noqa: A002
     options: SourceOptions | None = None,
-    batch_episodes: int = 64,
+    batch_episodes: int = BATCH_EPISODES,
     run_id: str | None = None,
     val_percent: int | None = None,
     reject: Sequence[str] | None = None,
+    carry: Carry | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
     """Bring a source into a dataset, which is created when there is none.
@@ -109,48 +117,98 @@ def ingest(
         store_uri: the dataset.
         format: format of the source, found by its files' names when None.
         options: collection, camera and video settings; `dataset` is filled in here.
-        batch_episodes: episodes per commit; a commit also ends at 256 MB or 20,000 steps.
+        batch_episodes: references (robot episodes or video files) per batch, which is one commit; a batch also ends
+            at 4 GB of raw data.
         run_id: for lineage; a new one when None.
         val_percent: share of held-out episodes of a new dataset.
         reject: names of `pipelines.filters.FILTERS`; the format's own when None, no filter when empty.
-        progress: called after every reference.
+        carry: who converts the batches; this process, one after another, when None.
+        progress: called after every reference; after every batch when `carry` is given.
 
     Raises:
         UserError: when there is nothing to read or the dataset does not fit the source.
     """
     started = time.monotonic()
-    run = run_id or uuid.uuid4().hex
+    if batch_episodes < 1:
+        raise UserError(f"a batch of {batch_episodes} episodes: give at least 1")
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
-    spec = dataset.spec if dataset else None
-    reader = open_source(source, format, replace(options or SourceOptions(), dataset=spec))
+    options = replace(options or SourceOptions(), dataset=dataset.spec if dataset else None)
+    reader = open_source(source, format, options)
     fit = Filter(reader, chosen(reject, reader.unwanted))
     dataset = dataset or _create(store_uri, reader, val_percent)
     _check_fits(dataset, reader, val_percent)
     plan = _plan(reader, dataset, fit)
     if plan.todo:
         fit.remember(dataset)
-    writer = _Writer(store_uri, run, batch_episodes, plan, fit)
-    _record(store_uri, plan.rejected, run)
-    skipped = len(plan.refs) + len(plan.rejected) - len(plan.todo)
-    for done, ref in enumerate(plan.todo, skipped + 1):
-        writer.add(ref, reader)
-        if progress:
-            progress(writer.progress(done, len(plan.refs) + len(plan.rejected), ref))
-    writer.commit()
-    return IngestReport(
+    place = locate(source)
+    blank = Batch(
+        source=place.path if place.is_local else source,
+        format=reader.format,
+        options=options,
+        reject=fit.names,
         store_uri=locate(store_uri).uri,
+        run_id=run_id or uuid.uuid4().hex,
+        number=0,
+        refs=(),
+    )
+    ledger = _Ledger(blank.store_uri, blank.run_id, plan, fit)
+    _record(store_uri, plan.rejected, blank.run_id)
+    batches = [replace(blank, number=i, refs=refs) for i, refs in enumerate(_cut(plan.todo, batch_episodes))]
+    for converted in _carried(batches, carry, reader, ledger, progress):
+        ledger.take(converted)
+    ledger.close()
+    return IngestReport(
+        store_uri=blank.store_uri,
         version=open_dataset(store_uri).version,
-        added=writer.total["added"],
-        replaced=writer.total["replaced"],
-        present=writer.total["present"] + plan.present,
-        steps=writer.total["steps"],
-        quarantined=(*plan.rejected, *writer.rejected),
+        added=ledger.total["added"],
+        replaced=ledger.total["replaced"],
+        present=ledger.total["present"] + plan.present,
+        steps=ledger.total["steps"],
+        quarantined=(*plan.rejected, *ledger.rejected),
         seconds=time.monotonic() - started,
-        source_uri=printable(locate(source).uri),
+        source_uri=printable(place.uri),
         source_format=reader.format,
         source_fingerprint=_fingerprint(plan),
-        run_id=run,
+        run_id=blank.run_id,
     )
+
+
+def _cut(refs: Sequence[SourceRef], count: int) -> Iterator[tuple[SourceRef, ...]]:
+    """References in batches, in order."""
+    batch: list[SourceRef] = []
+    size = 0
+    for ref in refs:
+        if batch and (len(batch) == count or size + ref.length > _BATCH_BYTES):
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(ref)
+        size += ref.length
+    if batch:
+        yield tuple(batch)
+
+
+def _carried(
+    batches: Sequence[Batch],
+    carry: Carry | None,
+    reader: SourceReader,
+    ledger: "_Ledger",
+    progress: Callable[[IngestProgress], None] | None,
+) -> Iterator[Converted]:
+    """The batches as they are converted, with progress."""
+
+    def tell(ref: SourceRef, tally: Tally) -> None:
+        if progress:
+            progress(ledger.progress(ref, tally))
+
+    if carry is None:
+        for batch in batches:
+            yield convert(batch, reader, tell)
+        return
+    for batch, converted in zip(batches, carry(batches), strict=True):
+        if converted.number != batch.number:
+            raise RuntimeError(f"batch {converted.number} was handed back in the place of batch {batch.number}")
+        tell(batch.refs[-1], converted.tally)
+        yield converted
 
 
 def _create(store_uri: str, reader: SourceReader, val_percent: int | None) -> Dataset:
@@ -222,110 +280,77 @@ def _record(store_uri: str, rejections: tuple[Rejection, ...] | list[Rejection],
 
 
 @dataclass
-class _Writer:
-    """Collects episodes into parts and whole references into commits."""
+class _Ledger:
+    """Takes converted batches in the order of the plan and commits what is good of them."""
 
     store_uri: str
     run_id: str
-    batch_episodes: int
     plan: _Plan
     fit: Filter
     rejected: list[Rejection] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
-    _buffer: list[Episode] = field(default_factory=list)
-    _rows: list[EpisodeRow] = field(default_factory=list)
-    _bytes: int = 0
-    _retired: list[str] = field(default_factory=list)
-    _unrecorded: list[Rejection] = field(default_factory=list)
+    _done: Tally = field(default_factory=Tally)
     _committer: Committer = field(init=False)
+    _retired: list[str] = field(init=False)
+    _rows: list[EpisodeRow] = field(default_factory=list)
+    _unrecorded: list[Rejection] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._committer = Committer(self.store_uri)
         todo = {ref.uri for ref in self.plan.todo}  # a file may have become a copy of another, with nothing to read
         self._retired = [key for uri, ids in self.plan.stale.items() if uri not in todo for key in ids]
 
-    def add(self, ref: SourceRef, reader: SourceReader) -> None:
-        """Convert one reference; commit when the batch is full."""
-        try:
-            self.fit.check_reference(ref)
-            for episode in self._checked(ref, reader.read(ref)):
-                self._buffer.append(episode)
-                self._bytes += _weight(episode)
-                if self._full():
-                    self._flush()
-        except Rejected as error:
-            self._drop(ref)
-            self._turn_away(error.rejection)
-        else:
-            self._retired += self.plan.stale.get(ref.uri, ())
-        if len(self._rows) + len(self._buffer) >= self.batch_episodes or self._full():
-            self.commit()
+    def take(self, converted: Converted) -> None:
+        """Judge a batch and make what is good of it visible, whole references at once."""
+        for found in converted.refs:
+            if rejection := found.rejection or self._conflict(found):
+                self._unrecorded.append(rejection)
+            else:
+                self._retired += self.plan.stale.get(found.ref.uri, ())
+                for candidate in found.candidates:
+                    self._take(found.ref, candidate)
+        self._done += converted.tally
+        self.close()
 
-    def progress(self, done: int, total: int, ref: SourceRef) -> IngestProgress:
-        """What to tell the caller."""
-        return IngestProgress(
-            done=done,
-            total=total,
-            episodes=self.total["episodes"],
-            steps=self.total["read"],
-            quarantined=len(self.plan.rejected) + len(self.rejected),
-            current=ref.uri,
-        )
-
-    def commit(self) -> None:
-        """Make all that was added visible, and write down what was turned away."""
-        self._flush()
+    def close(self) -> None:
+        """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
             result = commit(self._committer, self._rows, retire=self._retired)
             self.total.update(added=result.added, replaced=result.replaced, present=result.present)
             self.total["steps"] += sum(row.length for row in self._rows)
-        if self._unrecorded:
-            _record(self.store_uri, self._unrecorded, self.run_id)
+        _record(self.store_uri, self._unrecorded, self.run_id)
+        self.rejected += self._unrecorded
         self._rows, self._retired, self._unrecorded = [], [], []
 
-    def _checked(self, ref: SourceRef, episodes: Iterator[Episode]) -> Iterator[Episode]:
-        """The same episodes, without copies of what this source has brought already."""
-        for episode in episodes:
-            key = episode.meta.episode_id
-            fingerprint, uri = self.plan.taken.setdefault(key, (ref.fingerprint, ref.uri))
+    def progress(self, ref: SourceRef, tally: Tally) -> IngestProgress:
+        """What to tell the caller while a batch is under way of which `tally` is done."""
+        total, done = len(self.plan.refs) + len(self.plan.rejected), self._done + tally
+        return IngestProgress(
+            done=total - len(self.plan.todo) + done.refs,
+            total=total,
+            episodes=done.episodes,
+            steps=done.steps,
+            quarantined=len(self.plan.rejected) + len(self.rejected) + tally.rejected,
+            current=ref.uri,
+        )
+
+    def _conflict(self, found: ConvertedRef) -> Rejection | None:
+        """Whether the source has brought one of the episodes already, with other content."""
+        ref = found.ref
+        for candidate in found.candidates:
+            fingerprint, uri = self.plan.taken.get(candidate.episode_id, (ref.fingerprint, ref.uri))
             if fingerprint != ref.fingerprint:
-                detail = f"the same episode as {uri}, with other content"
-                raise Rejected(ref.rejection("duplicate_episode", detail))
-            if uri != ref.uri:
-                self.total["present"] += 1
-                continue
-            if unwanted := self.fit.verdict(episode):
-                del self.plan.taken[key]
-                self._turn_away(unwanted)
-                continue
-            self.total.update(episodes=1, read=len(episode))
-            yield episode
+                return ref.rejection("duplicate_episode", f"the same episode as {uri}, with other content")
+        return None
 
-    def _turn_away(self, rejection: Rejection) -> None:
-        self.rejected.append(rejection)
-        self._unrecorded.append(rejection)
-
-    def _full(self) -> bool:
-        return self._bytes >= _MAX_BYTES or sum(map(len, self._buffer)) >= _MAX_STEPS
-
-    def _flush(self) -> None:
-        """Write what is in memory as a part; only `commit` makes it visible."""
-        if self._buffer:
-            self._rows += write_part(self.store_uri, self._buffer, run_id=self.run_id)
-        self._buffer, self._bytes = [], 0
-
-    def _drop(self, ref: SourceRef) -> None:
-        """Forget what a reference gave before it turned out to be bad."""
-        given = {key for key, (_, uri) in self.plan.taken.items() if uri == ref.uri}
-        for key in given:
-            del self.plan.taken[key]
-        self._buffer = [episode for episode in self._buffer if episode.meta.episode_id not in given]
-        self._rows = [row for row in self._rows if row.episode_id not in given]
-
-
-def _weight(episode: Episode) -> int:
-    """Bytes of an episode's frames."""
-    return sum(
-        sum(map(len, frames.jpegs)) if isinstance(frames, EncodedFrames) else frames.nbytes
-        for frames in episode.frames.values()
-    )
+    def _take(self, ref: SourceRef, candidate: Candidate) -> None:
+        _, uri = self.plan.taken.setdefault(candidate.episode_id, (ref.fingerprint, ref.uri))
+        if uri != ref.uri:
+            self.total["present"] += 1
+        elif unwanted := self.fit.judge(candidate.source_uri, ref.fingerprint, candidate.verdict):
+            del self.plan.taken[candidate.episode_id]
+            self._unrecorded.append(unwanted)
+        elif candidate.row is None:  # a double of one in its batch
+            self.total["present"] += 1
+        else:
+            self._rows.append(candidate.row)

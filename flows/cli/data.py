@@ -23,6 +23,16 @@ Flow = Annotated[
         "--flow/--no-flow", help="Run as a Prefect flow; by default when PREFECT_API_URL or a profile is set."
     ),
 ]
+Batch = Annotated[
+    int | None, typer.Option(min=1, help="Episodes or video files per task run and commit (64); up to 256 for many.")
+]
+RunnerName = Annotated[
+    str | None, typer.Option("--runner", help="Who does the task runs: threads, processes, dask or ray (threads).")
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Task runs at once (one thread, or a process per core).")]
+Cluster = Annotated[
+    str | None, typer.Option(help="A cluster that runs already: tcp://HOST:8786 (Dask), ray://HOST:10001 (Ray).")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -61,14 +71,21 @@ def ingest(
             "out_of_range,time_gap,too_short; none for no filter (video: black,static,copy)."
         ),
     ] = None,
+    batch: Batch = None,
+    runner: RunnerName = None,
+    workers: Workers = None,
+    cluster: Cluster = None,
     json: AsJson = False,
     flow: Flow = None,
 ) -> int:
     """Bring robot episodes or videos into a store as a new version.
 
     Ingesting again adds only what is new. Bad records are quarantined with a reason and never stop the rest.
+    Batches are spread over processes or a cluster with --runner or --cluster; the result is the same.
 
     Example: uwm ingest examples/data/droid runs/droid --format droid-rlds
+
+    Example: uwm ingest /data/droid stores/droid --runner dask --workers 8 --batch 128
     """
     options: dict[str, Any] = {
         "format": format,
@@ -79,13 +96,28 @@ def ingest(
         "backend": backend,
         "val_percent": val_percent,
         "reject": None if reject is None else reject.split(","),
+        "batch_episodes": batch,
+        **spread(runner, workers, cluster),
     }
-    result = carried_out(flow, quiet=json).ingest(source, store, **options)
+    given = {name: value for name, value in options.items() if value is not None}
+    result = carried_out(flow, quiet=json).ingest(source, store, **given)
     if json:
         say_json(result.report)
     else:
         show_ingested(result)
     return 0
+
+
+def spread(runner: str | None, workers: int | None, cluster: str | None) -> dict[str, Any]:
+    """The options that say who does the task runs, checked.
+
+    Raises:
+        UserError: when they make no sense.
+    """
+    from flows.runners import choose
+
+    choose(runner, workers, cluster)
+    return {"runner": runner, "workers": workers, "cluster": cluster}
 
 
 def show_ingested(result: "Ingested") -> None:

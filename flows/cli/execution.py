@@ -6,10 +6,13 @@ from flows.cli.console import note, progress_bar
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress, TaskID
 
     from flows.jobs import Evaluated, Ingested, Trained
     from flows.steps import Steps
+    from uwm.data.latents import EncodeReport
     from uwm.train.log import TrainEvent
 
 
@@ -41,6 +44,27 @@ def carried_out(flow: bool | None, *, quiet: bool) -> "Steps":
     return Here(quiet=quiet).steps()
 
 
+def encoded(flow: bool | None, *, quiet: bool) -> "Callable[..., tuple[EncodeReport, ...]]":
+    """The encoding of latents as a flow or as a plain function; `quiet` shows no progress of the latter."""
+    if use_flow(flow):
+        from flows.latents import latents
+        from flows.refusal import settled
+
+        return settled(latents)
+    return Here(quiet=quiet).encode
+
+
+def without_runner(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a job that is done in this process.
+
+    Raises:
+        UserError: when one of them asks for a runner.
+    """
+    if any(options.get(name) is not None for name in ("runner", "workers", "cluster")):
+        raise UserError("--runner, --workers and --cluster need a Prefect server: set PREFECT_API_URL to its address")
+    return {name: value for name, value in options.items() if name not in ("runner", "workers", "cluster")}
+
+
 class Here:
     """The jobs in this process, with their progress on stderr."""
 
@@ -57,6 +81,7 @@ class Here:
         """Ingest with a bar of references."""
         from flows.jobs import run_ingest
 
+        options = without_runner(options)
         with progress_bar(quiet=self.quiet) as display:
             task = display.add_task("ingest", total=None)
             return run_ingest(
@@ -82,6 +107,19 @@ class Here:
                 store,
                 **options,
                 progress=lambda done, total: display.update(task, completed=done, total=total),
+            )
+
+    def encode(self, recipe: str, overrides: tuple[str, ...], **options: Any) -> "tuple[EncodeReport, ...]":
+        """Encode latents with a bar of batches."""
+        from flows.jobs import make_config
+        from uwm.train.encode import encode_run
+
+        options = without_runner(options)
+        config = make_config(recipe, overrides)
+        with progress_bar(quiet=self.quiet) as display:
+            task = display.add_task("encode", total=None)
+            return encode_run(
+                config, **options, progress=lambda done, total: display.update(task, completed=done, total=total)
             )
 
 

@@ -228,8 +228,8 @@ def test_a_video_that_breaks_late_leaves_nothing(
         written.extend(episode.meta.source_uri for episode in batch)
         return write_part(uri, batch, run_id=run_id)
 
-    monkeypatch.setattr("pipelines.ingest._MAX_STEPS", 20)
-    monkeypatch.setattr("pipelines.ingest.write_part", write)
+    monkeypatch.setattr("pipelines.convert._MAX_STEPS", 20)
+    monkeypatch.setattr("pipelines.convert.write_part", write)
     for name in ("a", "b", "c"):
         write_video(tmp_path / f"clips/{name}.mp4", frames=60, seed=ord(name))
     broken = tmp_path / "clips/b.mp4"
@@ -300,9 +300,11 @@ def test_misfits_are_one_line(
 
 KILLED = """
 import os, signal, sys
-import pipelines.ingest as module
+import pipelines.convert
+import pipelines.ingest
 source, store, name, moment, nth = sys.argv[1:]
 calls = 0
+module = pipelines.convert if name == "write_part" else pipelines.ingest
 real = getattr(module, name)
 
 def dying(*args, **options):
@@ -316,7 +318,7 @@ def dying(*args, **options):
     return result
 
 setattr(module, name, dying)
-module.ingest(source, store, batch_episodes=2)
+pipelines.ingest.ingest(source, store, batch_episodes=2)
 """
 
 
@@ -327,8 +329,8 @@ module.ingest(source, store, batch_episodes=2)
         ("write_part", "before", 1, 0),
         ("write_part", "after", 1, 0),
         ("write_part", "after", 2, 2),
-        ("commit", "after", 2, 4),
-        ("add_quarantine", "before", 1, 4),
+        ("commit", "after", 2, 3),
+        ("add_quarantine", "before", 1, 3),
     ],
 )
 def test_killed_at_a_moment(episodes: Make, store: str, name: str, moment: str, nth: int, kept: int) -> None:

@@ -7,7 +7,7 @@ same latents. A dataset version is covered when `encode` has finished it; new ep
 Dimension letters: K variants, V views, F frames, C, h, w latent channels, height and width.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,11 +31,12 @@ from storage_schemas.latents import (
 )
 from storage_schemas.location import Location
 from storage_schemas.schema import SHARD_STEPS
-from storage_schemas.shards import HOLE, DamagedError, PartReader, encode_shard, index_bytes, parse_index
+from storage_schemas.shards import DamagedError, PartReader
 from storage_schemas.store import Dataset, open_parts
 from uwm.config import DataConfig
 from uwm.data.augment import augment, centre
 from uwm.data.frames import decode_fitted
+from uwm.data.latent_shards import ShardJob, complete_shard, known_views, shard_jobs, steps_inside
 from uwm.data.mixture import Member
 from uwm.device import autocast
 
@@ -226,6 +227,13 @@ def encode(
     Raises:
         UserError: when there are latents of that name that were made from something else.
     """
+    spec = prepare(member, config, tokenizer, variants=variants, seed=seed)
+    encoded, total = encode_parts(member, spec, config, tokenizer, device=device, dtype=dtype, progress=progress)
+    return finish(member, config, encoded=encoded, total=total)
+
+
+def prepare(member: Member, config: DataConfig, tokenizer: "Tokenizer", *, variants: int, seed: int) -> LatentSpec:
+    """Write down what the latents are made from, or see that it is the same as before. Raises as `encode`."""
     dataset, name = member.dataset, config.latents
     folder = latents_folder(dataset.location, name)
     if config.augmentation == "none" and variants > 1:
@@ -241,18 +249,45 @@ def encode(
         raise UserError(
             f"{dataset.uri} has other latents {name!r}: {reason or 'other variants or seed'}; choose another name"
         )
+    return spec
+
+
+def encode_parts(
+    member: Member,
+    spec: LatentSpec,
+    config: DataConfig,
+    tokenizer: "Tokenizer",
+    parts: Collection[str] | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[int, int]:
+    """Encode what some parts lack, all of them by default; two processes must not take the same part at once.
+
+    Returns:
+        Latents encoded now, and all of these parts.
+    """
+    dataset = member.dataset
+    folder = latents_folder(dataset.location, config.latents)
     encoder = _Encoder(dataset, spec, config, tokenizer, device, dtype)
-    jobs = list(_jobs(dataset, spec, member.rows))
+    jobs = list(shard_jobs(dataset, spec, member.rows, parts))
     total = sum(job.size for job in jobs)
     encoded = done = 0
-    for part in dict.fromkeys(job.part for job in jobs):
-        steps = dataset.schema(next(job.rows[0] for job in jobs if job.part == part)).steps
-        for key, document in latent_metadata(spec, steps).items():
+    for part, job in {job.part: job for job in jobs}.items():
+        for key, document in latent_metadata(spec, dataset.schema(job.rows[0]).steps).items():
             (folder / part / key).write_bytes(document)
     for job in jobs:
         encoded += encoder.run(job, folder / job.part)
         done += job.size
         progress(done, total)
+    return encoded, total
+
+
+def finish(member: Member, config: DataConfig, *, encoded: int, total: int) -> EncodeReport:
+    """Declare the version covered, once all of its parts are encoded."""
+    dataset, name = member.dataset, config.latents
+    folder = latents_folder(dataset.location, name)
     mark_covered(folder, dataset.version, member.ref.collections, len(member.rows))
     return EncodeReport(
         uri=dataset.uri,
@@ -272,48 +307,6 @@ def latent_shape(config: DataConfig, tokenizer: "Tokenizer") -> tuple[int, int, 
     return tokenizer.channels, height // tokenizer.downsample, width // tokenizer.downsample
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """One shard of one variant."""
-
-    part: str
-    variant: int
-    shard: int
-    rows: tuple[int, ...]
-    """Episodes with steps in it."""
-    size: int
-    """Latents of these episodes in the shard."""
-
-
-def _jobs(dataset: Dataset, spec: LatentSpec, rows: NDArray[np.int64]) -> Iterator[_Job]:
-    """All shards of the episodes, part by part."""
-    episodes = dataset.episodes
-    shards: dict[tuple[str, int], list[int]] = {}
-    for row in rows.tolist():
-        start, stop = int(episodes.starts[row]), int(episodes.starts[row] + episodes.lengths[row])
-        for shard in range(start // SHARD_STEPS, (stop - 1) // SHARD_STEPS + 1):
-            shards.setdefault((episodes.parts[row], shard), []).append(row)
-    for (part, shard), members in sorted(shards.items()):
-        size = sum(len(_inside(dataset, row, shard)) * len(_known(dataset, spec, row)) for row in members)
-        for variant in range(spec.variants):
-            yield _Job(part=part, variant=variant, shard=shard, rows=tuple(members), size=size)
-
-
-def _inside(dataset: Dataset, row: int, shard: int) -> NDArray[np.int64]:
-    """Steps of an episode that lie in a shard of its part."""
-    start, length = int(dataset.episodes.starts[row]), int(dataset.episodes.lengths[row])
-    return np.arange(max(0, shard * SHARD_STEPS - start), min(length, (shard + 1) * SHARD_STEPS - start))
-
-
-def _known(dataset: Dataset, spec: LatentSpec, row: int) -> list[int]:
-    """Views of an episode that are to be encoded."""
-    return [
-        view
-        for view, camera in enumerate(spec.cameras)
-        if camera in spec.encoded and dataset.episodes.sizes[row, view, 0]
-    ]
-
-
 @dataclass
 class _Encoder:
     """Encodes shards."""
@@ -325,22 +318,22 @@ class _Encoder:
     device: torch.device
     dtype: torch.dtype
 
-    def run(self, job: _Job, folder: Location) -> int:
+    def run(self, job: ShardJob, folder: Location) -> int:
         """Write what a shard lacks; returns the number of latents encoded."""
         spec = self.spec
         places = {name: folder / latent_key(name, job.variant, job.shard) for name in spec.arrays}
         present = np.logical_and.reduce([held(place, spec.entries) for place in places.values()])
         new: dict[LatentArray, dict[int, bytes]] = {name: {} for name in spec.arrays}
         for row in job.rows:
-            steps = _inside(self.dataset, row, job.shard)
+            steps = steps_inside(self.dataset, row, job.shard)
             first = int(self.dataset.episodes.starts[row]) - job.shard * SHARD_STEPS
-            for view in _known(self.dataset, spec, row):
+            for view in known_views(self.dataset, spec, row):
                 ids = (first + steps) * len(spec.cameras) + view
                 lacking = ~present[ids]
                 for name, chunks in self._encode(row, view, job.variant, steps[lacking]).items():
                     new[name] |= dict(zip(ids[lacking].tolist(), chunks, strict=True))
         for name, place in places.items() if new["mean"] else ():
-            _write(place, new[name], spec.entries)
+            complete_shard(place, new[name], spec.entries)
         return len(new["mean"])
 
     def _encode(
@@ -369,15 +362,3 @@ class _Encoder:
             self.spec.draws(self.dataset.episodes.episode_ids[row], variant)[None, view : view + 1]
         )
         return augment(frames, draws, self.config, self.device)[0, 0]
-
-
-def _write(place: Location, new: Mapping[int, bytes], entries: int) -> None:
-    """Replace a shard by one that also holds `new`, at once."""
-    chunks: list[bytes | None] = [None] * entries
-    if place.exists():
-        data = place.read_bytes()
-        index = parse_index(data[-index_bytes(entries) :], len(data)).tolist()
-        chunks = [None if start == HOLE else data[start : start + size] for start, size in index]
-    for number, chunk in new.items():
-        chunks[number] = chunk
-    place.write_bytes(encode_shard(chunks))

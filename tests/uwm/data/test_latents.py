@@ -1,6 +1,7 @@
 """Cached latents: the same loss as encoding online, incremental, resumable, refused when stale."""
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
 from uwm.model.tokenizer import IdentityTokenizer, Tokenizer
 from uwm.policy import build
-from uwm.train.encode import encode_run
+from uwm.train.encode import EncodeBatch, EncodedBatch, encode_batch, encode_run
 from uwm.train.trainer import train
 
 CPU = torch.device("cpu")
@@ -201,3 +202,26 @@ def test_a_run_trains_on_declared_latents(run: RunConfig) -> None:
     reports = encode_run(run, variants=2)
     assert [report.name for report in reports] == ["k"]
     assert train(run).is_dir()
+
+
+def test_batches_encoded_elsewhere_are_as_here(run: RunConfig, make_episode: Callable[..., Episode]) -> None:
+    uri = run.data.datasets[0].uri
+    for name in ("b1", "b2"):
+        commit(uri, write_part(uri, [make_episode(name, length=5)], run_id="test"))
+
+    def elsewhere(batches: Sequence[EncodeBatch]) -> Iterator[EncodedBatch]:
+        assert len(batches) == 3, "one part each"
+        there = [pickle.loads(pickle.dumps(batch)) for batch in batches]  # noqa: S301
+        found = {batch.number: encode_batch(batch) for batch in [*reversed(there), there[0]]}
+        yield from (found[batch.number] for batch in batches)
+
+    other = with_config(run, data=with_config(run.data, latents="other"))
+    (here,) = encode_run(run, variants=2, batch_episodes=100)
+    (there,) = encode_run(other, variants=2, batch_episodes=1, carry=elsewhere)
+    assert (there.episodes, there.encoded + there.present) == (here.episodes, here.encoded)
+    folders = [Path(latents_folder(locate(uri), name).path) for name in ("k", "other")]
+    shards = [
+        {path.relative_to(f): path.read_bytes() for path in f.glob("*/*/c/**/*") if path.is_file()} for f in folders
+    ]
+    assert shards[0]
+    assert shards[0] == shards[1]

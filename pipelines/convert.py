@@ -1,0 +1,197 @@
+"""Convert one batch of references into parts: the unit of work that a thread, a process or a machine takes.
+
+A conversion writes parts and nothing else, and no part is visible before `pipelines.ingest` commits its rows. So a
+batch may be converted again at any time, by anybody: a worker that was killed leaves an orphan for `uwm gc`, and its
+batch is given to another one.
+
+What takes a view of the whole source (is this the same episode as another one, does it look like one?) is not decided
+here but where the batches come together again, in the order of the source. Only what is certain to be turned away
+there is left out of the parts here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from pipelines.filters import Filter, Verdict
+from pipelines.source import Rejected, Rejection, SourceReader, SourceRef
+from pipelines.sources import SourceOptions, open_source
+from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.store import EpisodeRow, write_part
+
+_MAX_BYTES = 256 << 20
+_MAX_STEPS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """References to convert and all that it takes. Picklable, and valid wherever source and store can be reached."""
+
+    source: str
+    format: str
+    options: SourceOptions
+    reject: frozenset[str]
+    """Some of `pipelines.filters.FILTERS`."""
+    store_uri: str
+    run_id: str
+    number: int
+    """Its place in the plan, from 0."""
+    refs: tuple[SourceRef, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """Counts of what was converted, before anything is known of other batches."""
+
+    refs: int = 0
+    episodes: int = 0
+    steps: int = 0
+    rejected: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            refs=self.refs + other.refs,
+            episodes=self.episodes + other.episodes,
+            steps=self.steps + other.steps,
+            rejected=self.rejected + other.rejected,
+        )
+
+
+@dataclass(kw_only=True)
+class Candidate:
+    """An episode that was read; it enters the dataset if nothing that came before speaks against it."""
+
+    episode_id: str
+    source_uri: str
+    length: int
+    verdict: Verdict
+    row: EpisodeRow | None = None
+    """Where it lies; None when it is not wanted, or is certain to be turned away."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedRef:
+    """What became of one reference."""
+
+    ref: SourceRef
+    candidates: tuple[Candidate, ...] = ()
+    rejection: Rejection | None = None
+    """Why nothing of it can be stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What became of a batch."""
+
+    number: int
+    """The batch's."""
+    refs: tuple[ConvertedRef, ...]
+    tally: Tally
+
+
+OnReference = Callable[[SourceRef, Tally], None]
+"""Is told after every reference what has been done of the batch."""
+
+
+def convert(
+    batch: Batch, reader: SourceReader | None = None, on_reference: OnReference = lambda ref, tally: None
+) -> Converted:
+    """Read, check and write a batch. Nothing becomes visible, so it can be done again.
+
+    Args:
+        batch: from `pipelines.ingest`.
+        reader: of the batch's source; this process opens one for all batches of a run when None.
+        on_reference: for progress.
+
+    Raises:
+        UserError: when source or store can't be reached.
+    """
+    reader = reader or _opened(batch.source, batch.format, batch.options, batch.run_id)
+    return _Converter(batch, reader).run(on_reference)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: str, format: str, options: SourceOptions, run_id: str) -> SourceReader:  # noqa: A002
+    """`run_id` makes a new run look at the source anew."""
+    return open_source(source, format, options)
+
+
+@dataclass
+class _Converter:
+    """Collects episodes into parts."""
+
+    batch: Batch
+    reader: SourceReader
+    _tally: Tally = field(default_factory=Tally)
+    _buffer: list[tuple[Candidate, Episode]] = field(default_factory=list)
+    _bytes: int = 0
+    _kept: dict[tuple[str, str], Candidate] = field(default_factory=dict)
+    """Candidates of finished references by id and fingerprint."""
+
+    def __post_init__(self) -> None:
+        self._filter = Filter(self.reader, self.batch.reject)
+
+    def run(self, on_reference: OnReference) -> Converted:
+        """All references in order."""
+        found = []
+        for ref in self.batch.refs:
+            found.append(self._convert(ref))
+            on_reference(ref, self._tally)
+        self._flush()
+        return Converted(number=self.batch.number, refs=tuple(found), tally=self._tally)
+
+    def _convert(self, ref: SourceRef) -> ConvertedRef:
+        candidates: list[Candidate] = []
+        try:
+            self._filter.check_reference(ref)
+            for episode in self.reader.read(ref):
+                candidates.append(self._candidate(ref, episode))
+                if self._full():
+                    self._flush()
+        except Rejected as error:
+            self._buffer = [item for item in self._buffer if not any(item[0] is given for given in candidates)]
+            self._filter.forget()
+            self._tally += Tally(refs=1, rejected=1)
+            return ConvertedRef(ref=ref, rejection=error.rejection)
+        good = [candidate for candidate in candidates if candidate.verdict.rejection is None]
+        self._kept |= {(candidate.episode_id, ref.fingerprint): candidate for candidate in good}
+        self._tally += Tally(
+            refs=1,
+            episodes=len(good),
+            steps=sum(candidate.length for candidate in good),
+            rejected=len(candidates) - len(good),
+        )
+        return ConvertedRef(ref=ref, candidates=tuple(candidates))
+
+    def _candidate(self, ref: SourceRef, episode: Episode) -> Candidate:
+        meta = episode.meta
+        double = self._kept.get((meta.episode_id, ref.fingerprint))  # what is decided of it is decided of this one
+        candidate = Candidate(
+            episode_id=meta.episode_id,
+            source_uri=meta.source_uri,
+            length=len(episode),
+            verdict=double.verdict if double else self._filter.look(episode),
+        )
+        if not double and candidate.verdict.rejection is None:
+            self._buffer.append((candidate, episode))
+            self._bytes += _weight(episode)
+        return candidate
+
+    def _full(self) -> bool:
+        return self._bytes >= _MAX_BYTES or sum(len(episode) for _, episode in self._buffer) >= _MAX_STEPS
+
+    def _flush(self) -> None:
+        """Write what is in memory as a part."""
+        if self._buffer:
+            rows = write_part(self.batch.store_uri, [episode for _, episode in self._buffer], run_id=self.batch.run_id)
+            for (candidate, _), row in zip(self._buffer, rows, strict=True):
+                candidate.row = row
+        self._buffer, self._bytes = [], 0
+
+
+def _weight(episode: Episode) -> int:
+    """Bytes of an episode's frames."""
+    return sum(
+        sum(map(len, frames.jpegs)) if isinstance(frames, EncodedFrames) else frames.nbytes
+        for frames in episode.frames.values()
+    )

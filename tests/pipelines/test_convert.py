@@ -1,0 +1,128 @@
+"""Batches that are converted elsewhere, in any order and more than once, give what one process gives."""
+
+import pickle
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.convert import Batch, Converted, convert
+from pipelines.ingest import IngestProgress, IngestReport, ingest
+from pipelines.sources import SourceOptions
+from pipelines.sources.video import VideoOptions
+from storage_schemas.errors import UserError
+from storage_schemas.integrity import verify
+from storage_schemas.store import open_dataset, quarantined
+
+Make = Callable[..., Any]
+
+
+class Elsewhere:
+    """Converts batches in a random order, some of them twice; all that goes there and back is pickled."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.random = random.Random(seed)  # noqa: S311
+        self.batches: list[Batch] = []
+
+    def __call__(self, batches: Sequence[Batch]) -> Iterator[Converted]:
+        self.batches = list(batches)
+        found: dict[int, Converted] = {}
+        for batch in self.random.sample(self.batches, len(batches)) + self.batches[:1]:
+            found[batch.number] = pickle.loads(pickle.dumps(convert(pickle.loads(pickle.dumps(batch)))))  # noqa: S301
+        yield from (found[batch.number] for batch in batches)
+
+
+def outcome(store: str, report: IngestReport) -> object:
+    """All that a user sees of an ingestion, but for times, run ids and the names of parts."""
+    episodes = open_dataset(store).episodes
+    columns = ("episode_id", "source_uri", "source_fingerprint", "length", "checksum", "collection")
+    return (
+        list(zip(*(episodes.column(name) for name in columns), strict=True)),
+        replace(report, store_uri="", seconds=0, run_id=""),
+        [replace(row, run_id="", time=None) for row in quarantined(store)],  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def troubled(tmp_path: Path, write_rlds: Make, make_features: Make) -> str:
+    """Good and bad records; the same one again; the same episode with other content; one that looks like another."""
+
+    def record(number: int, seed: int | None = None, **changes: Any) -> Any:
+        path = f"LAB/success/day/{number}/trajectory.h5"
+        return make_features(6, path=path, seed=(number if seed is None else seed) * 50, **changes)
+
+    records = [record(1), record(2), record(3, steps__is_first=[1] * 6), record(1), record(4), record(2, seed=9),
+               record(5, seed=4), record(6), record(7, seed=1), record(8), record(8), record(9, seed=8)]  # fmt: skip
+    return str(write_rlds(tmp_path / "set", *[[made] for made in records]))
+
+
+@pytest.mark.parametrize("reject", [[], ["duplicate"], ["copy"]], ids=["all", "duplicate", "copy"])
+@pytest.mark.parametrize("batch", [1, 5])
+def test_elsewhere_is_as_here(troubled: str, tmp_path: Path, reject: list[str], batch: int) -> None:
+    here, there, whole = (str(tmp_path / name) for name in ("here", "there", "whole"))
+    calm = ingest(troubled, here, batch_episodes=batch, reject=reject)
+    spread = ingest(troubled, there, batch_episodes=batch, reject=reject, carry=Elsewhere(batch))
+    assert outcome(there, spread) == outcome(here, calm)
+    assert verify(there).ok
+    reasons = {rejection.reason for rejection in calm.quarantined}
+    assert reasons >= {"bad_boundaries", "duplicate_episode"} | ({"duplicate"} if reject else set())
+    in_one = ingest(troubled, whole, batch_episodes=64, reject=reject)
+    assert outcome(whole, in_one) == outcome(here, replace(calm, version=in_one.version))
+
+
+def test_videos_elsewhere_are_as_here(tmp_path: Path, write_video: Make) -> None:
+    for number in range(4):
+        write_video(tmp_path / f"clips/{number}.mp4", frames=30, seed=number * 40)
+    (tmp_path / "clips/2.mp4").write_bytes(b"no video")
+    options = SourceOptions(video=VideoOptions(clip_steps=10), collection="web")
+    found = []
+    for name, carry in (("here", None), ("there", Elsewhere())):
+        store = str(tmp_path / name)
+        report = ingest(str(tmp_path / "clips"), store, options=options, batch_episodes=2, carry=carry)
+        found.append(outcome(store, report))
+    assert found[0] == found[1]
+
+
+def test_a_copy_of_a_video_that_breaks_late_is_not_taken_for_a_duplicate(tmp_path: Path, write_video: Make) -> None:
+    whole = write_video(tmp_path / "clips/b.mp4", frames=60).read_bytes()
+    middle = len(whole) // 2
+    (tmp_path / "clips/a.mp4").write_bytes(whole[:middle] + bytes(300) + whole[middle + 300 :])
+    options = SourceOptions(video=VideoOptions(clip_steps=60))
+    for batch in (1, 2):
+        store = str(tmp_path / f"store-{batch}")
+        report = ingest(str(tmp_path / "clips"), store, options=options, batch_episodes=batch, reject=["duplicate"])
+        assert [Path(rejection.source_uri).name for rejection in report.quarantined] == ["a.mp4"]
+        assert report.added == 1
+
+
+def test_progress_comes_batch_by_batch(troubled: str, tmp_path: Path) -> None:
+    seen: list[IngestProgress] = []
+    carry = Elsewhere()
+    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, carry=carry, progress=seen.append)
+    assert [len(batch.refs) for batch in carry.batches] == [5, 5, 2]
+    assert [(p.done, p.total) for p in seen] == [(5, 12), (10, 12), (12, 12)]
+    again = Elsewhere()
+    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, carry=again)
+    assert sum(len(batch.refs) for batch in again.batches) < 12, "what is there is not given to anybody"
+
+
+def test_a_batch_ends_at_a_number_of_bytes(troubled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.ingest._BATCH_BYTES", 1)
+    carry = Elsewhere()
+    ingest(troubled, str(tmp_path / "store"), carry=carry)
+    assert [len(batch.refs) for batch in carry.batches] == [1] * 12
+
+
+@pytest.mark.parametrize("wrong", [lambda found: found[::-1], lambda found: found[1:]], ids=["order", "lost"])
+def test_batches_that_come_back_wrong_are_noticed(troubled: str, tmp_path: Path, wrong: Callable[..., Any]) -> None:
+    carry = Elsewhere()
+    with pytest.raises((RuntimeError, ValueError)):
+        ingest(troubled, str(tmp_path / "store"), batch_episodes=4, carry=lambda batches: wrong(list(carry(batches))))
+
+
+def test_an_empty_batch_is_refused(troubled: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        ingest(troubled, str(tmp_path / "store"), batch_episodes=0)
