@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.lineage_view import HOME_KEY, keys
+from flows.lineage.pages import HOME_KEY, keys
 from flows.server import Server, client_environment, is_healthy, local_server
 from storage_schemas.lineage import LineageGraph, graph
 

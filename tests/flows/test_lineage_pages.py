@@ -6,21 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.lineage_view import (
-    HOME_KEY,
-    MAX_DRAWN,
-    as_json,
-    columns,
-    home,
-    keys,
-    layout,
-    listing,
-    outline,
-    page,
-    run_link,
-    slug,
-    svg,
-)
+from flows.lineage.pages import HOME_KEY, home, keys, kind_pages, page, run_link, slug
+from flows.lineage.picture import MAX_DRAWN, columns, layout, svg
+from flows.lineage.text import as_json, listing, outline
 from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord
 
 ROBOT, CLIPS = "source/droid_100@bb", "source/clips@aa"
@@ -113,8 +101,9 @@ def test_the_page_links_up_down_home_and_to_the_flow_runs() -> None:
 
 
 def test_every_link_of_every_page_leads_to_a_page() -> None:
-    there = {*keys(GRAPH).values(), HOME_KEY}
-    texts = [home(GRAPH), *(page(GRAPH, node) for node in GRAPH.nodes)]
+    kinds = kind_pages(GRAPH)
+    there = {*keys(GRAPH).values(), *kinds, HOME_KEY}
+    texts = [home(GRAPH), *kinds.values(), *(page(GRAPH, node) for node in GRAPH.nodes)]
     linked = {key for text in texts for key in re.findall(r"\(/artifacts/key/([^)]*)\)", text)}
     assert linked == there
 
