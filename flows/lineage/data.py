@@ -73,7 +73,7 @@ def _statistics(dataset: Dataset) -> Section:
     if len(lengths):
         shown = f"{lengths.min():,} / {int(np.median(lengths)):,} / {lengths.max():,}"
         rows.insert(3, ("shortest / median / longest episode", shown))
-    return table("Statistics", ("", ""), rows)
+    return table("Statistics", ("", "of this version"), rows)
 
 
 def _share(part: int, whole: int) -> str:

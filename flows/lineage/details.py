@@ -48,7 +48,7 @@ def _details(graph: LineageGraph, record: LineageRecord, keep: bool) -> Sequence
         return held
     try:
         sections = tuple(_gatherers()[record.kind](graph, record))
-    except (UserError, DamagedError, OSError, KeyError, TypeError, ValueError) as error:  # gone, or not what it was
+    except (UserError, DamagedError, OSError) as error:  # gone, or not what it was
         return (Section(title="Details", text=f"They can't be read: {error}"),)
     if keep and (record.kind != "source" or graph.children(record.node)):
         kept = _Kept(format=FORMAT, identity=record.identity, sections=sections)

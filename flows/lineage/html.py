@@ -9,7 +9,7 @@ from importlib.resources import files
 from flows.lineage.details import Details
 from flows.lineage.pages import keys
 from flows.lineage.picture import MAX_DRAWN, svg
-from flows.lineage.sections import Section
+from flows.lineage.sections import Section, facts_of
 from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord, kind_of
 
 MAX_PICTURE_BYTES = 8_000_000
@@ -24,6 +24,7 @@ class NodeView:
     kind: str
     anchor: str
     record: LineageRecord | None
+    facts: Sequence[tuple[str, str]]
     run_url: str
     sections: Sequence[Section]
     up: Sequence[tuple[str, str]]
@@ -65,6 +66,7 @@ def _view(graph: LineageGraph, node: str, anchors: Mapping[str, str], details: D
         kind=kind_of(node),
         anchor=anchors[node],
         record=record,
+        facts=facts_of(record),
         run_url=record.run_url if record and record.run_url.startswith(("http://", "https://")) else "",
         sections=details.get(node, ()),
         up=[(name, anchors[name]) for name in graph.parents(node)],

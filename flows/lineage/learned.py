@@ -2,19 +2,31 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flows.lineage.sections import Section, pictures, strip, table
 from storage_schemas.errors import UserError
 from storage_schemas.lineage import LineageGraph, LineageRecord, kind_of
 from storage_schemas.location import locate
+from uwm.train.log import DatasetUse
+
+T = TypeVar("T")
 
 MAX_JSON_BYTES = 16 << 20
 EXAMPLES = 3
 _ELSEWHERE = ("data.datasets", "output", "init_from")
 """Settings that name places; the page shows those as links."""
+
+
+class _State(BaseModel):
+    """What the page needs of a checkpoint's state; loading the checkpoint would import torch and hash its weights."""
+
+    digest: str
+    metrics: Mapping[str, float] = {}
+    datasets: tuple[DatasetUse, ...] = ()
 
 
 def of_checkpoint(graph: LineageGraph, record: LineageRecord) -> list[Section]:
@@ -23,31 +35,29 @@ def of_checkpoint(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     Raises:
         UserError: when the checkpoint can't be read or is another one by now.
     """
-    state, config = _json(record, "state.json"), _json(record, "config.json")
-    if state.get("digest") != record.identity:
+    state, config = _read(record, "state.json", _State), _read(record, "config.json", dict[str, Any])
+    if state.digest != record.identity:
         raise UserError(f"{record.uri} is another checkpoint by now")
-    metrics = [(name.replace("_", " "), _number(value)) for name, value in state.get("metrics", {}).items()]
-    sections = [
-        table("Metrics", ("", "last logged value"), metrics),
-        _trained_on(state),
-        _against_recipe(config),
-    ]
+    metrics = [(name.replace("_", " "), f"{value:.5g}") for name, value in state.metrics.items()]
+    sections = [table("Metrics", ("", "last logged value"), metrics), _trained_on(state), _against_recipe(config)]
     for parent in record.upstream:
         known = graph.records.get(parent)
-        if known is not None and kind_of(parent) == "checkpoint" and known.facts.get("stage") != "tokenizer":
-            sections.append(_difference(f"Settings that differ from {parent}", config, _json(known, "config.json")))
+        if known and kind_of(parent) == "checkpoint" and known.facts.get("stage") != "tokenizer":
+            sections.append(
+                _difference(f"Settings that differ from {parent}", config, _read(known, "config.json", dict[str, Any]))
+            )
     return sections
 
 
-def _trained_on(state: Mapping[str, Any]) -> Section:
+def _trained_on(state: _State) -> Section:
     rows = [
         (
-            f"{use['uri']}@{use['version']}",
-            f"{use['weight']:g}",
-            ", ".join(use["collections"]) or "all",
-            *(f"{use[name]:,}" for name in ("episodes", "segments", "action_steps")),
+            f"{use.uri}@{use.version}",
+            f"{use.weight:g}",
+            ", ".join(use.collections) or "all",
+            *(f"{count:,}" for count in (use.episodes, use.segments, use.action_steps)),
         )
-        for use in state.get("datasets", ())
+        for use in state.datasets
     ]
     header = ("dataset", "weight", "collections", "training episodes", "segments", "known actions")
     return table("Trained on", header, rows)
@@ -79,10 +89,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             found[prefix + name] = value if isinstance(value, str) else json.dumps(value)
     return found
-
-
-def _number(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
 def of_evaluation(graph: LineageGraph, record: LineageRecord) -> list[Section]:
@@ -128,13 +134,11 @@ def _examples(folder: str) -> Iterator[tuple[str, bytes]]:
             yield f"{' | '.join(words)}: step {example.step} of {example.episode_id} ({example.collection})", jpeg
 
 
-def _json(record: LineageRecord, name: str) -> dict[str, Any]:
+def _read(record: LineageRecord, name: str, kind: type[T]) -> T:
     place = locate(record.uri) / name
     try:
-        content = place.read_bytes(0, MAX_JSON_BYTES)
-        found: Any = json.loads(content)
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise UserError(f"can't read {place.uri}: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{place.uri} is not what it should be")
-    return found
+        return TypeAdapter(kind).validate_json(place.read_bytes(0, MAX_JSON_BYTES))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{place.uri} does not exist") from error
+    except ValidationError as error:
+        raise UserError(f"{place.uri} is damaged: {error.errors()[0]['msg']}") from error

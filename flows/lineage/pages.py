@@ -6,16 +6,19 @@ Prefect server shows them as they are: `/artifacts/key/<key>`.
 
 import hashlib
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from flows.lineage.picture import MAX_DRAWN, data_url, svg
-from flows.lineage.sections import Section
+from flows.lineage.sections import Section, facts_of
 from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord, kind_of
 
 HOME_KEY = "lineage-home"
 NEWEST = 20
 """Nodes of each kind on the home page."""
+ROW_LETTERS = 80
+"""Of the facts in a row."""
 PAGE_ROWS = 100
 """Nodes on one page of a kind; of the links on a node's page."""
 
@@ -87,11 +90,11 @@ def _picture(graph: LineageGraph, note: str, focus: str) -> str:
 
 
 def _facts(record: LineageRecord) -> list[str]:
-    rows = {"kind": record.kind, "where": _code(record.uri), "made": _when(record), "identity": _code(record.identity)}
-    rows |= {name: _code(str(value)) for name, value in record.facts.items() if value not in (None, "")}
+    rows = {"where": _code(record.uri), "made": _when(record), "identity": _code(record.identity)}
+    rows |= {name: _text(value) for name, value in facts_of(record)}
     if record.run_url:
         rows["flow run"] = f"[open the flow run]({run_link(record.run_url)})"
-    return _table(("", ""), [(_text(name), value) for name, value in rows.items()])
+    return _table(("", "on record"), [(_text(name), value) for name, value in rows.items()])
 
 
 def _section(section: Section) -> str:
@@ -188,8 +191,8 @@ def _rows(nodes: Sequence[str], graph: LineageGraph, links: Mapping[str, str]) -
 
 def _row(node: str, graph: LineageGraph, links: Mapping[str, str]) -> tuple[str, str, str]:
     record = graph.records.get(node)
-    known = [f"{name} {value}" for name, value in record.facts.items() if value not in (None, "")] if record else []
-    facts = ", ".join(known[:4]) if record else "no record"
+    known = [f"{name} {value}" for name, value in facts_of(record)]
+    facts = textwrap.shorten(", ".join(known), ROW_LETTERS, placeholder=" …") if record else "no record"
     return f"[{_text(node)}](/artifacts/key/{links[node]})", _when(record) if record else "", _text(facts)
 
 

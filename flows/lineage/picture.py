@@ -19,6 +19,7 @@ COLORS: Mapping[str, str] = {
 UNKNOWN_COLOR = "#b91c1c"
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 220, 46, 64, 18, 12
+LANE_HEIGHT = 4
 LABEL_LETTERS = 25
 
 
@@ -48,32 +49,62 @@ def columns(graph: LineageGraph) -> dict[str, int]:
 
 def layout(graph: LineageGraph) -> list[Placed]:
     """Place every node: columns from left to right, within a column beside the average of its parents."""
+    return list(_arranged(graph)[0].values())
+
+
+Lanes = Mapping[tuple[str, int], float]
+"""(parent, column) -> height at which the parent's edges cross a column that they only pass."""
+
+
+def _arranged(graph: LineageGraph) -> tuple[dict[str, Placed], Lanes]:
+    """Boxes, and the lanes between them on which long edges pass, so that none runs behind a box."""
     column_of = columns(graph)
+    reach = {node: max((column_of[child] for child in graph.children(node)), default=0) for node in graph.nodes}
+    stacks: list[tuple[list[str], list[str]]] = []
+    for column in range(max(column_of.values(), default=-1) + 1):
+        boxes = [node for node in graph.nodes if column_of[node] == column]
+        stacks.append((boxes, [node for node in graph.nodes if column_of[node] < column < reach[node]]))
+    tallest = max((_height(*stack) for stack in stacks), default=0.0)
     placed: dict[str, Placed] = {}
-    tallest = max((list(column_of.values()).count(column) for column in set(column_of.values())), default=0)
-    height = tallest * (BOX_HEIGHT + GAP_Y) - GAP_Y
-    for column in sorted(set(column_of.values())):
-        nodes = [node for node in graph.nodes if column_of[node] == column]
-        nodes.sort(key=lambda node: _mean_y([placed[p] for p in graph.parents(node) if p in placed]))
-        free = height - len(nodes) * (BOX_HEIGHT + GAP_Y) + GAP_Y
-        for row, node in enumerate(nodes):
-            x = MARGIN + column * (BOX_WIDTH + GAP_X)
-            y = MARGIN + free / 2 + row * (BOX_HEIGHT + GAP_Y)
-            placed[node] = Placed(node, column, x, y)
-    return list(placed.values())
+    lanes: dict[tuple[str, int], float] = {}
+    for column, (boxes, passing) in enumerate(stacks):
+
+        def before(node: str, column: int = column) -> float:
+            """Where a parent's edges come from."""
+            lane = lanes.get((node, column - 1))
+            return placed[node].y + BOX_HEIGHT / 2 if lane is None and node in placed else lane or 0.0
+
+        wanted = {node: _mean([before(parent) for parent in graph.parents(node)]) for node in boxes}
+        rows = [(height, node, True) for node, height in wanted.items()]
+        rows += [(before(node), node, False) for node in passing]
+        y = MARGIN + (tallest - _height(boxes, passing)) / 2
+        for _, node, is_box in sorted(rows, key=lambda row: row[0]):
+            if is_box:
+                placed[node] = Placed(node, column, MARGIN + column * (BOX_WIDTH + GAP_X), y)
+            else:
+                lanes[node, column] = y + LANE_HEIGHT / 2
+            y += (BOX_HEIGHT if is_box else LANE_HEIGHT) + GAP_Y
+    return placed, lanes
 
 
-def _mean_y(parents: Sequence[Placed]) -> float:
-    return sum(parent.y for parent in parents) / len(parents) if parents else 0.0
+def _height(boxes: Sequence[str], passing: Sequence[str]) -> float:
+    return len(boxes) * (BOX_HEIGHT + GAP_Y) + len(passing) * (LANE_HEIGHT + GAP_Y) - GAP_Y
+
+
+def _mean(heights: Sequence[float]) -> float:
+    return sum(heights) / len(heights) if heights else 0.0
 
 
 def svg(graph: LineageGraph, focus: str = "", anchors: Mapping[str, str] | None = None) -> str:
     """A drawing of the graph as an SVG document; `focus` is drawn filled, and each box links to its anchor."""
-    placed = {item.node: item for item in layout(graph)}
+    placed, lanes = _arranged(graph)
     width = max((item.x for item in placed.values()), default=0) + BOX_WIDTH + MARGIN
-    height = max((item.y for item in placed.values()), default=0) + BOX_HEIGHT + MARGIN
+    height = max([*(item.y + BOX_HEIGHT for item in placed.values()), *lanes.values()], default=0) + MARGIN
     edges = [
-        _edge(placed[parent], placed[node]) for node in placed for parent in graph.parents(node) if parent in placed
+        _edge(placed[parent], placed[node], lanes)
+        for node in placed
+        for parent in graph.parents(node)
+        if parent in placed
     ]
     boxes = [_box(item, graph, focus=item.node == focus) for item in placed.values()]
     if anchors is not None:
@@ -85,12 +116,20 @@ def svg(graph: LineageGraph, focus: str = "", anchors: Mapping[str, str] | None 
     )
 
 
-def _edge(parent: Placed, child: Placed) -> str:
-    x1, y1 = parent.x + BOX_WIDTH, parent.y + BOX_HEIGHT / 2
-    x2, y2 = child.x, child.y + BOX_HEIGHT / 2
-    bend = max(GAP_X / 2, abs(x2 - x1) / 2)
-    curve = f"M{x1:g} {y1:g} C{x1 + bend:g} {y1:g} {x2 - bend:g} {y2:g} {x2:g} {y2:g}"
-    return f'<path d="{curve}" fill="none" stroke="#9ca3af" stroke-width="1.5"/>'
+def _edge(parent: Placed, child: Placed, lanes: Lanes) -> str:
+    x, y = parent.x + BOX_WIDTH, parent.y + BOX_HEIGHT / 2
+    path = f"M{x:g} {y:g}"
+    for column in range(parent.column + 1, child.column):
+        lane, left = lanes[parent.node, column], MARGIN + column * (BOX_WIDTH + GAP_X)
+        path += _bend(x, y, left, lane) + f" H{left + BOX_WIDTH:g}"
+        x, y = left + BOX_WIDTH, lane
+    path += _bend(x, y, child.x, child.y + BOX_HEIGHT / 2)
+    return f'<path d="{path}" fill="none" stroke="#9ca3af" stroke-width="1.5"/>'
+
+
+def _bend(x1: float, y1: float, x2: float, y2: float) -> str:
+    middle = max(GAP_X / 2, abs(x2 - x1) / 2)
+    return f" C{x1 + middle:g} {y1:g} {x2 - middle:g} {y2:g} {x2:g} {y2:g}"
 
 
 def _box(item: Placed, graph: LineageGraph, *, focus: bool) -> str:

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_ROWS = 20
+from storage_schemas.lineage import Fact, LineageRecord
+
+MAX_ROWS = 30
 """Rows of one table; a line below it says how many more there are."""
 MAX_PICTURE_BYTES = 36_000
 """Of all JPEG data of one node: an artifact stays a small row of the server's database."""
@@ -35,6 +37,16 @@ class Section(_Value):
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     pictures: tuple[Picture, ...] = ()
+
+
+def facts_of(record: LineageRecord | None) -> list[tuple[str, str]]:
+    """Names and texts of a record's facts, those that say something."""
+    facts = record.facts if record else {}
+    return [(name, _readable(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def _readable(value: Fact) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], *, text: str = "") -> Section:

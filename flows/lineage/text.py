@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 
 from flows.lineage.details import Details
-from flows.lineage.sections import Section
+from flows.lineage.sections import Section, facts_of
 from storage_schemas.lineage import LineageGraph, kind_of
 from storage_schemas.provenance import RawFiles, Sightings
 
@@ -26,8 +26,7 @@ def _note(graph: LineageGraph, node: str) -> str:
 def described(graph: LineageGraph, node: str, sections: Sequence[Section]) -> list[str]:
     """Lines of plain text: what is known of `node` itself."""
     record = graph.records.get(node)
-    facts = record.facts if record else {}
-    lines = [f"  {name}: {value}" for name, value in facts.items() if value not in (None, "")]
+    lines = [f"  {name}: {value}" for name, value in facts_of(record)]
     for section in sections:
         lines += ["", section.title, *([f"  {section.text}"] if section.text else []), *_aligned(section)]
     return lines
