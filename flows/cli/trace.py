@@ -65,6 +65,8 @@ def lineage(
     chosen: Format = "json" if json else format
     if publish:
         _publish(found.root)
+    if kind and (node or file or files):
+        raise UserError("--kind lists nodes: it goes with no NODE, --files or --file")
     if file is not None:
         return _seen_by(found, file, chosen)
     if files:
@@ -82,7 +84,7 @@ def _shown(found: "LineageGraph", node: str | None, kind: Kind | None, chosen: F
     from flows.lineage.text import as_json, described, listing, outline
     from storage_schemas.lineage import kind_of
 
-    if kind and node is None:
+    if kind:
         found = found.part([name for name in found.nodes if kind_of(name) == kind])
     if chosen == "dot":
         return dot(found.around(node) if node else found, node or "").rstrip()

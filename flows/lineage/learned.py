@@ -76,7 +76,9 @@ def _against_recipe(config: Mapping[str, Any]) -> Section:
 def _difference(title: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> Section:
     mine, theirs = flat(here), flat(there)
     names = [name for name in {**theirs, **mine} if not name.startswith(_ELSEWHERE)]
-    rows = [(name, mine.get(name, "-"), theirs.get(name, "-")) for name in names if mine.get(name) != theirs.get(name)]
+    rows = [
+        (name, mine.get(name) or "-", theirs.get(name) or "-") for name in names if mine.get(name) != theirs.get(name)
+    ]
     return table(title, ("setting", "here", "there"), rows, text="" if rows else "None.")
 
 
