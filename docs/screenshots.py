@@ -19,12 +19,11 @@ IMAGES = Path(__file__).parent / "images"
 def lineage(context: BrowserContext, server: str) -> None:
     """Photograph lineage-home, an evaluation, a checkpoint and a dataset version, each by a link of the one before."""
     page = open_page(context, server, HOME_KEY)
-    shoot(page, HOME_KEY, height=1500)
+    shoot(page, HOME_KEY, height=1310)
     for node, height in (
         ("evaluation/demo-finetune", 2500),
         ("checkpoint/demo-finetune", 1900),
         ("dataset/droid", 2900),
-        ("source/droid", 1100),
     ):
         page = follow(page, node)
         shoot(page, f"lineage-{node.partition('/')[0]}", height=height)

@@ -192,7 +192,7 @@ def _rows(nodes: Sequence[str], graph: LineageGraph, links: Mapping[str, str]) -
 def _row(node: str, graph: LineageGraph, links: Mapping[str, str]) -> tuple[str, str, str]:
     record = graph.records.get(node)
     known = [f"{name} {value}" for name, value in facts_of(record)]
-    facts = textwrap.shorten(", ".join(known), ROW_LETTERS, placeholder=" …") if record else "no record"
+    facts = textwrap.shorten("; ".join(known), ROW_LETTERS, placeholder=" …") if record else "no record"
     return f"[{_text(node)}](/artifacts/key/{links[node]})", _when(record) if record else "", _text(facts)
 
 

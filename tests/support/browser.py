@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, Page, sync_playwright
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_SECONDS = 120.0
 _OPTIONS = ("--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update")
-FINISHED = "text=/^(Completed|Failed|Crashed|Cancelled)$/"
+FINISHED = "header.page-heading-flow-run >> text=/^(Completed|Failed|Crashed|Cancelled)$/"
 
 
 @contextmanager
@@ -61,10 +61,12 @@ def fill_form(page: Page, values: Mapping[str, str]) -> None:
 
 def submit_form(page: Page) -> str:
     """Submit the form and go to the page of its flow run, whose id is returned."""
-    page.get_by_role("button", name="Submit").click()
-    page.get_by_role("button", name="View run").first.dispatch_event("click")  # it lies under a message that slides in
-    page.wait_for_url(re.compile(r"/runs/flow-run/[0-9a-f-]+"))
-    return page.url.partition("/flow-run/")[2].partition("?")[0]
+    with page.expect_response(re.compile("/create_flow_run$")) as answer:
+        page.get_by_role("button", name="Submit").click()
+    run = str(answer.value.json()["id"])
+    page.locator(f"a[href*='{run}']").first.click()
+    page.wait_for_url(f"**/runs/flow-run/{run}*")
+    return run
 
 
 def wait_finished(page: Page) -> str:
