@@ -67,23 +67,19 @@ def _arranged(graph: LineageGraph) -> tuple[dict[str, Placed], Lanes]:
     tallest = max((_height(*stack) for stack in stacks), default=0.0)
     placed: dict[str, Placed] = {}
     lanes: dict[tuple[str, int], float] = {}
+    exits: dict[str, float] = {}  # where a node's edges come out of the columns so far
     for column, (boxes, passing) in enumerate(stacks):
-
-        def before(node: str, column: int = column) -> float:
-            """Where a parent's edges come from."""
-            lane = lanes.get((node, column - 1))
-            return placed[node].y + BOX_HEIGHT / 2 if lane is None and node in placed else lane or 0.0
-
-        wanted = {node: _mean([before(parent) for parent in graph.parents(node)]) for node in boxes}
-        rows = [(height, node, True) for node, height in wanted.items()]
-        rows += [(before(node), node, False) for node in passing]
+        rows = [(_mean([exits.get(parent, 0.0) for parent in graph.parents(node)]), node, True) for node in boxes]
+        rows += [(exits[node], node, False) for node in passing]
         y = MARGIN + (tallest - _height(boxes, passing)) / 2
         for _, node, is_box in sorted(rows, key=lambda row: row[0]):
+            height = BOX_HEIGHT if is_box else LANE_HEIGHT
+            exits[node] = y + height / 2
             if is_box:
                 placed[node] = Placed(node, column, MARGIN + column * (BOX_WIDTH + GAP_X), y)
             else:
-                lanes[node, column] = y + LANE_HEIGHT / 2
-            y += (BOX_HEIGHT if is_box else LANE_HEIGHT) + GAP_Y
+                lanes[node, column] = exits[node]
+            y += height + GAP_Y
     return placed, lanes
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.lineage.pages import HOME_KEY, home, keys, kind_pages, page, run_link, slug
-from flows.lineage.picture import MAX_DRAWN, columns, layout, svg
+from flows.lineage.picture import BOX_HEIGHT, MAX_DRAWN, columns, layout, svg
 from flows.lineage.text import as_json, listing, outline
 from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord
 
@@ -61,6 +61,13 @@ def drawn_text(root: ET.Element) -> list[str]:
 def test_every_edge_of_the_drawing_points_right() -> None:
     placed = columns(GRAPH)
     assert all(placed[parent] < placed[node] for node, parents in CHAIN.items() for parent in parents)
+
+
+def test_no_edge_runs_behind_a_box_that_it_has_nothing_to_do_with() -> None:
+    passes = [(float(x), float(y)) for x, y in re.findall(r"(\S+) (\S+) H", svg(GRAPH))]
+    assert passes, "the robot data are used three columns further on"
+    for x, y in passes:
+        assert not [item for item in layout(GRAPH) if item.x == x and item.y <= y <= item.y + BOX_HEIGHT]
 
 
 def test_no_two_boxes_overlap() -> None:
