@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui screenshots test test-slow lint format clean
+.PHONY: help demo ui screenshots test test-slow test-browser lint format clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,13 +23,18 @@ ui: $(STAMP) ## serve the Prefect UI with the demo's flow runs and lineage
 
 screenshots: $(STAMP) ## photograph the lineage pages of a running `make ui` (needs Debian's chromium)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	$(BIN)/python docs/screenshots.py
+	PYTHONPATH=tests/support $(BIN)/python docs/screenshots.py
 
 test: $(STAMP) ## the whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not network"
 
 test-slow: $(STAMP) ## what the fast suite leaves out and this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+
+test-browser: $(STAMP) ## the tests that drive a browser (needs Debian's chromium)
+	@test -x /usr/bin/chromium || { echo "no chromium: apt-get install chromium"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m browser
 
 lint: $(STAMP) ## style and types
 	$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.jobs import Evaluated, Ingested, Trained
-from flows.lineage_view import svg
+from flows.lineage.picture import svg
 from flows.server import client_environment, configured_api_url, local_server, require_server
 from flows.steps import Steps
 from storage_schemas.errors import UserError

@@ -6,7 +6,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
 from flows.jobs import Evaluated, run_evaluation
-from flows.lineage_view import slug
+from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.refusal import refusing, settled
 from uwm.report.tables import markdown_table

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from flows.openlineage import Start, emitting
 from flows.process import follow, python_module
 from flows.records import (
     CheckpointPin,
@@ -45,6 +46,11 @@ class Ingested:
     dataset: LineageRecord | None
     """None when nothing of the source was good enough to make a version."""
 
+    @property
+    def record(self) -> LineageRecord | None:
+        """What was made."""
+        return self.dataset
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -76,6 +82,11 @@ class Evaluated:
         return f"{settings.run} on {', '.join(settings.collections) or 'all'}"
 
 
+def _starts_ingest(source: str, store: str, **_options: object) -> Start:
+    return Start(job="ingest", about=locate(store).name, inputs=(source,), outputs=(store,))
+
+
+@emitting(_starts_ingest)
 def run_ingest(
     source: str,
     store: str,
@@ -200,6 +211,12 @@ def make_config(recipe: str, overrides: Sequence[str] = ()) -> "RunConfig":
     return apply_overrides(get_recipe(recipe), list(overrides))
 
 
+def _starts_training(recipe: str, overrides: Sequence[str] = (), **_options: object) -> Start:
+    used = make_config(recipe, overrides).data.datasets
+    return Start(job="train", about=recipe, inputs=tuple(dataset.uri for dataset in used))
+
+
+@emitting(_starts_training)
 def run_training(
     recipe: str,
     overrides: Sequence[str] = (),
@@ -267,6 +284,11 @@ def pin_checkpoint(path: str) -> tuple[CheckpointPin, dict[str, Fact]]:
     return pin, facts | {"code": state.code_revision, "seed": state.seed}
 
 
+def _starts_evaluation(checkpoint: str, store: str, **_options: object) -> Start:
+    return Start(job="evaluate", about=locate(store).name, inputs=(checkpoint, store))
+
+
+@emitting(_starts_evaluation)
 def run_evaluation(
     checkpoint: str,
     store: str,

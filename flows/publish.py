@@ -7,7 +7,8 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import Artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.lineage_view import HOME_KEY, home, keys, page
+from flows.lineage.details import details_of
+from flows.lineage.pages import HOME_KEY, home, keys, kind_pages, page
 from storage_schemas.lineage import LineageGraph, graph
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 @task(name="publish lineage", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
 def publish_lineage(root: str, nodes: list[str] | None = None) -> int:
-    """Publish the pages that show `nodes`, and the home page; all pages when `nodes` is None."""
+    """Publish the pages that show `nodes`, and those of many nodes; all pages when `nodes` is None."""
     found = graph(root)
     changed = publish(found, found.nodes if nodes is None else nodes)
     get_run_logger().info("lineage: %d pages are new or changed, all of it at /artifacts/key/%s", changed, HOME_KEY)
@@ -29,12 +30,19 @@ def publish(found: LineageGraph, nodes: Iterable[str]) -> int:
     Returns:
         How many artifacts were made.
     """
+    return sum(_publish_page(key, text) for key, text in pages(found, nodes).items())
+
+
+def pages(found: LineageGraph, nodes: Iterable[str]) -> dict[str, str]:
+    """Artifact key -> page: of `nodes`, of all that is connected with them, of their kinds, and the home page."""
     touched: set[str] = set()
     for node in nodes:
         touched |= {node, *found.upstream(node), *found.downstream(node)}
     links = keys(found)
-    pages = {links[node]: page(found, node) for node in found.nodes if node in touched} | {HOME_KEY: home(found)}
-    return sum(_publish_page(key, text) for key, text in pages.items())
+    shown = [node for node in found.nodes if node in touched]
+    details = details_of(found, shown, keep=True)
+    made = {links[node]: page(found, node, details.get(node, ()), links) for node in shown}
+    return made | kind_pages(found, links) | {HOME_KEY: home(found, links)}
 
 
 def _publish_page(key: str, text: str) -> bool:

@@ -125,12 +125,14 @@ def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> I
     folder = Path(home).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     chosen = free_port(port)
+    url = f"http://127.0.0.1:{chosen}"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(chosen)]
+    variables = environment(folder) | {"PREFECT_SERVER_UI_API_URL": f"{url}/api"}  # else its pages ask port 4200
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=environment(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    server = Server(url=f"http://127.0.0.1:{chosen}", home=folder, process=process)
+    server = Server(url=url, home=folder, process=process)
     try:
         _wait(server)
         yield server

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 
 from flows.events import describe
 from flows.jobs import Trained, run_training
-from flows.lineage_view import slug
+from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.refusal import refusing, settled
 from uwm.train.log import TrainEvent, TrainFinished, TrainProgress, TrainStarted

@@ -68,7 +68,7 @@ def load(location: Location, version: int | None = None) -> Snapshot:
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
     pool = pa.system_memory_pool()  # the default one keeps 50 MB more of what decoding took
-    rows = persistent(location, lambda: _in_order(table).to_table(columns=columns, memory_pool=pool))
+    rows = persistent(location, lambda: in_order(table).to_table(columns=columns, memory_pool=pool))
     pool.release_unused()
     return Snapshot(
         version=table.version(),
@@ -78,7 +78,7 @@ def load(location: Location, version: int | None = None) -> Snapshot:
     )
 
 
-def _in_order(table: "DeltaTable") -> Any:
+def in_order(table: "DeltaTable") -> Any:
     """The table's data files as a dataset of pyarrow, oldest rows first, so that they need not be sorted."""
     from pyarrow.dataset import FileSystemDataset
 

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 from storage_schemas.errors import UserError
@@ -156,7 +157,7 @@ class LineageGraph:
     def __contains__(self, node: str) -> bool:
         return node in self.records
 
-    @property
+    @cached_property
     def nodes(self) -> list[str]:
         """All node ids, also the unknown ones: by kind in the order of the data flow, then by age."""
         named = {parent for record in self.records.values() for parent in record.upstream}
@@ -175,8 +176,15 @@ class LineageGraph:
 
     def children(self, node: str) -> tuple[str, ...]:
         """What was made from `node` directly."""
-        found = (name for name, record in self.records.items() if node in record.upstream)
-        return tuple(sorted(found, key=self._order))
+        return tuple(self._children.get(node, ()))
+
+    @cached_property
+    def _children(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in self.nodes:
+            for parent in dict.fromkeys(self.parents(name)):
+                found.setdefault(parent, []).append(name)
+        return found
 
     def upstream(self, node: str) -> list[str]:
         """Everything that `node` was made from, nearest first."""
@@ -197,7 +205,10 @@ class LineageGraph:
 
     def around(self, node: str) -> "LineageGraph":
         """The part of the graph that `node` stands in: itself, its ancestors and its descendants."""
-        kept = {node, *self.upstream(node), *self.downstream(node)}
+        return self.part({node, *self.upstream(node), *self.downstream(node)})
+
+    def part(self, kept: Collection[str]) -> "LineageGraph":
+        """Only these nodes, and the links among them."""
         found = {name: record for name, record in self.records.items() if name in kept}
         inside = {name: tuple(parent for parent in record.upstream if parent in kept) for name, record in found.items()}
         return replace(self, records={name: replace(found[name], upstream=inside[name]) for name in found})

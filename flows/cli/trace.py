@@ -1,9 +1,9 @@
 """Commands about where things come from and how they look: lineage, ui, demo."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +13,10 @@ from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
     from flows.jobs import Evaluated
+    from storage_schemas.lineage import LineageGraph
+
+Format = Literal["text", "json", "dot", "html"]
+Kind = Literal["source", "dataset", "checkpoint", "evaluation"]
 
 Root = Annotated[
     str | None, typer.Option(help="Folder of lineage records; by default UWM_LINEAGE, else the one found from here.")
@@ -32,6 +36,16 @@ def lineage(
         str | None, typer.Argument(metavar="[NODE]", help="kind/name@version, a piece of it, or the path of a thing.")
     ] = None,
     root: Root = None,
+    kind: Annotated[Kind | None, typer.Option(help="List only nodes of this kind.")] = None,
+    files: Annotated[
+        bool, typer.Option("--files", help="List every raw file that NODE leads back to, with its fingerprint.")
+    ] = False,
+    file: Annotated[
+        str | None, typer.Option(metavar="PATH|URI", help="List everything that saw this raw file.")
+    ] = None,
+    format: Annotated[  # noqa: A002 - the option's name
+        Format, typer.Option(help="json, dot for Graphviz, or html: one page that needs no network.")
+    ] = "text",
     publish: Annotated[
         bool, typer.Option("--publish", help="Bring the pages to the configured Prefect server.")
     ] = False,
@@ -39,22 +53,90 @@ def lineage(
 ) -> int:
     """Show what came from what: sources, dataset versions, checkpoints, evaluations.
 
-    Example: uwm lineage checkpoint/demo-finetune
+    With a NODE: what it came from, what is known of it, and what came of it. --files and --file ask the
+    episode tables, in both directions; exit code 1 says that a dataset could not be asked.
+
+    Example: uwm lineage checkpoint/demo-finetune --files
     """
-    from flows.lineage_view import as_json, listing, outline
     from storage_schemas.lineage import graph
 
     found = graph(root or find_root(node))
     shown = found.find(node) if node else None
+    chosen: Format = "json" if json else format
     if publish:
         _publish(found.root)
-    if json:
-        say_json(as_json(found, shown))
-    elif shown:
-        say("\n".join(outline(found, shown)))
-    else:
-        say("\n".join(listing(found)) or f"no lineage under {found.root} yet")
+    if kind and (node or file or files):
+        raise UserError("--kind lists nodes: it goes with no NODE, --files or --file")
+    if file is not None:
+        return _seen_by(found, file, chosen)
+    if files:
+        return _raw_files(found, shown, chosen)
+    say(_shown(found, shown, kind, chosen))
     return 0
+
+
+def _shown(found: "LineageGraph", node: str | None, kind: Kind | None, chosen: Format) -> str:
+    from json import dumps
+
+    from flows.lineage.details import details_of
+    from flows.lineage.dot import dot
+    from flows.lineage.html import html
+    from flows.lineage.text import as_json, described, listing, outline
+    from storage_schemas.lineage import kind_of
+
+    if kind:
+        found = found.part([name for name in found.nodes if kind_of(name) == kind])
+    if chosen == "dot":
+        return dot(found.around(node) if node else found, node or "").rstrip()
+    if chosen == "html":
+        return html(found, details_of(found, found.around(node).nodes if node else found.nodes), node).rstrip()
+    if chosen == "json":
+        details = details_of(found, [node] if node else [])
+        return dumps(as_json(found, node, details), indent=1, ensure_ascii=False)
+    if node:
+        lines = outline(found, node)
+        return "\n".join([*lines, "", node, *described(found, node, details_of(found, [node]).get(node, ()))])
+    return "\n".join(listing(found)) or f"no lineage under {found.root} yet"
+
+
+def _raw_files(found: "LineageGraph", node: str | None, chosen: Format) -> int:
+    from flows.lineage.text import files_listing
+    from storage_schemas.provenance import raw_files
+
+    if node is None:
+        raise UserError("--files needs a node: uwm lineage NODE --files")
+    answer = raw_files(found, node)
+    _say_answer(answer, files_listing(answer), chosen)
+    return _complete(answer.missing)
+
+
+def _seen_by(found: "LineageGraph", file: str, chosen: Format) -> int:
+    from flows.lineage.text import sightings_listing
+    from pipelines.files import printable
+    from storage_schemas.location import locate
+    from storage_schemas.provenance import sightings
+
+    place = locate(file).uri
+    answer = sightings(found, {file, place, printable(place)})
+    if not answer.nodes and not answer.missing:
+        raise UserError(f"nothing under {found.root} saw {file}")
+    _say_answer(answer, sightings_listing(answer), chosen)
+    return _complete(answer.missing)
+
+
+def _say_answer(answer: object, lines: Sequence[str], chosen: Format) -> None:
+    if chosen not in ("text", "json"):
+        raise UserError("--files and --file print text or json")
+    if chosen == "json":
+        say_json(answer)
+    elif lines:
+        say("\n".join(lines))
+
+
+def _complete(missing: Mapping[str, str]) -> int:
+    for node, reason in missing.items():
+        note(f"not asked: {node}: {reason}")
+    return 1 if missing else 0
 
 
 def find_root(node: str | None) -> str:
@@ -112,7 +194,7 @@ def ui(
 
     Example: uwm ui --port 4300
     """
-    from flows.lineage_view import HOME_KEY
+    from flows.lineage.pages import HOME_KEY
     from flows.server import local_server
 
     home = folder / "prefect"

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.lineage_view import HOME_KEY, keys
+from flows.lineage.pages import HOME_KEY, keys, kind_key
 from flows.server import Server, client_environment, is_healthy, local_server
-from storage_schemas.lineage import LineageGraph, graph
+from storage_schemas.lineage import KINDS, LineageGraph, graph
 
 pytestmark = pytest.mark.server
 
@@ -111,7 +111,7 @@ def test_a_users_mistake_fails_the_run_with_one_line_and_no_traceback(site: Site
 def test_every_node_has_a_page_and_every_link_leads_to_one(site: Site) -> None:
     kinds = sorted(record.kind for record in site.graph.records.values())
     assert kinds == sorted(["source"] * 2 + ["dataset"] * 2 + ["checkpoint"] * 2 + ["evaluation"] * 2)
-    pages = {key: site.page(key) for key in [HOME_KEY, *keys(site.graph).values()]}
+    pages = {key: site.page(key) for key in [HOME_KEY, *map(kind_key, KINDS), *keys(site.graph).values()]}
     linked = {key for text in pages.values() for key in re.findall(r"\(/artifacts/key/([^)]*)\)", text)}
     assert linked == set(pages)
 

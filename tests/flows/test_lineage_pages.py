@@ -6,21 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.lineage_view import (
-    HOME_KEY,
-    MAX_DRAWN,
-    as_json,
-    columns,
-    home,
-    keys,
-    layout,
-    listing,
-    outline,
-    page,
-    run_link,
-    slug,
-    svg,
-)
+from flows.lineage.pages import HOME_KEY, home, keys, kind_pages, page, run_link, slug
+from flows.lineage.picture import BOX_HEIGHT, MAX_DRAWN, columns, layout, svg
+from flows.lineage.text import as_json, listing, outline
 from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord
 
 ROBOT, CLIPS = "source/droid_100@bb", "source/clips@aa"
@@ -75,6 +63,13 @@ def test_every_edge_of_the_drawing_points_right() -> None:
     assert all(placed[parent] < placed[node] for node, parents in CHAIN.items() for parent in parents)
 
 
+def test_no_edge_runs_behind_a_box_that_it_has_nothing_to_do_with() -> None:
+    passes = [(float(x), float(y)) for x, y in re.findall(r"(\S+) (\S+) H", svg(GRAPH))]
+    assert passes, "the robot data are used three columns further on"
+    for x, y in passes:
+        assert not [item for item in layout(GRAPH) if item.x == x and item.y <= y <= item.y + BOX_HEIGHT]
+
+
 def test_no_two_boxes_overlap() -> None:
     places = {(item.x, item.y) for item in layout(GRAPH)}
     assert len(places) == len(CHAIN)
@@ -113,8 +108,9 @@ def test_the_page_links_up_down_home_and_to_the_flow_runs() -> None:
 
 
 def test_every_link_of_every_page_leads_to_a_page() -> None:
-    there = {*keys(GRAPH).values(), HOME_KEY}
-    texts = [home(GRAPH), *(page(GRAPH, node) for node in GRAPH.nodes)]
+    kinds = kind_pages(GRAPH)
+    there = {*keys(GRAPH).values(), *kinds, HOME_KEY}
+    texts = [home(GRAPH), *kinds.values(), *(page(GRAPH, node) for node in GRAPH.nodes)]
     linked = {key for text in texts for key in re.findall(r"\(/artifacts/key/([^)]*)\)", text)}
     assert linked == there
 

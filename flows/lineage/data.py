@@ -1,0 +1,167 @@
+"""The details of sources and dataset versions, from the episode table and a few frames."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from flows.lineage.sections import Section, pictures, strip, table
+from storage_schemas.errors import UserError
+from storage_schemas.lineage import LineageGraph, LineageRecord, kind_of
+from storage_schemas.provenance import raw_files
+from storage_schemas.quarantine import quarantined
+from storage_schemas.store import Dataset, open_dataset, summary
+from storage_schemas.versions import EpisodeChange, VersionDiff, diff
+
+SAMPLES = 4
+"""Episodes that a dataset's page shows frames of."""
+
+
+def of_source(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+    """The raw files that became episodes.
+
+    Raises:
+        UserError: when a dataset that took them in can't be read.
+    """
+    found = raw_files(graph, record.node)
+    if found.missing:
+        raise UserError("; ".join(f"{node}: {reason}" for node, reason in found.missing.items()))
+    episodes, steps = Counter[str](), Counter[str]()
+    for episode in found.episodes:
+        episodes[episode.file] += 1
+        steps[episode.file] += episode.steps
+    rows = [(file, f"{episodes[file]:,}", f"{steps[file]:,}") for file in found.files]
+    text = f"{len(rows):,} raw files became {len(found.episodes):,} episodes"
+    text += f" of {', '.join(found.datasets)}." if found.datasets else "."
+    if rows:
+        text += f" All of them: uwm lineage {record.node} --files."
+    return [table("Raw files", ("file", "episodes", "steps"), rows, text=text)]
+
+
+def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+    """Statistics, sample frames, and what changed since the version before.
+
+    Raises:
+        UserError: when the dataset can't be read or is another one by now.
+    """
+    dataset = open_dataset(record.uri, int(record.version))
+    if record.identity != f"{dataset.table_id}@{record.version}":
+        raise UserError(f"{record.uri} is another dataset by now")
+    return [
+        _statistics(dataset),
+        _samples(dataset),
+        *_changes(graph, record),
+        _cameras(dataset),
+        _collections(dataset),
+        _actions(dataset),
+    ]
+
+
+def _statistics(dataset: Dataset) -> Section:
+    found = summary(dataset)
+    lengths = dataset.episodes.lengths
+    splits = Counter(dataset.episodes.splits)
+    rates = sorted({f"{rate:g}" for rate in dataset.episodes.column("fps")}, key=float)
+    rows = [
+        ("episodes", f"{found.episodes:,}"),
+        ("train / held out", f"{splits['train']:,} / {splits['val']:,}"),
+        ("steps", f"{found.steps:,}"),
+        ("steps with a known action", _share(found.actions_available, found.steps)),
+        ("bytes", f"{found.bytes:,}"),
+        ("steps per second", ", ".join(rates[:8])),
+    ]
+    if len(lengths):
+        shown = f"{lengths.min():,} / {int(np.median(lengths)):,} / {lengths.max():,}"
+        rows.insert(3, ("shortest / median / longest episode", shown))
+    return table("Statistics", ("", "of this version"), rows)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} ({100 * part / whole:.0f} %)" if whole else f"{part:,}"
+
+
+def _cameras(dataset: Dataset) -> Section:
+    sizes = dataset.episodes.sizes
+    rows = []
+    for view, camera in enumerate(dataset.spec.cameras):
+        there = sizes[:, view][sizes[:, view, 0] > 0] if len(sizes) else sizes[:0, 0]
+        shapes = Counter(f"{height} x {width}" for height, width in there.tolist())
+        rows.append(
+            (camera, _share(len(there), len(dataset)), ", ".join(shape for shape, _ in shapes.most_common(4)) or "-")
+        )
+    return table("Cameras", ("camera", "episodes that have it", "height x width"), rows)
+
+
+def _collections(dataset: Dataset) -> Section:
+    names = np.array(dataset.episodes.collections, dtype=object)
+    steps, known = dataset.episodes.lengths, dataset.episodes.action_steps
+    rows = []
+    for name, count in Counter(names.tolist()).most_common():
+        inside = names == name
+        total = int(steps[inside].sum())
+        rows.append((name, f"{count:,}", f"{total:,}", _share(int(known[inside].sum()), total)))
+    return table("Collections", ("collection", "episodes", "steps", "with a known action"), rows)
+
+
+def _actions(dataset: Dataset) -> Section:
+    found = dataset.episodes.statistics("action")
+    if not found.count:
+        return Section(title="Actions", text="No step has a known action.")
+    columns = zip(found.min, found.mean, found.max, found.std, strict=True)
+    rows = [(index, *(f"{value:.4g}" for value in values)) for index, values in enumerate(columns)]
+    return table("Actions", ("dimension", "min", "mean", "max", "std"), rows, text=f"Over {found.count:,} known steps.")
+
+
+def _samples(dataset: Dataset) -> Section:
+    shown = pictures(_strips(dataset))
+    return Section(title="Samples", text="First, middle and last frame." if shown else "No frames.", pictures=shown)
+
+
+def _strips(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
+    count = len(dataset)
+    for episode in np.unique(np.linspace(0, count - 1, min(SAMPLES, count)).round().astype(int)).tolist():
+        row = dataset.episodes.row(episode)
+        if row.cameras:
+            frames = dataset.frames(episode, row.cameras[0], [0, row.length // 2, row.length - 1])
+            words = [row.episode_id, row.collection, row.cameras[0], next(filter(None, row.language), "")]
+            yield ", ".join(filter(None, words)), strip(frames)
+
+
+def _changes(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+    """Against the version that the record names as its parent; without one everything is new."""
+    before = next((graph.records[name] for name in record.upstream if _same_log(graph, name, record)), None)
+    found = diff(record.uri, int(before.version) if before else 0, int(record.version))
+    since = f"since version {before.version}" if before else "in this first version"
+    rows = [(change.kind, change.episode_id, _lengths(change), change.source_uri) for change in found.changes]
+    counts = f"{found.count('added'):,} added, {found.count('changed'):,} replaced, {found.count('removed'):,} removed"
+    text = f"{counts}, {found.unchanged:,} as before; {found.steps:+,} steps."
+    header = ("", "episode", "steps", "raw file")
+    sections = [table(f"What changed {since}", header, rows if before else [], text=text)]
+    turned_away = _turned_away(record, found)
+    if turned_away:
+        sections.append(table("Turned away", ("reason", "raw file", "detail"), turned_away))
+    return sections
+
+
+def _same_log(graph: LineageGraph, name: str, record: LineageRecord) -> bool:
+    other = graph.records.get(name)
+    same = other is not None and other.identity.rpartition("@")[0] == record.identity.rpartition("@")[0]
+    return same and kind_of(name) == "dataset"
+
+
+def _lengths(change: EpisodeChange) -> str:
+    return " -> ".join(f"{length:,}" for length in (change.length_before, change.length_after) if length is not None)
+
+
+def _turned_away(record: LineageRecord, found: VersionDiff) -> Sequence[tuple[str, str, str]]:
+    """What the ingestions of this version quarantined, and why what is gone was removed."""
+    fresh = {change.episode_id for change in found.changes if change.kind != "removed"}
+    gone = {change.source_uri for change in found.changes if change.kind == "removed"}
+    episodes = open_dataset(record.uri, int(record.version)).episodes
+    pairs = zip(episodes.episode_ids, episodes.column("run_id"), strict=True)
+    runs = {run for name, run in pairs if name in fresh}
+    return [
+        (entry.reason, entry.source_uri, entry.detail)
+        for entry in quarantined(record.uri)
+        if entry.run_id in runs or entry.source_uri in gone
+    ]
