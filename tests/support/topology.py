@@ -166,8 +166,13 @@ class Topology:
         """The end of what a service said."""
         return (self.folder / f"{service}.log").read_text(errors="replace")[-4000:]
 
+    def running(self) -> list[str]:
+        """Services that run, in the order in which they can be started."""
+        alive = {name for name, process in self.processes.items() if process.poll() is None}
+        return [name for name in compose.in_order(self.services) if name in alive]
+
     def kill(self, service: str) -> None:
-        """kill -9 of a service and of every process that it started."""
+        """SIGKILL to a service and to every process that it started."""
         process = self.processes.pop(service)
         for each in reversed(_family(process.pid)):
             with contextlib.suppress(ProcessLookupError):
