@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 PORTS = {"postgres": 5432, "redis": 6379, "s3": 8333, "server": 4200, "worker": 8080}
 """What the services listen on in their containers."""
+ELSEWHERE = ("s3", "deploy", "worker-gpu")
+"""Services that are not started: moto is the S3, tests make a deployment of their own, and there is no GPU."""
 SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "PREFECT_AUTH")
 START_SECONDS = 240.0
 
@@ -85,9 +87,13 @@ class Topology:
         return re.sub(r"^/tmp(?=/|$)", str(self.home(service)), text)
 
     def home(self, service: str) -> Path:
-        """The folder that a service writes to."""
+        """The folder that a service works in, with the files that its container is given."""
         path = self.folder / service
-        path.mkdir(exist_ok=True)
+        if not path.exists():
+            path.mkdir()
+            for source, target in (mount.split(":")[:2] for mount in self.services[service].get("volumes", ())):
+                if source.startswith("./"):
+                    shutil.copy(ROOT / source, path / Path(target).name)
         return path
 
     def environment(self, service: str) -> dict[str, str]:
@@ -214,7 +220,7 @@ def _family(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def running() -> Iterator[Topology]:
-    """The whole topology except the GPU worker and the job `deploy`, each service healthy."""
+    """The topology, each service healthy."""
     variables = {name: secrets.token_hex(12) for name in SECRETS}
     variables["PREFECT_AUTH"] = f"admin:{variables['PREFECT_AUTH']}"
     document = compose.load(COMPOSE, variables)
@@ -228,7 +234,7 @@ def running() -> Iterator[Topology]:
         topology = Topology(folder, document["services"], ports)
         _uwm(folder / "bin")
         _initdb(topology)
-        wanted = [name for name in compose.in_order(topology.services) if name not in ("s3", "deploy", "worker-gpu")]
+        wanted = [name for name in compose.in_order(topology.services) if name not in ELSEWHERE]
         for service in wanted:
             stack.callback(topology.stop, service)
             topology.start(service)

@@ -111,9 +111,15 @@ def test_dependencies_can_be_met(name: str) -> None:
     assert name in compose.in_order(SERVICES)
 
 
-def test_volumes_are_declared_and_used() -> None:
-    mounted = {mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", ())}
-    assert mounted == RAW["volumes"].keys()
+def test_volumes_are_declared_and_files_exist() -> None:
+    filled = compose.load(FILE, dict.fromkeys(SECRETS, "x"))
+    mounts = [mount.split(":") for service in filled["services"].values() for mount in service.get("volumes", ())]
+    files = [mount for mount in mounts if mount[0].startswith("./")]
+    assert {mount[0] for mount in mounts if mount not in files} == RAW["volumes"].keys()
+    assert files
+    for source, _, mode in files:
+        assert (ROOT / source).is_file()
+        assert mode == "ro"
 
 
 def known_variables() -> set[str]:

@@ -33,7 +33,7 @@ DEPLOY = """
 import sys
 from prefect import flow
 made = flow.from_source(source=sys.argv[1], entrypoint="flows/ingest.py:ingest")
-made.deploy("topology", work_pool_name="cpu", print_next_steps=False, ignore_warnings=True)
+made.deploy("topology", work_pool_name="uwm", print_next_steps=False, ignore_warnings=True)
 """
 
 
