@@ -169,6 +169,8 @@ def test_kill_9_of_one(site: Site, clips: str, victim: str) -> None:
     state = site.ended(run)
     assert state["type"] == "COMPLETED", f"{state['message']}\n{site.log(run)}"
     check_whole(store)
+    for name in ("server", "services", "worker"):
+        wait_for(f"{name} to be healthy again", lambda name=name: site.services.is_healthy(name))
 
 
 def test_kill_9_of_all(site: Site, clips: str) -> None:
@@ -208,9 +210,12 @@ def test_a_dump_of_the_server_restores(site: Site) -> None:
     dump, create, restore = guide("pg_dump"), guide("createdb"), guide("pg_restore")
     runs, pages = (site.request("POST", f"{kind}/count", {}) for kind in ("flow_runs", "artifacts"))
     assert runs
-    for words, stream in ((dump, {"stdout": file.open("wb")}), (create, {}), (restore, {"stdin": file.open("rb")})):
-        done = subprocess.run(native.pg(services, *words), env=services.environment("postgres"), check=False, **stream)
-        assert done.returncode == 0
+    with file.open("w+b") as data:
+        for words, stream in ((dump, {"stdout": data}), (create, {}), (restore, {"stdin": data})):
+            data.seek(0)
+            command = native.pg(services, *words)
+            done = subprocess.run(command, env=services.environment("postgres"), check=False, **stream)
+            assert done.returncode == 0
     services.services["second"] = {
         **services.services["server"],
         "environment": {**services.services["server"]["environment"], "PREFECT_SERVER_DATABASE_NAME": create[-1]},
