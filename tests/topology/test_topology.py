@@ -18,12 +18,13 @@ import topology as native
 from topology import Topology, wait_for
 
 from storage_schemas.integrity import verify
+from storage_schemas.lineage import graph
 from storage_schemas.store import dataset_exists, open_dataset
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.loader import SegmentReader, batches
 from uwm.data.mixture import mixture_sampler, open_mixture
 
-pytestmark = [pytest.mark.topology, pytest.mark.slow, pytest.mark.server]
+pytestmark = [pytest.mark.topology, pytest.mark.slow]
 
 BUCKET = "s3://uwm"
 VIDEOS, STEPS_PER_VIDEO, CLIP_STEPS = 24, 60, 6
@@ -139,6 +140,10 @@ def test_videos_and_robot_data_through_a_deployment(site: Site, fixtures_root: P
     home = site.request("GET", "artifacts/lineage-home/latest")["description"]
     assert "dataset/droid@" in home
     assert "dataset/video@" in home
+    pages = f"http://127.0.0.1:{site.services.ports['server']}/"
+    records = graph(f"{BUCKET}/stores/lineage").records
+    assert len(records) == 4
+    assert all(record.run_url.startswith(pages) for record in records.values())
 
 
 def check_batch(config: DataConfig) -> None:
