@@ -180,7 +180,7 @@ class Topology:
     def kill(self, service: str) -> None:
         """SIGKILL to a service and to every process that it started."""
         process = self.processes.pop(service)
-        for each in reversed(_family(process.pid)):
+        for each in _family(process.pid):  # the parent first, so that it replaces no child
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
         process.wait()
@@ -198,15 +198,6 @@ class Topology:
         """Of the API, logged in."""
         name, _, password = self.environment("worker")["PREFECT_API_AUTH_STRING"].partition(":")
         return httpx.Client(base_url=f"http://127.0.0.1:{self.ports['server']}/api/", auth=(name, password), timeout=30)
-
-    def resident_bytes(self, service: str) -> int:
-        """Memory of a service and of every process that it started; pages that they share count for each."""
-        total = 0
-        for each in _family(self.processes[service].pid):
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                pages = Path(f"/proc/{each}/statm").read_text().split()[1]
-                total += int(pages) * os.sysconf("SC_PAGE_SIZE")
-        return total
 
 
 def _family(pid: int) -> list[int]:
