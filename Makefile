@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui screenshots test test-slow test-browser lint format clean
+.PHONY: help demo ui screenshots test test-slow test-topology test-browser lint format clean
 
 help: ## show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -29,7 +29,14 @@ test: $(STAMP) ## the whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not network"
 
 test-slow: $(STAMP) ## what the fast suite leaves out and this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not topology and not gpu and not network"
+
+test-topology: $(STAMP) ## the services of docker-compose.yml without containers, and kill -9 of each
+	@if test -x "$$(command -v redis-server)" && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	elif test "$$(id -u)" = 0; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql redis-server; \
+	else echo "install them first: sudo apt-get install postgresql redis-server" >&2; exit 1; fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,server]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m topology
 
 test-browser: $(STAMP) ## the tests that drive a browser (needs Debian's chromium)
 	@test -x /usr/bin/chromium || { echo "no chromium: apt-get install chromium"; exit 2; }

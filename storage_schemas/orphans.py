@@ -12,7 +12,7 @@ from storage_schemas.location import FileInfo, Location, locate
 from storage_schemas.shards import DamagedError
 
 SAFETY_AGE = timedelta(hours=24)
-_TABLES = ("episodes", "quarantine")
+TABLES = ("episodes", "quarantine")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ def collect_orphans(uri: str | os.PathLike[str], *, age: timedelta = SAFETY_AGE,
     location = locate(uri)
     open_dataset_table(location)
     found = _candidates(location)  # before the log is read: what is committed in between is named there
-    named = _named(location)
+    named = named_files(location)
     orphans = [orphan for orphan in found if orphan.name not in named]
     limit = datetime.now(UTC) - age
     old = tuple(orphan for orphan in orphans if orphan.modified <= limit)
@@ -81,8 +81,8 @@ def _candidates(location: Location) -> list[Orphan]:
         for name in (location / "parts").names():
             parts.setdefault(name, [])
     found = [_orphan(location, f"parts/{name}", files) for name, files in sorted(parts.items())]
-    for folder in (*_TABLES, "tags"):
-        files = (info for info in (location / folder).files() if _is_data(info.name) or _is_unfinished(info.name))
+    for folder in (*TABLES, "tags"):
+        files = (info for info in (location / folder).files() if _is_data(info.name) or is_unfinished(info.name))
         found += [_orphan(location, f"{folder}/{info.name}", [info]) for info in files]
     return found
 
@@ -99,15 +99,16 @@ def _is_data(name: str) -> bool:
     return "/" not in name and name.endswith(".parquet")
 
 
-def _is_unfinished(name: str) -> bool:
+def is_unfinished(name: str) -> bool:
+    """Whether a file is one that a writer has yet to rename."""
     last = name.rpartition("/")[2]
     return last.startswith((".tmp-", "_commit_")) or last.endswith(".tmp")
 
 
-def _named(location: Location) -> set[str]:
-    """Paths below the dataset that some version names."""
+def named_files(location: Location) -> set[str]:
+    """Data files of the tables and folders of parts that some version names, as paths below the dataset."""
     named: set[str] = set()
-    for table in _TABLES:
+    for table in TABLES:
         if is_table(location / table):
             files = _data_files(location / table)
             named |= {f"{table}/{name}" for name in files}

@@ -1,4 +1,4 @@
-"""Commands about data: ingest, inspect, verify, diff, tag, remove, gc."""
+"""Commands about data: ingest, inspect, verify, diff, tag, remove, gc, backup."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +44,7 @@ def register(app: typer.Typer) -> None:
     app.command()(tag)
     app.command()(remove)
     app.command()(gc)
+    app.command()(backup)
 
 
 def ingest(
@@ -293,4 +294,28 @@ def gc(
         f", {report.young} younger than {age:g} h left alone"
         + ("; give --delete to delete them" if report.orphans and not delete else "")
     )
+    return 0
+
+
+def backup(
+    store: Store,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Where to: nothing yet, or an older copy.")],
+    json: AsJson = False,
+) -> int:
+    """Copy a dataset with all its versions, also while others write to it; again copies only what is new.
+
+    Restore with the places exchanged. Cached latents are left out: `uwm latents` makes them again.
+
+    Example: uwm backup s3://lab/stores/droid /backup/droid
+    """
+    from storage_schemas.backup import back_up
+
+    with progress_bar(quiet=json) as display:
+        task = display.add_task("backup", total=None)
+        report = back_up(store, target, progress=lambda done, total: display.update(task, completed=done, total=total))
+    if json:
+        say_json(report)
+    else:
+        copied = f"{count(report.copied, 'file')} with {report.bytes:,} bytes copied, {report.present} there already"
+        say(f"{report.target_uri} is at version {report.version} of {report.store_uri}: {copied}")
     return 0

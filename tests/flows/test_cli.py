@@ -60,6 +60,8 @@ BAD_CALLS = [
     ("tag data/droid --move", "name the tag"),
     ("remove data/droid nobody", "no episode 'nobody'"),
     ("gc data", "data is not a dataset"),
+    ("backup data copy", "data is not a dataset"),
+    ("backup data/droid data", "holds droid"),
     ("gc data/droid --age -1", "--age"),
     ("train debugg", "did you mean 'debug'"),
     ("train debug train.steps", "train.steps"),
@@ -136,6 +138,15 @@ def test_verify_says_what_is_damaged_and_exits_with_one(store: Path, capsys: pyt
     shard.write_bytes(content)
     assert run(["verify", str(store)]) == 1
     assert "damaged" in capsys.readouterr().out
+
+
+def test_a_backup_says_what_it_copied(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["backup", str(store), "copy", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["version"], report["present"]) == (1, 0)
+    assert run(["backup", str(store), "copy"]) == 0
+    assert f"0 files with 0 bytes copied, {report['copied']} there already" in capsys.readouterr().out
+    assert run(["verify", "copy"]) == 0
 
 
 def test_an_empty_lineage_is_said(away: Path, capsys: pytest.CaptureFixture[str]) -> None:
