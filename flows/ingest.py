@@ -4,6 +4,7 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
+from flows.announce import announce
 from flows.jobs import Ingested, run_ingest
 from flows.publish import publish_lineage
 from flows.refusal import refusing, settled
@@ -68,4 +69,6 @@ def ingest(
         run_url=flow_run.ui_url or "",
     )
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
+    if result.dataset and announce(result.root, result.dataset):
+        get_run_logger().info("announced %s", result.dataset.node)
     return result

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import bench, checkup, data, learn, scale, trace
+from flows.cli import bench, checkup, data, learn, operate, scale, trace
 from flows.cli.console import complain
 from flows.process import sigterm_exits
 from storage_schemas.errors import UserError
@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Unified World Models as a data-centric pipeline: from raw robot data and video to an evaluated model.",
     epilog="Start with: uwm demo",
 )
-for room in (data, checkup, learn, trace, bench, scale):
+for room in (data, checkup, learn, trace, operate, bench, scale):
     room.register(app)
 
 
