@@ -22,13 +22,15 @@ from prefect.client.schemas.objects import ConcurrencyLimitStrategy, Concurrency
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
+from pydantic import ValidationError
 
 from flows.announce import COMMITTED, resource_of
 from flows.site import TAG, Deployment, Scheduled, Site, deployments, job_variables
 from flows.slots import GPU_LIMIT
+from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
@@ -59,16 +61,27 @@ def deploy(site: Site, *, folder: Path, dry_run: bool = False) -> tuple[Change, 
 
     Returns:
         Everything that was looked at and what was, or would be, done.
+
+    Raises:
+        UserError: when a schedule makes no sense or the server refuses something.
     """
     workspace = str((folder / site.workspace).resolve())
     table = deployments(site)
-    with get_client(sync_client=True) as client:
-        hand = _Hand(client, dry_run)
-        changes = [hand.pool(site.pool), hand.slots(site.gpu_slots)]
-        changes += [hand.deployment(item, site.pool, workspace) for item in table]
-        changes += [hand.automation(item) for item in _automations(client, site, table, workspace)]
-        changes += hand.left_over(table)
-    return tuple(changes)
+    try:
+        with get_client(sync_client=True) as client:
+            return tuple(_bring(_Hand(client, dry_run), site, table, workspace))
+    except PrefectHTTPStatusError as error:
+        raise UserError(f"the Prefect server refused it: {' '.join(str(error).split())}") from error
+
+
+def _bring(hand: "_Hand", site: Site, table: tuple[Deployment, ...], workspace: str) -> Iterator[Change]:
+    yield hand.pool(site.pool)
+    yield hand.slots(site.gpu_slots)
+    for deployment in table:
+        yield hand.deployment(deployment, site.pool, workspace)
+    for automation in _automations(hand.client, site, table, workspace):
+        yield hand.automation(automation)
+    yield from hand.left_over(table)
 
 
 class _Hand:
@@ -195,10 +208,15 @@ def _held(held: DeploymentResponse) -> dict[str, Any]:
 
 
 def _clocks(when: Scheduled) -> list[CronSchedule | IntervalSchedule]:
-    if when.cron:
-        return [CronSchedule(cron=when.cron, timezone=when.timezone)]
-    if when.every:
-        return [IntervalSchedule(interval=timedelta(seconds=when.every), timezone=when.timezone)]
+    """The schedule in Prefect's words. Raises UserError when it makes no sense."""
+    try:
+        if when.cron:
+            return [CronSchedule(cron=when.cron, timezone=when.timezone)]
+        if when.every:
+            return [IntervalSchedule(interval=timedelta(seconds=when.every), timezone=when.timezone)]
+    except ValidationError as error:
+        given = f"{when.cron or when.every} in {when.timezone}"
+        raise UserError(f"no schedule: {given}: {error.errors()[0]['msg']}") from error
     return []
 
 

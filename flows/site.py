@@ -10,6 +10,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flows.forms import Chain
+from flows.jobs import make_config
+from flows.promotion import Measure
 from storage_schemas.errors import UserError
 
 SITE_FILE = "deploy.toml"
@@ -136,12 +138,12 @@ def load_site(path: str | Path) -> Site:
     """Read a site file.
 
     Raises:
-        UserError: when it is missing, no TOML, or says something that makes no sense.
+        UserError: when it is missing, no TOML, or says something that makes no sense, also of a recipe or measure.
     """
     try:
         with Path(path).open("rb") as file:
             raw = tomllib.loads(file.read(MAX_SITE_BYTES).decode())
-        return Site.model_validate(raw)
+        site = Site.model_validate(raw)
     except OSError as error:
         raise UserError(f"can't read the site file {path}: {error.strerror}") from error
     except ValidationError as error:
@@ -150,6 +152,10 @@ def load_site(path: str | Path) -> Site:
         raise UserError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
     except ValueError as error:
         raise UserError(f"{path} is no TOML: {error}") from error
+    for chain in site.chain:  # such a mistake would show only with the next dataset version
+        Measure.parse(chain.metric, chain.margin)
+        make_config(chain.recipe, chain.overrides)
+    return site
 
 
 def deployments(site: Site) -> tuple[Deployment, ...]:

@@ -3,11 +3,12 @@
 from prefect import flow, get_run_logger
 
 from flows.ingest import ingest
-from flows.jobs import Ingested
+from flows.jobs import Ingested, pin_dataset
 from flows.refusal import refusing, settled
 from pipelines.watch import Look, look, settle
 from storage_schemas.lineage import digest, lineage_root
 from storage_schemas.location import Location, locate
+from storage_schemas.store import dataset_exists
 
 FOLDER = "watched"
 
@@ -53,7 +54,7 @@ def watch(
         "reject": reject,
     }
     memory = _memory(source, store, str(sorted(options.items())))
-    if _remembered(memory) == look(source).digest:
+    if _remembered(memory) == _state(look(source), store):
         logger.info("%s is as it was when it was ingested", source)
         return None
     seen = settle(source, quiet=quiet, patience=patience)
@@ -64,19 +65,20 @@ def watch(
         logger.info("%s holds nothing to ingest yet", source)
         return None
     result = settled(ingest)(source, store, **options)  # type: ignore[arg-type]
-    _remember(memory, seen)
+    memory.write_bytes(_state(seen, store).encode())
     return result
 
 
 def _memory(source: str, store: str, options: str) -> Location:
-    """Where the last look at a source is kept. It only saves work: without it everything is compared anew."""
+    """Where it is kept how source and store were left. It only saves work: without it everything is compared anew."""
     name = digest(locate(source).uri, locate(store).uri, options)
     return locate(lineage_root(store)) / FOLDER / f"{name}.txt"
 
 
 def _remembered(place: Location) -> str:
-    return place.read_bytes(0, 100).decode("ascii", "replace") if place.exists() else ""
+    return place.read_bytes(0, 1000).decode("utf-8", "replace") if place.exists() else ""
 
 
-def _remember(place: Location, seen: Look) -> None:
-    place.write_bytes(seen.digest.encode())
+def _state(seen: Look, store: str) -> str:
+    """What a source and its dataset are now: also when somebody took episodes out of the dataset, all is compared."""
+    return f"{seen.digest} {pin_dataset(store).identity if dataset_exists(store) else 'none'}"
