@@ -1,16 +1,14 @@
 """Bring the site's table of deployments to a Prefect server; what is as it should be already is left alone."""
 
 import importlib
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID
 
 from prefect import Flow
-from prefect.automations import AutomationCore, EventTrigger, Posture, ResourceSpecification
+from prefect.automations import AutomationCore
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import (
     DeploymentScheduleCreate,
@@ -18,25 +16,18 @@ from prefect.client.schemas.actions import (
     GlobalConcurrencyLimitUpdate,
     WorkPoolCreate,
 )
-from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions, StateType
+from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
-from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
-from flows.announce import COMMITTED, resource_of
+from flows.automations import automations
 from flows.site import TAG, Deployment, Scheduled, Site, deployments, job_variables
 from flows.slots import GPU_LIMIT
 from storage_schemas.errors import UserError
-from storage_schemas.location import locate
-
-ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
-"""Events after which no heartbeat is missed."""
-NOBODY = UUID(int=0)
-"""In a dry run, a deployment that is not there yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +70,10 @@ def _bring(hand: "_Hand", site: Site, table: tuple[Deployment, ...], workspace: 
     yield hand.slots(site.gpu_slots)
     for deployment in table:
         yield hand.deployment(deployment, site.pool, workspace)
-    for automation in _automations(hand.client, site, table, workspace):
+    names = sorted({_flow(item).name for item in table} | {"ingest"})
+    held = {item.name: _read(hand.client, f"{_flow(item).name}/{item.name}") for item in table}
+    ids = {name: found.id for name, found in held.items() if found}
+    for automation in automations(site, table, names, ids, workspace):
         yield hand.automation(automation)
     yield from hand.left_over(table)
 
@@ -225,91 +219,6 @@ def _clock_key(schedule: Any) -> tuple[str, ...]:
     if isinstance(schedule, IntervalSchedule):
         return "interval", str(schedule.interval.total_seconds()), str(schedule.timezone)
     return "cron", str(getattr(schedule, "cron", schedule)), str(schedule.timezone)
-
-
-def _automations(
-    client: SyncPrefectClient, site: Site, table: tuple[Deployment, ...], workspace: str
-) -> Iterator[AutomationCore]:
-    names = sorted({_flow(item).name for item in table} | {"ingest"})
-    yield _crashed(names, site.silence)
-    if site.resumes:
-        yield _resume(site)
-    for item in table:
-        if item.listens_to:
-            held = _read(client, f"{_flow(item).name}/{item.name}")
-            yield _started_by(item, held.id if held else NOBODY, workspace)
-
-
-def _crashed(flows: list[str], silence: float) -> AutomationCore:
-    """Runs of our flows that fall silent are crashed: nobody else says so of a process that was killed."""
-    heartbeat = "prefect.flow-run.heartbeat"
-    return AutomationCore(
-        name="uwm: mark silent runs as crashed",
-        description="A flow run that sends no heartbeat was killed with its worker or its machine.",
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            after={heartbeat},
-            expect={heartbeat, *(f"prefect.flow-run.{state}" for state in ENDED)},
-            match=ResourceSpecification.model_validate({"prefect.resource.id": "prefect.flow-run.*"}),
-            match_related=_related("flow", flows),
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=timedelta(seconds=silence),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"no heartbeat for {silence:g} s")],
-    )
-
-
-def _resume(site: Site) -> AutomationCore:
-    """Runs of our deployments that crashed go on, but not for ever: each start counts."""
-    counts = [str(count) for count in range(1, site.resumes + 1)]
-    return AutomationCore(
-        name="uwm: resume crashed runs",
-        description=f"Starts a crashed run again, at most {site.resumes} times; training goes on from its checkpoint.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            expect={"prefect.flow-run.Crashed"},
-            match=ResourceSpecification.model_validate(
-                {"prefect.resource.id": "prefect.flow-run.*", "prefect.run-count": counts}
-            ),
-            match_related=_related("work-pool", [site.pool]),
-            threshold=1,
-        ),
-        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message="resumed after a crash")],
-    )
-
-
-def _started_by(item: Deployment, deployment: UUID, workspace: str) -> AutomationCore:
-    """A new version of exactly one dataset starts a deployment.
-
-    The run waits as long as further events are ignored, and takes the newest version then, so none is lost.
-    """
-    rest = timedelta(seconds=item.rest)
-    actions: list[ActionTypes] = [RunDeployment(deployment_id=deployment, schedule_after=rest)]
-    return AutomationCore(
-        name=f"uwm: start {item.name}",
-        description=f"A new version of {item.listens_to} starts {item.name}.",
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            expect={COMMITTED},
-            match=ResourceSpecification.model_validate(
-                {"prefect.resource.id": resource_of(absolute(item.listens_to, workspace))}
-            ),
-            for_each={"prefect.resource.id"},
-            threshold=1,
-            within=rest,
-        ),
-        actions=actions,
-    )
-
-
-def absolute(uri: str, workspace: str) -> str:
-    """A dataset's place as a flow run in the workspace sees it."""
-    return uri if re.match(r"\w+://", uri) else locate(Path(workspace) / uri).uri
-
-
-def _related(role: str, names: list[str]) -> ResourceSpecification:
-    return ResourceSpecification.model_validate({"prefect.resource.role": role, "prefect.resource.name": names})
 
 
 def _shape(automation: AutomationCore) -> Mapping[str, Any]:

@@ -39,7 +39,7 @@ format = "video"
 val_percent = 50
 reject = []
 quiet = 8
-cron = "* * * * *"
+every = 20
 
 [[chain]]
 track = "video"
@@ -78,6 +78,10 @@ class Site:
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
+
+    def cancel(self, run: str) -> None:
+        command = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
+        subprocess.run(command, env=self.environment, capture_output=True, check=True)
 
     def start_worker(self) -> None:
         with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
@@ -300,12 +304,7 @@ def test_cancelling_saves_a_checkpoint_and_frees_the_slot_and_a_rerun_goes_on(
 ) -> None:
     run = site.train("cancelled")
     wait_for(lambda: site.checkpoints("cancelled"))
-    subprocess.run(
-        [sys.executable, "-m", "prefect", "flow-run", "cancel", run],
-        env=site.environment,
-        capture_output=True,
-        check=True,
-    )
+    site.cancel(run)
     wait_for(lambda: site.state(run) == "CANCELLED")
     asked = next(state for state in site.history(run) if state["type"] == "CANCELLING")
     last = site.checkpoints("cancelled")[-1]
@@ -358,3 +357,16 @@ def test_a_run_whose_worker_alone_is_killed_stops_in_order_and_is_resumed(site: 
     wait_for(lambda: site.state(run) == "COMPLETED", seconds=480)
     step = json.loads(site.checkpoints("orphaned")[-1].read_text())["step"]
     assert step == STEPS
+
+
+def test_a_run_that_is_cancelled_while_its_worker_is_gone_stays_cancelled(site: Site) -> None:
+    run = site.train("given-up")
+    wait_for(lambda: site.checkpoints("given-up"))
+    site.kill_everything()
+    site.cancel(run)
+    wait_for(lambda: site.state(run) == "CANCELLED")
+    site.start_worker()
+    last = site.train("last", steps=20)
+    wait_for(lambda: site.state(last) == "COMPLETED")
+    assert site.state(run) == "CANCELLED"
+    assert "CRASHED" not in {state["type"] for state in site.history(run)}
