@@ -14,7 +14,6 @@ from flows.jobs import make_config
 from flows.promotion import Measure
 from storage_schemas.errors import UserError
 
-SITE_FILE = "deploy.toml"
 MAX_SITE_BYTES = 1 << 20
 TAG = "uwm"
 HEARTBEAT_SECONDS = 30

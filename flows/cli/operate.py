@@ -10,7 +10,6 @@ import typer
 from flows.cli.console import say, say_json, say_table
 from flows.cli.data import AsJson
 from flows.cli.trace import Root, find_root
-from flows.site import HEARTBEAT_SECONDS, SITE_FILE, load_site, prefect_yaml
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def deploy(
-    site: SiteFile = Path(SITE_FILE),
+    site: SiteFile = Path("deploy.toml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")] = False,
     as_yaml: Annotated[
         bool, typer.Option("--yaml", help="Print the deployments as a prefect.yaml instead; needs no server.")
@@ -41,6 +40,8 @@ def deploy(
 
     Example: uwm deploy deploy.toml --dry-run
     """
+    from flows.site import load_site
+
     found = load_site(site)
     if as_yaml:
         say(as_prefect_yaml(site).rstrip())
@@ -62,6 +63,8 @@ def deploy(
 def as_prefect_yaml(site: Path) -> str:
     """The text of a prefect.yaml with the deployments of a site file."""
     import yaml
+
+    from flows.site import load_site, prefect_yaml
 
     head = (
         f"# Made from {site.name}: uwm deploy --yaml > prefect.yaml. Prefer `uwm deploy`, which also makes the work\n"
@@ -91,6 +94,8 @@ def worker(
 
 def worker_environment() -> dict[str, str]:
     """Variables of a worker: flow runs take its interpreter, and say often that they are alive."""
+    from flows.site import HEARTBEAT_SECONDS
+
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**os.environ, "PATH": path, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
 

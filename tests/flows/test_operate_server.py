@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "data"
 UWM = [sys.executable, "-c", "from flows.cli import main; main()"]
-STEPS, SAVE_EVERY = 240, 20
+STEPS, SAVE_EVERY = 160, 10
 SITE = """
 silence = 60
 
