@@ -14,7 +14,6 @@ from flows.steps import Steps
 from storage_schemas.errors import UserError
 from storage_schemas.lineage import digest, lineage_root
 from storage_schemas.location import locate
-from uwm.config import DatasetRef
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,43 +25,21 @@ class Plan:
     evaluation: DatasetPin
     measure: Measure
     track: Track
+    best: Contender | None
+    """The best checkpoint of the track before."""
     identity: str
     """Of the question whether this version, trained this way, makes a better checkpoint."""
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """Settings of the training run beyond the recipe's."""
-        name = f"{self.chain.track}-{self.dataset.name}-v{self.dataset.version}"
-        given = (*self.chain.overrides, f"name={name}", f"output={self._output}")
-        best = self.track.best() if self.chain.from_best else None
-        if best:
-            given = (*given, f"init_from={best.uri}")
-        refs = make_config(self.chain.recipe, given).data.datasets
-        pins = tuple(
-            f"data.datasets.{index}.version={self.dataset.version}" for index, ref in enumerate(refs) if self._is(ref)
-        )
-        if not pins:
-            uri = self.dataset.uri
-            raise UserError(f"{self.chain.recipe} does not train on {uri}: name it, data.datasets.0.uri={uri}")
-        return (*given, *pins)
-
-    @property
-    def _output(self) -> str:
-        version = f"{self.dataset.name}@{self.dataset.version}-{self.identity[:6]}"
-        return f"{self.chain.output.rstrip('/')}/{self.chain.track}/{version}"
-
-    def _is(self, ref: DatasetRef) -> bool:
-        return locate(ref.uri) == locate(self.dataset.uri)
+    overrides: tuple[str, ...]
+    """Settings of the training run beyond the recipe's."""
 
     def describe(self) -> tuple[str, ...]:
         """The plan in words, a line for each thing that would be done."""
-        best = self.track.best()
+        best = self.best.checkpoint if self.best else "nothing yet"
         return (
             f"train {self.chain.recipe} {' '.join(self.overrides)}",
             f"evaluate {self.measure.name} on {self.evaluation.uri}@{self.evaluation.version}, "
             f"{self.chain.samples} segments",
-            f"promote in {self.track.name} when better than {best.checkpoint if best else 'nothing yet'} "
-            f"by more than {self.measure.margin:g} standard errors",
+            f"promote in {self.track.name} when better than {best} by over {self.measure.margin:g} standard errors",
         )
 
 
@@ -85,17 +62,34 @@ def plan_chain(chain: Chain) -> Plan:
     """
     measure = Measure.parse(chain.metric, chain.margin)
     dataset = pin_dataset(chain.dataset)
+    track = Track(lineage_root(chain.dataset), chain.track)
+    best = track.best()
     settings = (chain.recipe, *chain.overrides, *sorted(chain.collections), str(chain.samples), str(chain.from_best))
-    plan = Plan(
+    identity = digest(chain.track, dataset.identity, measure.name, str(measure.margin), *settings)
+    return Plan(
         chain=chain,
         dataset=dataset,
         evaluation=pin_dataset(chain.evaluate_on) if chain.evaluate_on else dataset,
         measure=measure,
-        track=Track(lineage_root(chain.dataset), chain.track),
-        identity=digest(chain.track, dataset.identity, measure.name, str(measure.margin), *settings),
+        track=track,
+        best=best,
+        identity=identity,
+        overrides=_overrides(chain, dataset, identity, best if chain.from_best else None),
     )
-    make_config(chain.recipe, plan.overrides)
-    return plan
+
+
+def _overrides(chain: Chain, dataset: DatasetPin, identity: str, start: Contender | None) -> tuple[str, ...]:
+    """The run's name, folder, parent and pinned version. Raises UserError when it does not train on the dataset."""
+    folder = f"{chain.output.rstrip('/')}/{chain.track}/{dataset.name}@{dataset.version}-{identity[:6]}"
+    given = (*chain.overrides, f"name={chain.track}-{dataset.name}-v{dataset.version}", f"output={folder}")
+    if start:
+        given = (*given, f"init_from={start.uri}")
+    uses = make_config(chain.recipe, given).data.datasets
+    places = [index for index, use in enumerate(uses) if locate(use.uri) == locate(dataset.uri)]
+    if not places:
+        uri = dataset.uri
+        raise UserError(f"{chain.recipe} does not train on {uri}: name it, data.datasets.0.uri={uri}")
+    return (*given, *(f"data.datasets.{index}.version={dataset.version}" for index in places))
 
 
 def run_chain(steps: Steps, chain: Chain, *, dry_run: bool = False, run_url: str = "") -> Chained:

@@ -87,13 +87,17 @@ class _Hand:
 
     def pool(self, name: str) -> Change:
         try:
-            self.client.read_work_pool(name)
+            held = self.client.read_work_pool(name)
         except ObjectNotFound:
             if not self.dry_run:
                 template = ProcessWorker.get_default_base_job_template()
                 pool = WorkPoolCreate(name=name, type="process", base_job_template=template)
                 self.client.create_work_pool(pool)
             return Change(kind="work pool", name=name, what="created")
+        if held.type != "process":
+            raise UserError(
+                f"the work pool {name} is of type {held.type}, not process: name another one in the site file"
+            )
         return Change(kind="work pool", name=name, what="unchanged")
 
     def slots(self, count: int) -> Change:

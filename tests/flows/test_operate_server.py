@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "data"
 UWM = [sys.executable, "-c", "from flows.cli import main; main()"]
-STEPS, SAVE_EVERY = 160, 10
+STEPS, SAVE_EVERY = 400, 20
 SITE = """
 silence = 60
 
@@ -134,7 +134,7 @@ class Site:
             "steps": steps,
             "save_every": SAVE_EVERY,
         }
-        return self.start("train", recipe="debug", settings=settings)
+        return self.start("train", recipe="debug", settings=settings, overrides=[f"train.log_every={SAVE_EVERY}"])
 
     def state(self, run: str) -> str:
         return str(self.get(f"flow_runs/{run}")["state_type"])
@@ -231,6 +231,18 @@ def test_deploying_again_changes_nothing(site: Site) -> None:
     assert {item["kind"] for item in changes} == {"work pool", "GPU slots", "deployment", "automation"}
 
 
+def test_a_change_in_the_site_file_changes_only_what_it_names(site: Site) -> None:
+    site.pause("doctor")
+    file = site.folder / "deploy.toml"
+    for text in (SITE.replace("[gc]", "[gc]\nage_hours = 72").replace("silence = 60", "silence = 70"), SITE):
+        file.write_text(text)
+        planned = json.loads(site.uwm("deploy", "--dry-run", "--json"))
+        assert json.loads(site.uwm("deploy", "--json")) == planned
+        changed = {item["name"]: item["what"] for item in planned if item["what"] != "unchanged"}
+        assert changed == {"gc": "updated (parameters)", "uwm: mark silent runs as crashed": "updated"}
+    assert site.deployment("doctor")["paused"]
+
+
 def test_a_cron_deployment_creates_and_completes_a_run(site: Site) -> None:
     wait_for(lambda: any(run["state_type"] == "COMPLETED" and run["auto_scheduled"] for run in site.runs("gc")))
     site.pause("gc")
@@ -279,7 +291,7 @@ def test_two_flows_that_queue_for_one_gpu_slot_run_one_after_the_other(site: Sit
 
 def test_a_time_out_stops_with_a_checkpoint_and_frees_the_slot(site: Site) -> None:
     settings = {"data": [{"uri": "stores/robot"}], "output": "runs/late", "steps": 100_000}
-    run = site.start("train", recipe="debug", settings=settings, hours=20 / 3600)
+    run = site.start("train", recipe="debug", settings=settings, overrides=["train.log_every=20"], hours=20 / 3600)
     wait_for(lambda: site.get(f"flow_runs/{run}")["state_name"] == "Failed")
     assert "timeout" in site.get(f"flow_runs/{run}")["state"]["message"]
     last = site.checkpoints("late")[-1]
@@ -333,7 +345,12 @@ def test_a_run_that_was_killed_with_its_worker_is_marked_crashed_and_resumed_to_
     assert ("SCHEDULED", "resumed after a crash") in states
     assert site.said(run, f"from step {step} to {STEPS}")
     assert site.slots_taken() == 0
-    settings = [f"train.steps={STEPS}", f"train.save_every={SAVE_EVERY}", "data.datasets.0.uri=stores/robot"]
+    settings = [
+        f"train.steps={STEPS}",
+        f"train.save_every={SAVE_EVERY}",
+        f"train.log_every={SAVE_EVERY}",
+        "data.datasets.0.uri=stores/robot",
+    ]
     site.uwm("train", "debug", "output=runs/undisturbed", *settings, "--no-flow")
     killed, undisturbed = (site.checkpoints(name)[-1].parent for name in ("killed", "undisturbed"))
     assert killed.name == undisturbed.name
