@@ -293,7 +293,7 @@ def test_a_time_out_stops_with_a_checkpoint_and_frees_the_slot(site: Site) -> No
     settings = {"data": [{"uri": "stores/robot"}], "output": "runs/late", "steps": 100_000}
     run = site.start("train", recipe="debug", settings=settings, overrides=["train.log_every=20"], hours=20 / 3600)
     wait_for(lambda: site.get(f"flow_runs/{run}")["state_name"] == "Failed")
-    assert "timeout" in site.get(f"flow_runs/{run}")["state"]["message"]
+    assert "timed out" in site.get(f"flow_runs/{run}")["state"]["message"]
     last = site.checkpoints("late")[-1]
     assert site.said(run, "train") < datetime.fromtimestamp(last.stat().st_mtime, UTC)
     assert site.slots_taken() == 0
