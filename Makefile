@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui screenshots test test-slow test-topology test-browser lint format clean
+.PHONY: help demo ui screenshots test test-server test-slow test-topology test-browser lint format clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ screenshots: $(STAMP) ## photograph the lineage pages of a running `make ui` (ne
 
 test: $(STAMP) ## the whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not network"
+
+test-server: $(STAMP) ## schedules, triggers, queues and crashes on a real Prefect server and worker (8 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m server
 
 test-slow: $(STAMP) ## what the fast suite leaves out and this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not topology and not gpu and not network"

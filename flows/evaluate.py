@@ -9,6 +9,7 @@ from flows.jobs import Evaluated, run_evaluation
 from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.refusal import refusing, settled
+from flows.slots import gpu_slot
 from uwm.report.tables import markdown_table
 
 
@@ -47,18 +48,19 @@ def evaluate(
         steps: of sampling, instead of the checkpoint's own number.
         device: auto takes CUDA when there is one.
     """
-    result = settled(evaluate_checkpoint)(
-        checkpoint,
-        store,
-        version=version,
-        split=split,
-        collections=collections,
-        samples=samples,
-        seed=seed,
-        steps=steps,
-        device=device,
-        run_url=flow_run.ui_url or "",
-    )
+    with gpu_slot():
+        result = settled(evaluate_checkpoint)(
+            checkpoint,
+            store,
+            version=version,
+            split=split,
+            collections=collections,
+            samples=samples,
+            seed=seed,
+            steps=steps,
+            device=device,
+            run_url=flow_run.ui_url or "",
+        )
     create_markdown_artifact(
         markdown_table(result.evaluation), key=f"result-{slug(result.record.node)}", description=result.record.node
     )

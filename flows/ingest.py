@@ -5,6 +5,7 @@ from typing import Literal
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
+from flows.announce import announce
 from flows.jobs import Ingested, run_ingest
 from flows.publish import publish_lineage
 from flows.refusal import refusing
@@ -80,4 +81,6 @@ def ingest(
     for rejection in result.report.quarantined:
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
+    if result.dataset and announce(result.root, result.dataset):
+        get_run_logger().info("announced %s", result.dataset.node)
     return result

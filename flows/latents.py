@@ -4,9 +4,11 @@ from typing import Literal
 
 from prefect import flow, get_run_logger
 
+from flows.forms import AS_THE_RECIPE, RecipeName, Settings
 from flows.jobs import make_config
 from flows.refusal import refusing
 from flows.runners import Sealed, batch_task, carried_by, choose
+from flows.slots import gpu_slot
 from uwm.data.latents import EncodeReport
 from uwm.train.encode import BATCH_EPISODES, EncodeBatch, EncodedBatch, encode_batch, encode_run
 
@@ -20,8 +22,9 @@ def encode_parts(sealed: Sealed[EncodeBatch]) -> EncodedBatch:
 @flow(name="latents", flow_run_name="latents of {recipe}")
 @refusing
 def latents(
-    recipe: str,
+    recipe: RecipeName,
     overrides: tuple[str, ...] = (),
+    settings: Settings = AS_THE_RECIPE,
     variants: int = 1,
     seed: int = 0,
     batch_episodes: int = BATCH_EPISODES,
@@ -34,6 +37,7 @@ def latents(
     Args:
         recipe: of the run that shall train on them.
         overrides: key=value pairs that replace fields of its configuration; data.latents=NAME is needed.
+        settings: the fields of the recipe that are most often replaced.
         variants: augmented variants of every frame.
         seed: of the variants.
         batch_episodes: episodes per task run, at least.
@@ -42,11 +46,12 @@ def latents(
         cluster: address of a Dask or Ray cluster that runs already.
     """
     logger = get_run_logger()
-    return encode_run(
-        make_config(recipe, overrides),
-        variants=variants,
-        seed=seed,
-        batch_episodes=batch_episodes,
-        carry=carried_by(choose(runner, workers, cluster), encode_parts),
-        progress=lambda done, total: logger.info("%s of %s batches", done, total),
-    )
+    with gpu_slot():
+        return encode_run(
+            make_config(recipe, (*settings.overrides(), *overrides)),
+            variants=variants,
+            seed=seed,
+            batch_episodes=batch_episodes,
+            carry=carried_by(choose(runner, workers, cluster), encode_parts),
+            progress=lambda done, total: logger.info("%s of %s batches", done, total),
+        )

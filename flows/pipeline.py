@@ -1,28 +1,43 @@
-"""The flow `pretrain_then_finetune`: two training runs and their evaluation, each a flow run of its own."""
+"""Flows of flows: pretrain, finetune, evaluate; and what follows from a new dataset version."""
 
-from prefect import flow
+from functools import partial
 
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+
+from flows.chain import Chained, run_chain
 from flows.evaluate import evaluate
+from flows.forms import AS_THE_RECIPE, Chain, RecipeName, Settings
 from flows.ingest import ingest
+from flows.lineage.pages import slug
+from flows.promotion import Decision
 from flows.refusal import refusing, settled
 from flows.steps import Finetuned, Steps
 from flows.steps import pretrain_then_finetune as carry_out
 from flows.train import train
 
 
-def as_flows() -> Steps:
-    """The three jobs as flows; a user's mistake in one is raised here, as by the plain functions."""
-    return Steps(ingest=settled(ingest), train=settled(train), evaluate=settled(evaluate))
+def as_flows(*, hours: float | None = None) -> Steps:
+    """The three jobs as flows; a user's mistake in one is raised here, as by the plain functions.
+
+    Args:
+        hours: most hours of a training run.
+    """
+    return Steps(ingest=settled(ingest), train=partial(settled(train), hours=hours), evaluate=settled(evaluate))
 
 
 @flow(name="pretrain-then-finetune", flow_run_name="{pretrain} then {finetune}")
 @refusing
 def pretrain_then_finetune(
-    pretrain: str,
-    finetune: str,
+    pretrain: RecipeName,
+    finetune: RecipeName,
     overrides: tuple[str, ...] = (),
     evaluate_on: tuple[str, ...] = (),
     samples: int | None = None,
+    pretrain_settings: Settings = AS_THE_RECIPE,
+    finetune_settings: Settings = AS_THE_RECIPE,
+    hours: float | None = None,
 ) -> Finetuned:
     """Pretrain one recipe, start another one from its last checkpoint, and evaluate both.
 
@@ -32,5 +47,52 @@ def pretrain_then_finetune(
         overrides: key=value pairs for both runs; pretrain.key=value or finetune.key=value for one.
         evaluate_on: datasets on whose held-out episodes both are evaluated.
         samples: segments per evaluation.
+        pretrain_settings: the fields that are most often replaced, of the first run.
+        finetune_settings: of the second run.
+        hours: most hours of training of either run; then it stops with a checkpoint, and the run fails.
     """
-    return carry_out(as_flows(), pretrain, finetune, overrides=overrides, evaluate_on=evaluate_on, samples=samples)
+    forms = {"pretrain": pretrain_settings, "finetune": finetune_settings}
+    filled = tuple(f"{stage}.{pair}" for stage, form in forms.items() for pair in form.overrides())
+    return carry_out(
+        as_flows(hours=hours),
+        pretrain,
+        finetune,
+        overrides=(*filled, *overrides),
+        evaluate_on=evaluate_on,
+        samples=samples,
+    )
+
+
+@flow(name="chain", flow_run_name="{chain.track} from {chain.dataset}")
+@refusing
+def chain(chain: Chain, dry_run: bool = False) -> Chained:
+    """Train on a dataset's newest version, evaluate, and promote the checkpoint when it is better than the best.
+
+    Args:
+        chain: what to train, and what decides.
+        dry_run: only say what would be done.
+    """
+    logger = get_run_logger()
+    result = run_chain(as_flows(hours=chain.hours), chain, dry_run=dry_run, run_url=flow_run.ui_url or "")
+    for line in result.plan:
+        logger.info("%s: %s", "would" if dry_run else "planned", line)
+    if result.decision is None:
+        return result
+    logger.info("%s%s", "decided before: " if result.reused else "", _verdict(result.decision))
+    if not result.reused:
+        create_markdown_artifact(
+            _page(result.decision), key=f"promotion-{slug(chain.track)}", description=_verdict(result.decision)
+        )
+    return result
+
+
+def _verdict(decision: Decision) -> str:
+    return f"{decision.candidate.checkpoint} {'promoted' if decision.promoted else 'not promoted'}: {decision.reason}"
+
+
+def _page(decision: Decision) -> str:
+    best = decision.best
+    rows = [("dataset", decision.dataset), ("candidate", decision.candidate.checkpoint)]
+    rows += [("evaluation", decision.candidate.evaluation), ("best so far", best.checkpoint if best else "none")]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return f"{_verdict(decision)}\n\n| decision {decision.number} | |\n|---|---|\n{table}\n"

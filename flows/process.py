@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO
 
+from flows.leash import leashed
 from storage_schemas.errors import UserError
 
 GRACE_SECONDS = 60.0
@@ -32,7 +33,8 @@ def follow(command: Sequence[str], on_line: Callable[[str], None], *, grace: flo
     """Run `command` and hand over the lines it prints on stdout until it ends.
 
     Whatever ends this function early (an exception, Ctrl-C, a cancelled flow run) sends the child
-    SIGTERM and gives it `grace` seconds to finish before it is killed.
+    SIGTERM and gives it `grace` seconds to finish before it is killed. When this process itself is
+    killed, the child gets SIGTERM too (`flows.leash`).
 
     Raises:
         UserError: when the child ends with exit code 2; its last line on stderr is the message.
@@ -41,7 +43,12 @@ def follow(command: Sequence[str], on_line: Callable[[str], None], *, grace: flo
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+            leashed(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
         )
         try:
             for line in process.stdout or ():

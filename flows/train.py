@@ -3,16 +3,20 @@
 from typing import Any
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
 from flows.events import describe
+from flows.forms import AS_THE_RECIPE, RecipeName, Settings
 from flows.jobs import Trained, run_training
 from flows.lineage.pages import slug
+from flows.process import ChildError
 from flows.publish import publish_lineage
 from flows.refusal import refusing, settled
+from flows.slots import gpu_slot
 from uwm.train.log import TrainEvent, TrainFinished, TrainProgress, TrainStarted
 
 
@@ -44,22 +48,43 @@ def _as_id(made: Any) -> UUID:
     return UUID(str(made))
 
 
-@task(name="train recipe", cache_policy=NO_CACHE)
+def _child_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a retry may help: the training process died. A user's mistake and a time-out stay what they are."""
+    return isinstance(state.result(raise_on_failure=False), ChildError)
+
+
+@task(
+    name="train recipe",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=_child_failed,
+)
 @refusing
 def train_recipe(recipe: str, overrides: tuple[str, ...], run_url: str) -> Trained:
-    """Run the training process to its end; cancelling lets it write a checkpoint."""
+    """Run the training process to its end; cancelling lets it write a checkpoint, and a retry goes on from the last."""
     return run_training(recipe, overrides, run_url=run_url, on_event=FlowFollower())
 
 
 @flow(name="train", flow_run_name="train {recipe}")
 @refusing
-def train(recipe: str, overrides: tuple[str, ...] = ()) -> Trained:
+def train(
+    recipe: RecipeName,
+    overrides: tuple[str, ...] = (),
+    settings: Settings = AS_THE_RECIPE,
+    hours: float | None = None,
+) -> Trained:
     """Train a recipe; an interrupted run goes on from its last checkpoint, a complete one is reused.
 
     Args:
         recipe: name of a recipe.
-        overrides: key=value pairs that replace fields of its configuration.
+        overrides: key=value pairs that replace any field of its configuration.
+        settings: the fields that are most often replaced.
+        hours: most hours of training; then it stops with a checkpoint, and the run fails.
     """
-    result = settled(train_recipe)(recipe, overrides, flow_run.ui_url or "")
+    limit = 3600 * hours if hours else None
+    with gpu_slot():
+        job = settled(train_recipe.with_options(timeout_seconds=limit))
+        result = job(recipe, (*settings.overrides(), *overrides), flow_run.ui_url or "")
     publish_lineage(result.root, [result.record.node])
     return result

@@ -71,3 +71,9 @@ def detect(source: str) -> str:
     raise UserError(
         f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"
     )
+
+
+def is_of(format: str | None, name: str) -> bool:  # noqa: A002
+    """Whether a file of this name may belong to a source of the format, or of any format when None."""
+    modules = _FORMATS.values() if format is None else (_FORMATS[format],) if format in _FORMATS else ()
+    return any(importlib.import_module(f"pipelines.sources.{module}").is_mine(name) for module in modules)

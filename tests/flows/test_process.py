@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import leash
 from flows.process import ChildError, follow, sigterm_exits
 from storage_schemas.errors import UserError
 
@@ -89,3 +91,28 @@ def test_the_handler_is_given_back() -> None:
     with pytest.raises(SystemExit), sigterm_exits():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_killed_parent_takes_its_child_along_in_order(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text("import sys\nfrom flows.process import follow\nfollow(sys.argv[1:], print)\n")
+    checkpoint, ready = tmp_path / "checkpoint", tmp_path / "ready"
+    gentle = GENTLE.replace('print("ready", flush=True)', f"Path({str(ready)!r}).touch()")
+    with subprocess.Popen([sys.executable, str(script), *python(gentle), str(checkpoint)]) as parent:
+        wait_for(ready)
+        parent.kill()
+    wait_for(checkpoint)
+    assert checkpoint.read_text() == "saved"
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} does not come"
+        time.sleep(0.05)
+
+
+def test_a_leash_without_a_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leash.main(["12"]) == 2
+    assert leash.main([str(os.getppid()), "/nowhere/command"]) == 2
+    assert "can't run /nowhere/command" in capsys.readouterr().err

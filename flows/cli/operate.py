@@ -1,0 +1,140 @@
+"""Commands that operate a site: deploy, worker, promoted."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.console import say, say_json, say_table
+from flows.cli.data import AsJson
+from flows.cli.trace import Root, find_root
+from storage_schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from flows.promotion import Decision
+
+SiteFile = Annotated[Path, typer.Argument(metavar="SITE", help="Site file: what runs where and when.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(deploy)
+    app.command()(worker)
+    app.command()(promoted)
+
+
+def deploy(
+    site: SiteFile = Path("deploy.toml"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")] = False,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print the deployments as a prefect.yaml instead; needs no server.")
+    ] = False,
+    json: AsJson = False,
+) -> int:
+    """Register all deployments of a site with the Prefect server; a second time changes nothing.
+
+    Makes the work pool, the GPU slots, the deployments with their schedules, and the automations that mark silent runs
+    as crashed, resume crashed runs, and start a chain when a dataset has a new version.
+
+    Example: uwm deploy deploy.toml --dry-run
+    """
+    from flows.site import load_site
+
+    found = load_site(site)
+    if as_yaml:
+        say(as_prefect_yaml(site).rstrip())
+        return 0
+    from flows.cli.execution import use_flow
+
+    if not use_flow(None):
+        raise UserError("deploying needs a Prefect server: set PREFECT_API_URL to its address")
+    from flows.deployments import deploy as bring
+
+    changes = bring(found, folder=site.absolute().parent, dry_run=dry_run)
+    if json:
+        say_json([{"kind": item.kind, "name": item.name, "what": item.what} for item in changes])
+    else:
+        say_table("would be" if dry_run else "", ("", "", ""), [(item.kind, item.name, item.what) for item in changes])
+    return 0
+
+
+def as_prefect_yaml(site: Path) -> str:
+    """The text of a prefect.yaml with the deployments of a site file."""
+    import yaml
+
+    from flows.site import load_site, prefect_yaml
+
+    head = (
+        f"# Made from {site.name}: uwm deploy --yaml > prefect.yaml. Prefer `uwm deploy`, which also makes the work\n"
+        "# pool, the GPU slots and the automations.\n"
+    )
+    return head + str(yaml.safe_dump(prefect_yaml(load_site(site)), sort_keys=False, width=120))
+
+
+def worker(
+    pool: Annotated[str, typer.Option(help="Work pool that it takes flow runs from.")] = "uwm",
+    limit: Annotated[int | None, typer.Option(min=1, help="Most flow runs at once.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in the UI; by default one is made up.")] = None,
+) -> int:
+    """Run a Prefect process worker until SIGTERM, with what our flow runs need.
+
+    Example: uwm worker --limit 4
+    """
+    from flows.cli.execution import use_flow
+
+    if not use_flow(None):
+        raise UserError("a worker needs a Prefect server: set PREFECT_API_URL to its address")
+    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    command += ["--limit", str(limit)] if limit else []
+    command += ["--name", name] if name else []
+    os.execve(sys.executable, command, worker_environment())  # noqa: S606 - no shell
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables of a worker: flow runs take its interpreter, and say often that they are alive."""
+    from flows.site import HEARTBEAT_SECONDS
+
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, "PATH": path, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+
+
+def promoted(
+    track: Annotated[
+        str | None, typer.Argument(metavar="TRACK", help="Show its decisions; else the best of all.")
+    ] = None,
+    root: Root = None,
+    json: AsJson = False,
+) -> int:
+    """Show the best checkpoint of every track, or all decisions of one with their reasons.
+
+    Example: uwm promoted policy --json
+    """
+    from flows.promotion import Track, tracks
+
+    place = root or find_root(None)
+    names = tracks(place)
+    if track is not None and track not in names:
+        raise UserError(f"no track {track!r} under {place}: there is {', '.join(names) or 'none'}")
+    if track is not None:
+        return _show(Track(place, track).decisions(), json)
+    held = [Track(place, name) for name in names]
+    if json:
+        say_json({item.name: best.model_dump(mode="json") if (best := item.best()) else None for item in held})
+        return 0
+    for item in held:
+        best = item.best()
+        say(f"{item.name}: {f'{best.checkpoint}, {best.uri}' if best else 'nothing promoted yet'}")
+    if not held:
+        say(f"no decisions under {place} yet")
+    return 0
+
+
+def _show(decisions: "list[Decision]", json: bool) -> int:
+    if json:
+        say_json([item.model_dump(mode="json") for item in decisions])
+    for item in () if json else decisions:
+        verdict = "promoted" if item.promoted else "not promoted"
+        say(f"{item.number}: {item.candidate.checkpoint} {verdict}: {item.reason}")
+    return 0
