@@ -1,7 +1,7 @@
 """What an ingestion of a given size costs beside its decoding: task runs, database rows, commits, time.
 
 The constants are what `uwm bench scale` measured when it carried out as many batches on a real server; it prints both
-sides again on your machine. See docs/decisions/0006-scaling.md. Imports no prefect.
+sides again on your machine. See docs/decisions/0010-scaling.md. Imports no prefect.
 """
 
 import math
