@@ -81,7 +81,8 @@ def _measure(config: RunConfig, size: int, rounds: int, bf16: bool, evaluation: 
         small = _policy(config)
         for part in small.children():
             part.to(torch.bfloat16)
-        work["policy, bf16 weights"] = lambda: small.sample_encoded(seen, Mode.POLICY, _generator())
+        small_seen = _seen(small, images)
+        work["policy, bf16 weights"] = lambda: small.sample_encoded(small_seen, Mode.POLICY, _generator())
     for name in ("policy, action tokens", "policy, bf16 weights"):  # reads all weights, and is short
         work.get(name, tuple)()
     results: dict[str, object] = {}
