@@ -1,5 +1,7 @@
 """`uwm bench sampling`: the policy, and all modes of an evaluation, with published settings and with ours.
 
+The policy is sampled from an encoded observation, whose own cost is `observation`; all modes include encoding.
+
 Published: every mode encodes what it needs, samples by itself, and computes the whole of AdaLN in every step. Ours: the
 observation's share of AdaLN once, all modes in one batch, and one encode or cached latents. The policy on action and
 register tokens is another model: it has to be trained with `model.token_dropout`.
@@ -18,7 +20,7 @@ from benchmarks.droid import droid_run, published_sizes
 from benchmarks.measure import Cost, Work, interleave
 from uwm.config import RunConfig, replace
 from uwm.data.batch import Batch
-from uwm.model.uwm import UWMPolicy
+from uwm.model.uwm import Encoded, UWMPolicy
 from uwm.policy import Mode, Sample
 
 _SHOWS = tuple(mode for mode in Mode if mode is not Mode.POLICY)
@@ -42,38 +44,45 @@ class SamplingResult:
     """Between our exact samples and the published settings', on the same noise; actions lie in [-1, 1]."""
 
 
-def bench_sampling(*, batch: int = 1, rounds: int = 1, bf16: bool = False) -> SamplingResult:
+def bench_sampling(*, batch: int = 1, rounds: int = 1, bf16: bool = False, evaluation: bool = True) -> SamplingResult:
     """Measure all ways to sample in turn.
 
     Args:
         batch: samples.
         rounds: of all in turn.
         bf16: also the policy with bf16 weights.
+        evaluation: also all modes, which take most of the time.
     """
     with tempfile.TemporaryDirectory() as folder:
-        return _measure(published_sizes(droid_run("uwm", Path(folder))), batch, rounds, bf16)
+        return _measure(published_sizes(droid_run("uwm", Path(folder))), batch, rounds, bf16, evaluation)
 
 
-def _measure(config: RunConfig, size: int, rounds: int, bf16: bool) -> SamplingResult:
+def _measure(config: RunConfig, size: int, rounds: int, bf16: bool, evaluation: bool) -> SamplingResult:
     ours = _policy(config)
     plain = _twin(ours, diffusion=replace(config.diffusion, hoist=False))
     dropped = _twin(ours, _token_dropout=0.5)
     images = _batch(config, size)
-    with torch.no_grad():
-        cached = with_fields(images, next_latents=ours.encode(images.next_obs).transpose(2, 3))
+    seen = _seen(ours, images)
     work: dict[str, Callable[[], object]] = {
-        "policy, published": lambda: plain.sample(images, Mode.POLICY, _generator()),
-        "policy, exact": lambda: ours.sample(images, Mode.POLICY, _generator()),
-        "policy, action tokens": lambda: dropped.sample(images, Mode.POLICY, _generator()),
-        "modes, published": lambda: _one_by_one(plain, images),
-        "modes, one encode": lambda: _together(ours, images),
-        "modes, cached latents": lambda: _together(ours, cached),
+        "observation": lambda: _seen(ours, images),
+        "policy, published": lambda: plain.sample_encoded(seen, Mode.POLICY, _generator()),
+        "policy, exact": lambda: ours.sample_encoded(seen, Mode.POLICY, _generator()),
+        "policy, action tokens": lambda: dropped.sample_encoded(seen, Mode.POLICY, _generator()),
     }
+    if evaluation:
+        with torch.no_grad():
+            cached = with_fields(images, next_latents=ours.encode(images.next_obs).transpose(2, 3))
+        work |= {
+            "modes, published": lambda: _one_by_one(plain, images),
+            "modes, one encode": lambda: _together(ours, images),
+            "modes, cached latents": lambda: _together(ours, cached),
+        }
     if bf16:
         small = _policy(config)
         for part in small.children():
             part.to(torch.bfloat16)
-        work["policy, bf16 weights"] = lambda: small.sample(images, Mode.POLICY, _generator())
+        small_seen = _seen(small, images)
+        work["policy, bf16 weights"] = lambda: small.sample_encoded(small_seen, Mode.POLICY, _generator())
     for name in ("policy, action tokens", "policy, bf16 weights"):  # reads all weights, and is short
         work.get(name, tuple)()
     results: dict[str, object] = {}
@@ -89,8 +98,9 @@ def _measure(config: RunConfig, size: int, rounds: int, bf16: bool) -> SamplingR
         speedup=_ratios(costs, lambda cost: cost.cpu_ms),
         speedup_wall=_ratios(costs, lambda cost: cost.wall_ms),
         largest_difference={
-            "policy": _difference(results["policy, published"], results["policy, exact"]),
-            "modes": _difference(results["modes, published"], results["modes, one encode"]),
+            name.split(",")[0]: _difference(results[f"{name.split(',')[0]}, published"], results[name])
+            for name in ("policy, exact", "modes, one encode")
+            if name in results
         },
     )
 
@@ -132,6 +142,12 @@ def _generator() -> torch.Generator:
 
 
 @torch.no_grad()
+def _seen(policy: UWMPolicy, batch: Batch) -> Encoded:
+    """The observation alone, which is what a robot has."""
+    return policy.encode_batch(batch, next_obs=False)
+
+
+@torch.no_grad()
 def _one_by_one(policy: UWMPolicy, batch: Batch) -> Mapping[Mode, Sample]:
     found = {}
     for mode in Mode:
@@ -156,8 +172,8 @@ def _keep(results: dict[str, object], name: str, call: Callable[[], object]) -> 
 def _ratios(costs: Mapping[str, Cost], of: Callable[[Cost], float]) -> dict[str, float]:
     found = {}
     for name, cost in costs.items():
-        kind = name.split(",")[0]
-        if name != f"{kind}, published":
+        kind, _, way = name.partition(", ")
+        if way not in ("", "published"):
             found[name] = round(of(costs[f"{kind}, published"]) / of(cost), 2)
     return found
 

@@ -112,6 +112,7 @@ def bench_sampling(
     batch: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 1,
     rounds: Rounds = 1,
     bf16: Annotated[bool, typer.Option("--bf16", help="Also measure the policy with bf16 weights.")] = False,
+    evaluation: Annotated[bool, typer.Option(help="Also measure all modes, which takes most of the time.")] = True,
     json: AsJson = False,
 ) -> int:
     """The policy and all modes of an evaluation, with published settings and with ours; takes minutes on a CPU.
@@ -120,7 +121,7 @@ def bench_sampling(
     """
     from benchmarks.sampling import bench_sampling as measure
 
-    _say(asdict(measure(batch=batch, rounds=rounds, bf16=bf16)), json)
+    _say(asdict(measure(batch=batch, rounds=rounds, bf16=bf16, evaluation=evaluation)), json)
     return 0
 
 
