@@ -7,6 +7,7 @@ h and w latent height and width.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 from types import MappingProxyType
 
 import torch
@@ -95,6 +96,22 @@ def run_modes(
         mode: Sample(action=actions.result(place), next_obs=next_obses.result(place))
         for place, mode in enumerate(modes)
     }
+
+
+def timestep_pairs(modes: Sequence[Mode], config: DiffusionConfig) -> Tensor:
+    """All pairs (K, 2) of timesteps, of action and next observation, that sampling these modes can come to."""
+
+    def timesteps(role: Role, t: int) -> tuple[int, ...]:
+        held = {Role.DENOISE: (t,), Role.CLEAN: (clean_timestep(config), absent_timestep(config))}
+        return held.get(role, (absent_timestep(config),))
+
+    pairs = {
+        pair: None
+        for t in sampling_grid(config)
+        for mode in modes
+        for pair in product(timesteps(MODES[mode].action, t), timesteps(MODES[mode].next_obs, t))
+    }
+    return torch.tensor(list(pairs))
 
 
 class _Track:

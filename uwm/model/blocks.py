@@ -99,10 +99,9 @@ class Mlp(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Hoisted:
-    """A condition whose share in the modulation was computed ahead."""
+    """What a modulation's first linear map makes of condition and timesteps, computed ahead."""
 
-    share: Tensor  # (B, outputs of the first linear map)
-    timesteps: Tensor  # (B, timestep features)
+    total: Tensor  # (B, outputs of that map)
 
 
 class Modulation(nn.Sequential):
@@ -123,13 +122,13 @@ class Modulation(nn.Sequential):
         """The share of the leading inputs (B, less than G): W silu([g, t]) is a sum over g and t."""
         return F.linear(F.silu(cond), self._first.weight[:, : cond.shape[1]], self._first.bias)
 
+    def hoist_timesteps(self, timesteps: Tensor) -> Tensor:
+        """The share of the trailing inputs (K, the rest of G)."""
+        return F.linear(F.silu(timesteps), self._first.weight[:, -timesteps.shape[1] :])
+
     def forward(self, cond: Tensor | Hoisted) -> Tensor:
-        """(B, G) or what `hoist` made of it -> (B, outputs)."""
-        if isinstance(cond, Hoisted):
-            rest = F.silu(cond.timesteps)
-            out = cond.share + F.linear(rest, self._first.weight[:, -rest.shape[1] :])
-        else:
-            out = self._first(F.silu(cond))
+        """(B, G) or what was made of it ahead -> (B, outputs)."""
+        out = cond.total if isinstance(cond, Hoisted) else self._first(F.silu(cond))
         return out if self[-1] is self._first else self[-1](out)
 
     @property

@@ -4,7 +4,7 @@ Dimension letters: B batch, S action steps, A action dimensions, V views, C late
 H and W latent height and width, P patch tokens, R registers, L = S + P + R tokens, D features, G condition features.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,6 +22,26 @@ from uwm.model.blocks import (
     mish_mlp,
 )
 from uwm.model.patchify import Patchifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """The first linear map of every modulation, for a loop in which only the timesteps change."""
+
+    times: Tensor  # (K, 2) timesteps of action and next observation that can occur
+    shares: tuple[Tensor, ...]  # (B, ...) of the condition, for every modulation
+    tables: tuple[Tensor, ...]  # (K + 1, ...) of `times`; the last row is NaN, for timesteps that are none of them
+
+    def repeat(self, count: int) -> "Ahead":
+        """For the same batch so many times over."""
+        return replace(self, shares=tuple(share.repeat(count, 1) for share in self.shares))
+
+    def at(self, timesteps: Tensor) -> list[Hoisted]:
+        """What the modulations of a step need; `timesteps` is (B, 2)."""
+        match = (timesteps[:, None] == self.times).all(dim=2)  # (B, K)
+        place = torch.where(match.any(dim=1), match.int().argmax(dim=1), len(self.times))
+        pairs = zip(self.shares, self.tables, strict=True)
+        return [Hoisted(total=share + table[place]) for share, table in pairs]
 
 
 class DiffusionTransformer(nn.Module):
@@ -121,7 +141,7 @@ class DiffusionTransformer(nn.Module):
 
     def forward(
         self,
-        cond: Tensor | Sequence[Tensor],
+        cond: Tensor | Ahead,
         action: Tensor,
         next_obs: Tensor | None,
         action_t: Tensor,
@@ -144,8 +164,7 @@ class DiffusionTransformer(nn.Module):
             Predictions (B, S, A) and (B, V, C, F, H, W), or None without their tokens.
         """
         x = self._embed(action, next_obs, context)  # (B, L, D)
-        timesteps = self.timestep_embedding(torch.stack([action_t, next_obs_t], dim=1))
-        *conds, last = self._conditions(cond, timesteps)
+        *conds, last = self._conditions(cond, torch.stack([action_t, next_obs_t], dim=1))
         for block, block_cond in zip(self.blocks, conds, strict=True):
             x = block(x, block_cond, keys)
         x = self.head(x, last)  # (B, L, D)
@@ -155,9 +174,18 @@ class DiffusionTransformer(nn.Module):
         patches = x[:, self.action_len : self.action_len + self.obs_patchifier.num_patches]
         return action_out, self.obs_patchifier.decode(patches)
 
-    def hoist(self, cond: Tensor) -> tuple[Tensor, ...]:
-        """The condition's share (B, ...) of every modulation, for a loop in which only the timesteps change."""
-        return tuple(modulation.hoist(cond) for modulation in self._modulations())
+    def hoist(self, cond: Tensor, times: Tensor) -> Ahead:
+        """Compute ahead what modulates a batch with the condition (B, G) at timesteps `times` (K, 2).
+
+        At other timesteps the network answers NaN.
+        """
+        embedded = self.timestep_embedding(times)  # (K, timestep features)
+        tables = [modulation.hoist_timesteps(embedded) for modulation in self._modulations()]
+        return Ahead(
+            times=times,
+            shares=tuple(modulation.hoist(cond) for modulation in self._modulations()),
+            tables=tuple(torch.cat([table, torch.full_like(table[:1], torch.nan)]) for table in tables),
+        )
 
     def _embed(self, action: Tensor, next_obs: Tensor | None, context: Tensor | None) -> Tensor:
         """[action tokens, patch tokens if there are latents, registers] with their positions, (B, L, D)."""
@@ -176,13 +204,14 @@ class DiffusionTransformer(nn.Module):
         blocks = [block.adaLN_modulation for block in self.blocks] if shared is None else [shared]
         return [*blocks, self.head.adaLN_modulation]
 
-    def _conditions(self, cond: Tensor | Sequence[Tensor], timesteps: Tensor) -> list[Tensor | Hoisted]:
+    def _conditions(self, cond: Tensor | Ahead, timesteps: Tensor) -> list[Tensor | Hoisted]:
         """What each block and the head are conditioned on."""
         each: list[Tensor | Hoisted]
-        if isinstance(cond, Tensor):
-            each = [torch.cat([cond, timesteps], dim=1)] * len(self._modulations())  # (B, G + timestep features)
+        if isinstance(cond, Ahead):
+            each = [*cond.at(timesteps)]
         else:
-            each = [Hoisted(share=share, timesteps=timesteps) for share in cond]
+            joined = torch.cat([cond, self.timestep_embedding(timesteps)], dim=1)  # (B, G + timestep features)
+            each = [joined] * len(self._modulations())
         *blocks, head = each
         if self.shared_modulation is not None:
             blocks = [self.shared_modulation(blocks[0])] * len(self.blocks)  # (B, 6 D)

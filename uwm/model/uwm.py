@@ -15,14 +15,14 @@ from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.draw import randn_rows
-from uwm.diffusion.modes import MODES, Denoiser, Modality, Role, run_modes
+from uwm.diffusion.modes import MODES, Denoiser, Modality, Role, run_modes, timestep_pairs
 from uwm.diffusion.noising import Noised, masked_mse, noise_modality, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report, key_mask
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.tokenized import TokenizedPolicy, latent_size
 from uwm.model.tokenizer import load_tokenizer
-from uwm.model.transformer import DiffusionTransformer
+from uwm.model.transformer import Ahead, DiffusionTransformer
 from uwm.policy import LossOutput, Mode, Sample, SampleLosses
 
 
@@ -190,7 +190,10 @@ class UWMPolicy(TokenizedPolicy):
         action = _modality(encoded.action, known_action, generator, self.diffusion.clip_action)
         reference = self._reference(encoded)
         next_obs = _modality(encoded.latents - reference, known_next, generator, self.diffusion.clip_latent)
-        cond = self.transformer.hoist(encoded.cond) if self.diffusion.hoist else encoded.cond
+        cond: Tensor | Ahead = encoded.cond
+        if self.diffusion.hoist:
+            times = timestep_pairs(modes, self.diffusion).to(encoded.cond.device)
+            cond = self.transformer.hoist(encoded.cond, times)
         alone = [mode for mode in modes if self._token_dropout and mode is Mode.POLICY]
         found: dict[Mode, Sample] = {}
         for group in (alone, [mode for mode in modes if mode not in alone]):
@@ -202,14 +205,14 @@ class UWMPolicy(TokenizedPolicy):
     def _denoiser(
         self,
         encoded: Encoded,
-        cond: Tensor | tuple[Tensor, ...],
+        cond: Tensor | Ahead,
         modes: Sequence[Mode],
         known_action: Tensor,
         known_next: Tensor,
     ) -> Denoiser:
         """The network as the sampling loop calls it: with all modes in one batch."""
         count = len(modes)
-        conds = cond.repeat(count, 1) if isinstance(cond, Tensor) else [share.repeat(count, 1) for share in cond]
+        conds = cond.repeat(count) if isinstance(cond, Ahead) else cond.repeat(count, 1)
         if self._token_dropout and modes == [Mode.POLICY]:
 
             def policy(a: Tensor, o: Tensor, a_t: Tensor, o_t: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,7 +59,7 @@ def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def test_a_hoisted_modulation_is_the_same_sum(rank: int) -> None:
     torch.manual_seed(0)
     modulation, cond, timesteps = Modulation(32, 12, rank=rank), torch.randn(5, 24), torch.randn(5, 8)
-    hoisted = modulation(Hoisted(share=modulation.hoist(cond), timesteps=timesteps))
+    hoisted = modulation(Hoisted(total=modulation.hoist(cond) + modulation.hoist_timesteps(timesteps)))
     torch.testing.assert_close(hoisted, modulation(torch.cat([cond, timesteps], dim=1)), atol=1e-6, rtol=1e-5)
 
 
@@ -67,9 +67,13 @@ def test_a_hoisted_modulation_is_the_same_sum(rank: int) -> None:
 @torch.no_grad()
 def test_hoisting_changes_no_output(adaln: str) -> None:
     made, (cond, *rest) = network(adaln), inputs()
-    plain, hoisted = made(cond, *rest), made(made.hoist(cond), *rest)
+    times = torch.stack(rest[-2:], dim=1)
+    plain, hoisted = made(cond, *rest), made(made.hoist(cond, times.flip(0)), *rest)
     for a, b in zip(plain, hoisted, strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
+    foreign = made(made.hoist(cond, times[:1]), *rest)[0]
+    assert foreign[0].isfinite().all()
+    assert foreign[1:].isnan().all(), "timesteps that were not announced can't pass unnoticed"
 
 
 @pytest.mark.parametrize("adaln", SIZES)
