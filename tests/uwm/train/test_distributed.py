@@ -18,6 +18,7 @@ from uwm.model.blocks import AdaLNBlock
 from uwm.policy import build
 from uwm.train.checkpoint import load_checkpoint
 from uwm.train.distributed import World
+from uwm.train.log import load_metrics
 from uwm.train.optim import trained_parameters
 from uwm.train.parallel import parallelize
 from uwm.train.setup import prepare
@@ -101,8 +102,12 @@ def test_two_processes_give_the_weights_of_one_with_the_doubled_batch(
     configs = {name: mixed(*pairs, output=name) for name, pairs in ways.items()}
     alone = train(mixed(output="alone"))
     train_together(list(configs.values()), tmp_path)
+    expected = load_metrics(alone.parents[1])[-1]
     for name, config in configs.items():
         assert distance(alone, config.folder) < TOLERANCE, name
+        found = load_metrics(config.folder)[-1]
+        assert found.detail == pytest.approx(expected.detail, rel=1e-4), name
+        assert (found.loss, found.grad_norm) == pytest.approx((expected.loss, expected.grad_norm), rel=1e-4), name
 
 
 @pytest.mark.slow
