@@ -11,7 +11,8 @@ from storage_schemas.errors import UserError
 from storage_schemas.lineage import LineageRecord
 
 if TYPE_CHECKING:
-    from uwm.bundle import DtypeName, Manifest
+    from uwm.bundle import Manifest
+    from uwm.device import Precision
     from uwm.reference.importer import Imported
 
 
@@ -62,7 +63,8 @@ def run_export(checkpoint: str, out: str, *, dtype: str = "fp32", licence: str =
     Raises:
         UserError: when the checkpoint can't be opened, is a tokenizer, or `out` exists.
     """
-    from uwm.bundle import DTYPES, export
+    from uwm.bundle import export
+    from uwm.device import DTYPES
     from uwm.eval.files import RESULT_FILE, load_evaluation
 
     if dtype not in DTYPES:
@@ -70,6 +72,6 @@ def run_export(checkpoint: str, out: str, *, dtype: str = "fp32", licence: str =
     pin, _ = pin_checkpoint(checkpoint)
     found = sorted(str(file.parent) for file in results_of(pin).glob(f"*/{RESULT_FILE}"))
     own = tuple(folder for folder in found if load_evaluation(folder).settings.checkpoint_identity == pin.identity)
-    chosen = cast("DtypeName", dtype)
+    chosen = cast("Precision", dtype)
     manifest = export(pin.uri, out, dtype=chosen, licence=licence, evaluations=own)
     return Exported(path=str(Path(out).absolute()), manifest=manifest, evaluations=own)

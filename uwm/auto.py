@@ -8,9 +8,9 @@ W0 the size that frames are brought to.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage_schemas.errors import UserError
-from uwm.bundle import DTYPES, is_bundle, load_bundle
+from uwm.bundle import is_bundle, load_bundle
 from uwm.config import RunConfig
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.frames import fit_frames
 from uwm.data.normalize import ActionNormalizer
-from uwm.device import autocast, resolve_device
+from uwm.device import DTYPES, Precision, cast_weights, resolve_device
 from uwm.diffusion.modes import MODES, Role
 from uwm.eval.sample import parse_mode
 from uwm.policy import Policy
@@ -51,23 +51,14 @@ class AutoPolicy:
         policy: in evaluation mode.
         config: of its run.
         normalizer: of its actions.
-        device: where it shall run.
-        dtype: of its weights and matrix products; bf16 halves memory.
+        device: where it runs.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        config: RunConfig,
-        normalizer: ActionNormalizer,
-        device: torch.device,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
+    def __init__(self, policy: Policy, config: RunConfig, normalizer: ActionNormalizer, device: torch.device) -> None:
         self.policy = policy
         self.config = config
         self.normalizer = normalizer
         self.device = device
-        self.dtype = dtype
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", dtype: str = "fp32") -> Self:
@@ -76,7 +67,7 @@ class AutoPolicy:
         Args:
             path: the folder.
             device: `auto` takes CUDA when there is one.
-            dtype: fp32 or bf16.
+            dtype: of the weights, fp32 or bf16.
 
         Raises:
             UserError: when it is missing, damaged, or no policy.
@@ -87,7 +78,8 @@ class AutoPolicy:
         policy, config, normalizer = load_bundle(path)[:3] if is_bundle(path) else load_policy(path, "cpu")
         if not isinstance(policy, Policy):
             raise UserError(f"{path} is no policy: it is a {config.stage}")
-        return cls(policy.to(place, DTYPES[dtype]), config, normalizer, place, DTYPES[dtype])
+        cast_weights(policy.to(place), cast(Precision, dtype))
+        return cls(policy, config, normalizer, place)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -145,9 +137,8 @@ class AutoPolicy:
             raise UserError(f"mode {mode} needs next_images: {self.config.data.next_frames} frames of a camera")
         batch = self._batch(images, next_images or {}, action)
         generator = torch.Generator().manual_seed(seed)
-        with autocast(self.device, self.dtype):
-            sample = self.policy.sample(batch, question, generator)
-            frames = None if sample.next_obs is None else self.policy.decode(sample.next_obs.to(self.dtype))
+        sample = self.policy.sample(batch, question, generator)
+        frames = None if sample.next_obs is None else self.policy.decode(sample.next_obs)
         return Prediction(
             action=None if sample.action is None else self._physical(sample.action[0]),
             frames=None if frames is None else self._pictures(frames[0]),
@@ -174,7 +165,7 @@ class AutoPolicy:
             step=zero,
             position=zero,
         )
-        return _cast(evaluation_batch(raw, data, self.normalizer, device=self.device), self.dtype)
+        return evaluation_batch(raw, data, self.normalizer, device=self.device)
 
     def _frames(self, images: Images, count: int) -> tuple[Tensor, Tensor]:
         """Frames (V, n, 3, H0, W0) uint8 and which there are (V, n)."""
@@ -204,9 +195,3 @@ class AutoPolicy:
         """Images (V, N, 3, H, W) in [0, 1] by camera."""
         shown = frames.float().clamp(0, 1).mul(255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
         return dict(zip(self.cameras, shown, strict=True))
-
-
-def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
-    held: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    wanted = {name: value.to(dtype) for name, value in held.items() if value is not None and value.is_floating_point()}
-    return replace(batch, **wanted)

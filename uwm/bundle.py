@@ -28,6 +28,7 @@ from storage_schemas.location import sync_folder
 from uwm.card import model_card
 from uwm.config import C, Config, RunConfig, TokenizerConfig, replace
 from uwm.data.normalize import ActionNormalizer
+from uwm.device import DTYPES, Precision
 from uwm.eval.files import load_evaluation
 from uwm.model.tokenizer import SdxlTokenizer
 from uwm.policy import build
@@ -37,9 +38,6 @@ MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
 TOKENIZER = "tokenizer"
 MAX_JSON_BYTES = 16 << 20
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-DtypeName = Literal["fp32", "bf16"]
 
 
 class Manifest(Config):
@@ -50,7 +48,7 @@ class Manifest(Config):
     step: int = Field(ge=0)
     checkpoint: str = Field(description="digest of the checkpoint that it was made from")
     weights: Literal["ema", "raw"]
-    dtype: DtypeName
+    dtype: Precision
     tokenizer: str = Field(description="fingerprint of the latent tokenizer")
     files: Mapping[str, str] = Field(description="sha256 of every file but the card and this one")
     digest: str = Field("", description="sha256 of all fields above")
@@ -80,7 +78,7 @@ def export(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    dtype: DtypeName = "fp32",
+    dtype: Precision = "fp32",
     licence: str = "",
     evaluations: Sequence[str] = (),
 ) -> Manifest:

@@ -52,7 +52,8 @@ class DataConfig(Config):
     )
     augmentation: Literal["sample", "batch", "none"] = Field(
         "sample",
-        description="draw crop and colour jitter for every sample, once for a batch (published), or not at all",
+        description="draw crop and colour jitter for every sample, once for a batch (published; other numbers of "
+        "processes or accumulated batches then train on other crops), or not at all",
     )
     jitter: float = Field(0.2, ge=0, lt=1, description="strength of brightness, contrast and saturation jitter")
     decode: Literal["exact", "scaled"] = Field(
@@ -287,7 +288,9 @@ class TrainConfig(Config):
     spike_limit: float = Field(
         20.0, ge=0, description="robust deviations above the recent median at which a loss stops the run; 0 never"
     )
-    spike_window: int = Field(200, ge=20, description="steps whose losses a loss is compared with")
+    spike_window: int = Field(
+        200, ge=20, description="steps whose losses a loss is compared with; it starts empty when a run goes on"
+    )
     track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
         ("tensorboard",), description="who else is told how it goes; metrics.jsonl always is"
     )
@@ -295,6 +298,14 @@ class TrainConfig(Config):
         0, ge=0, description="steps between evaluations on held-out episodes, each of a checkpoint; 0 does none"
     )
     eval_samples: int = Field(16, gt=0, description="segments of each dataset that such an evaluation predicts")
+
+    @model_validator(mode="after")
+    def _graphs_keep_no_gradient(self) -> Self:
+        if self.compile == "reduce-overhead" and self.accumulate > 1:  # pytorch/pytorch#169545
+            raise ValueError(
+                "a CUDA graph overwrites the gradients of the batch before: with accumulate, compile=default"
+            )
+        return self
 
 
 class RunConfig(Config):

@@ -1,10 +1,18 @@
 """Where a network runs, and in which precision."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
+from typing import Literal
 
 import torch
+from torch import nn
 
 from storage_schemas.errors import UserError
+
+Precision = Literal["fp32", "bf16"]
+DTYPES: Mapping[Precision, torch.dtype] = MappingProxyType({"fp32": torch.float32, "bf16": torch.bfloat16})
+"""Types of weights by their names."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -41,3 +49,12 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype=dtype)
+
+
+def cast_weights(policy: nn.Module, precision: Precision) -> None:
+    """Change the type of a policy's weights for inference: bf16 halves what sampling reads.
+
+    Samples stay float32 between the steps, and the frozen tokenizer, which is no child of the policy, keeps its type.
+    """
+    for part in policy.children():
+        part.to(DTYPES[precision])

@@ -4,11 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from storage_schemas.errors import UserError
+from uwm.auto import AutoPolicy
+from uwm.bundle import CARD_FILE, export
 from uwm.config import RunConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch
@@ -244,8 +247,9 @@ def test_every_parameter_is_trained(name: str, awake: Policy, batch: Batch) -> N
     found = gradients(awake, batch)
     assert isinstance(awake, torch.nn.Module)
     assert found.keys() == {key for key, parameter in awake.named_parameters() if parameter.requires_grad}
-    silent = {key for key, value in found.items() if not value.any()}
-    assert silent == ({"transformer.pad_tokens"} if name == "pad" else set()), "nothing attends to PAD's padding"
+    assert all(value.any() for value in found.values())
+    frozen = {key for key, parameter in awake.named_parameters() if not parameter.requires_grad}
+    assert frozen == ({"transformer.pad_tokens"} if name == "pad" else set()), "nothing attends to PAD's padding"
 
 
 def test_bf16_autocast(name: str, awake: Policy, batch: Batch) -> None:
@@ -285,6 +289,18 @@ def test_it_learns_a_batch(name: str, configure: MakeRun, batch: Batch) -> None:
         losses.append(torch.stack(list(output.logs.values())))
     start, end = torch.stack(losses[:10]).mean(0), torch.stack(losses[-10:]).mean(0)
     assert (end < 0.5 * start).all(), f"{start} -> {end}"
+
+
+def test_it_is_exported_with_a_card_of_its_own(name: str, configure: MakeRun, tmp_path: Path) -> None:
+    path, bundle = train(configure(name, "train.steps=1")), tmp_path / "bundle"
+    export(path, bundle)
+    image = np.full((24, 32, 3), 90, np.uint8)
+    one, two = (AutoPolicy.load(place, device="cpu").act({"left": image}) for place in (path, bundle))
+    np.testing.assert_array_equal(one, two)
+    card = (bundle / CARD_FILE).read_text()
+    assert {"uwm": "Unified World Model", "pad": "PAD", "gr1": "GR-1"}.get(name, "Diffusion Policy") in card
+    assert ("Unified World Model" in card) == (name == "uwm")
+    assert "1 of 1 steps of 4 samples" in card
 
 
 def test_it_is_evaluated_in_the_modes_it_has(name: str, configure: MakeRun, tmp_path: Path) -> None:

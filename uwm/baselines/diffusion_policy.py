@@ -15,7 +15,7 @@ from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noising import masked_mse, noised, sample_losses
+from uwm.diffusion.noising import masked_mse, noise_at, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
 from uwm.model.obs_encoder import ObsEncoder
@@ -88,7 +88,7 @@ class DiffusionPolicy(TokenizedPolicy):
         drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, share)
         timestep = drawn.to(batch.action.device)
         signal = self._signals[timestep]
-        action, target = noised(encoded.action, known, signal, self.diffusion.prediction, generator, share)
+        action, target = noise_at(encoded.action, known, signal, self.diffusion.prediction, generator, share)
         predicted = self.denoiser(action, timestep, encoded.cond)
         if self.diffusion.action_loss == "all":
             loss = masked_mse(predicted, target, torch.ones_like(known))

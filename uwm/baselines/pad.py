@@ -14,10 +14,10 @@ from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noising import masked_mse, noised, sample_losses
+from uwm.diffusion.noising import masked_mse, noise_at, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report
-from uwm.model.tokenized import TokenizedPolicy, latent_size, same_frames
+from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
 from uwm.policy import LossOutput, Mode, Sample
 
@@ -104,9 +104,9 @@ class PADPolicy(TokenizedPolicy):
         drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, share)
         timestep = drawn.to(batch.action.device)
         signal = self._signals[timestep]
-        action, action_target = noised(encoded.action, known_action, signal, prediction, generator, share)
-        clean = encoded.latents - self._reference(encoded)
-        next_obs, next_target = noised(clean, known_next, signal, prediction, generator, share)
+        action, action_target = noise_at(encoded.action, known_action, signal, prediction, generator, share)
+        clean = encoded.latents - latent_reference(encoded.current, self.diffusion)
+        next_obs, next_target = noise_at(clean, known_next, signal, prediction, generator, share)
         action_out, next_out = self.transformer(encoded.current, action, next_obs, timestep, encoded.action_mask)
         action_loss = masked_mse(action_out, action_target, known_action, batch.known_actions)
         next_loss = masked_mse(next_out, next_target, known_next, batch.known_frames)
@@ -133,12 +133,7 @@ class PADPolicy(TokenizedPolicy):
         sampled = run(denoiser, Mode.VIDEO if mode is Mode.VIDEO else Mode.JOINT, action, next_obs, self.diffusion)
         if mode is Mode.POLICY or sampled.next_obs is None:
             return replace(sampled, next_obs=None)
-        return replace(sampled, next_obs=sampled.next_obs + self._reference(encoded))
-
-    def _reference(self, encoded: Encoded) -> Tensor:
-        """(B, V, C, 1, h, w): what the diffused latents are relative to, the last current frame's or zero."""
-        last = encoded.current[:, :, :, -1:]
-        return last if self.diffusion.latent_target == "change" else torch.zeros_like(last)
+        return replace(sampled, next_obs=sampled.next_obs + latent_reference(encoded.current, self.diffusion))
 
 
 def _from_noise(like: Tensor, generator: torch.Generator, clip: float | None) -> Modality:

@@ -56,7 +56,7 @@ class PadTransformer(nn.Module):
     """Denoises actions and next latents together, at one timestep; it sees the current latents.
 
     One sequence [action tokens, patch tokens] with learned positions; every block is modulated by the embedding
-    of the timestep alone. An action step that is not known becomes a learned token that no token attends to.
+    of the timestep alone. An action step that is not known becomes a token of its own that no token attends to.
 
     Args:
         image_shape: (F, H, W) of the latents.
@@ -108,7 +108,8 @@ class PadTransformer(nn.Module):
         self.action_decoder = silu_mlp(embed_dim, hidden, action_dim)
         self.timestep_embedding = TimestepEmbedding(timestep_embed_dim, count=1, mlp=silu_mlp)
         self.pos_embed = nn.Parameter(torch.empty(1, action_len + self.obs_patchifier.num_patches, embed_dim))
-        self.pad_tokens = nn.Parameter(torch.empty(1, action_len, embed_dim))
+        # Nothing attends to them and no loss reaches them, as published: they keep their first values.
+        self.pad_tokens = nn.Parameter(torch.empty(1, action_len, embed_dim), requires_grad=False)
         self.blocks = nn.ModuleList(
             AdaLNBlock(
                 embed_dim,

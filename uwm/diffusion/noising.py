@@ -61,7 +61,6 @@ def noise_modality(
         share: which part of a step the samples are.
     """
     drawn = randint_rows(config.train_timesteps, len(clean), generator, share).to(clean.device)
-    noise = randn_rows(clean, generator, share)
     present = known.flatten(1).any(1)
     if dropped:
         present = present & (rand_rows(len(clean), generator, share).to(clean.device) >= dropped)
@@ -69,13 +68,12 @@ def noise_modality(
     absent = absent_timestep(config) if config.absent_embedding else config.train_timesteps - 1
     timestep = torch.where(present, drawn, absent)
     shown = counted = known & _wide(present, known)
-    noisy = torch.where(shown, add_noise(clean, noise, signals[drawn]), noise)
+    noisy, goal = noise_at(clean, shown, signals[drawn], config.prediction, generator, share)
     if given:
         bare = present & (rand_rows(len(clean), generator, share).to(clean.device) < given)
         timestep = timestep.masked_fill(bare, clean_timestep(config))
         noisy = torch.where(shown & _wide(bare, known), clean, noisy)
         counted = shown & ~_wide(bare, known)
-    goal = target(clean, noise, signals[drawn], config.prediction)
     return Noised(
         noisy=noisy,
         target=goal,
@@ -87,7 +85,7 @@ def noise_modality(
     )
 
 
-def noised(
+def noise_at(
     clean: Tensor,
     known: Tensor,
     signal: Tensor,

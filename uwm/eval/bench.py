@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,13 +19,11 @@ from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, open_member
 from uwm.data.sampler import Pick
-from uwm.device import resolve_device
+from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
 from uwm.eval.result import Example
 from uwm.policy import Mode, Policy, Sample, build
 from uwm.train.checkpoint import Checkpoint, load_checkpoint, load_weights
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +104,8 @@ def open_bench(
         raise UserError(
             f"no {split} episode of {dataset_uri} has the {last + 1} steps of one segment: ingest longer ones"
         )
-    policy = load_policy(loaded, device=device, precision=precision)
+    place = resolve_device(device)
+    policy = _policy(loaded, place, precision)
     return Bench(
         checkpoint=loaded,
         policy=policy,
@@ -115,28 +114,19 @@ def open_bench(
         segments=segments,
         short_episodes=int((member.lengths <= last).sum()),
         mean_action=mean_action(_training_member(member), loaded.normalizer),
-        device=resolve_device(device),
+        device=place,
     )
 
 
-def load_policy(checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "fp32") -> Policy:
-    """The policy of a checkpoint, with its averaged weights, ready to be sampled.
-
-    Args:
-        checkpoint: of a policy.
-        device: `auto` takes CUDA when there is one.
-        precision: of the weights; `bf16` halves what sampling reads. The tokenizer keeps its own.
-
-    Raises:
-        UserError: when the weights do not fit, there is no such device, or the tokenizer can't be loaded.
-    """
+def _policy(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Policy:
+    """The policy of a checkpoint, with its averaged weights, ready to be sampled."""
     network = build(checkpoint.config)
     load_weights(network, checkpoint, ema=True)
-    network = network.to(resolve_device(device)).eval()
-    if precision == "bf16":
-        for part in network.children():
-            part.to(torch.bfloat16)
-    return _as_policy(network)
+    network = network.to(device).eval()
+    cast_weights(network, precision)
+    if not isinstance(network, Policy):
+        raise TypeError(f"{type(network).__name__} is no policy")
+    return network
 
 
 def full_windows(rows: NDArray[np.int64], lengths: NDArray[np.int64], last: int, samples: int) -> tuple[SegmentId, ...]:
@@ -213,12 +203,6 @@ def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
         raise UserError(f"{steps} sampling steps: this checkpoint takes 1 to {most}")
     changed = change(config, diffusion=change(config.diffusion, sample_steps=steps))
     return replace(checkpoint, config=changed)
-
-
-def _as_policy(network: nn.Module) -> Policy:
-    if not isinstance(network, Policy):
-        raise TypeError(f"{type(network).__name__} is no policy")
-    return network
 
 
 def _training_member(member: Member) -> Member:

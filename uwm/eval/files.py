@@ -102,16 +102,23 @@ def save_evaluation(folder: str, evaluation: Evaluation, examples: ExampleArrays
 
     Returns:
         The evaluation as written: it names the hash of its examples.
+
+    Raises:
+        UserError: when the folder can't be written.
     """
-    target = locate(folder)
-    digest = ""
+    files, digest = {}, ""
     if examples is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **examples.arrays())
         digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        (target / EXAMPLES_FILE).write_bytes(buffer.getvalue())
+        files[EXAMPLES_FILE] = buffer.getvalue()
     named = evaluation.model_copy(update={"examples_sha256": digest})
-    (target / RESULT_FILE).write_bytes(named.to_json().encode())
+    files[RESULT_FILE] = named.to_json().encode()
+    try:
+        for name, content in files.items():
+            (locate(folder) / name).write_bytes(content)
+    except OSError as error:
+        raise UserError(f"can't write the evaluation to {folder}: {error.strerror or error}") from error
     return named
 
 

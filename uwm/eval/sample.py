@@ -17,7 +17,8 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 from uwm.data.batch import Batch
-from uwm.eval.bench import Asker, Bench, Precision, open_bench
+from uwm.device import Precision
+from uwm.eval.bench import Asker, Bench, open_bench
 from uwm.policy import Mode
 
 ACTIONS_FILE = "actions.json"

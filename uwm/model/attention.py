@@ -121,24 +121,6 @@ def attention_op(
     return next((name for name in record.names if name.startswith(_OP_PREFIX)), _OP_PREFIX + "attention_math")
 
 
-def attention_backend(
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    num_heads: int,
-    head_dim: int,
-    tokens: int,
-    kernel: Kernel = "auto",
-    masked: bool = False,
-) -> str:
-    """The kernel family behind `attention_op`: flash, efficient, cudnn, fused, or math."""
-    op = attention_op(
-        device, dtype, num_heads=num_heads, head_dim=head_dim, tokens=tokens, kernel=kernel, masked=masked
-    )
-    name = op.removeprefix(_OP_PREFIX)
-    return "math" if name == "attention_math" else name.split("_attention")[0]
-
-
 def _only(kernel: Kernel) -> AbstractContextManager[object]:
     return nullcontext() if kernel == "auto" else sdpa_kernel(_BACKENDS[kernel])
 

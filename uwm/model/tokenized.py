@@ -1,7 +1,7 @@
 """What all policies share: a frozen tokenizer beside the network, and modes that share one encoding.
 
 Dimension letters: B batch, V views, N frames, H and W image height and width, C latent channels, h and w latent
-height and width.
+height and width, O current frames.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
-from uwm.config import RunConfig
+from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import MODES, Role
 from uwm.model.tokenizer import Tokenizer
@@ -139,6 +139,12 @@ def latent_size(config: RunConfig, downsample: int) -> tuple[int, int, int]:
             f"{height}x{width}, downsampling {downsample}) are not divisible by model.patch {patch}"
         )
     return size
+
+
+def latent_reference(current: Tensor, config: DiffusionConfig) -> Tensor:
+    """What diffused latents are relative to: the last current frame's (B, V, C, 1, h, w), or zero."""
+    last = current[:, :, :, -1:]  # (B, V, C, 1, h, w)
+    return last if config.latent_target == "change" else torch.zeros_like(last)
 
 
 def same_frames(config: RunConfig, reason: str) -> None:

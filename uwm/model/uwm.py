@@ -11,7 +11,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.draw import randn_rows
@@ -20,7 +19,7 @@ from uwm.diffusion.noising import Noised, masked_mse, noise_modality, sample_los
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report, key_mask
 from uwm.model.obs_encoder import ObsEncoder
-from uwm.model.tokenized import TokenizedPolicy, latent_size
+from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
 from uwm.model.transformer import Ahead, DiffusionTransformer
 from uwm.policy import LossOutput, Mode, Sample, SampleLosses
@@ -66,11 +65,8 @@ class UWMPolicy(TokenizedPolicy):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(load_tokenizer(config.tokenizer))
         data, model, tokenizer = config.data, config.model, self.tokenizer
-        if model.current_latents and data.obs_frames != data.next_frames:
-            raise UserError(
-                f"model.current_latents joins frame to frame: data.obs_frames {data.obs_frames} must equal "
-                f"data.next_frames {data.next_frames}"
-            )
+        if model.current_latents:
+            same_frames(config, "model.current_latents joins frame to frame")
         self.diffusion = config.diffusion
         self._relative = config.diffusion.latent_target == "change"
         self._joined = model.current_latents
@@ -147,7 +143,7 @@ class UWMPolicy(TokenizedPolicy):
         marked = self.diffusion.marked_share if self.diffusion.absent_embedding else 0.0
         noised = partial(noise_modality, generator=generator, config=self.diffusion, signals=self._signals, share=share)
         action = noised(encoded.action, known_action, dropped=marked, given=marked)
-        latents = encoded.latents - self._reference(encoded)
+        latents = encoded.latents - latent_reference(encoded.current, self.diffusion)
         next_obs = noised(latents, known_next, dropped=max(marked, self._token_dropout), given=marked)
         action_out, next_out = self.transformer(
             encoded.cond,
@@ -174,7 +170,7 @@ class UWMPolicy(TokenizedPolicy):
         )
 
     def _by_sample(self, output: Tensor, noised: Noised) -> SampleLosses:
-        noise = noised.timestep / (self.diffusion.train_timesteps - 1)
+        noise = (noised.timestep / (self.diffusion.train_timesteps - 1)).clamp(0, 1)  # markers lie outside
         return sample_losses(output, noised.target, noised.counted, noise)
 
     def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
@@ -188,7 +184,7 @@ class UWMPolicy(TokenizedPolicy):
         """Several modes in one batch, each as `sample_encoded` gives it with a generator in the same state."""
         known_action, known_next = _known(encoded)
         action = _modality(encoded.action, known_action, generator, self.diffusion.clip_action)
-        reference = self._reference(encoded)
+        reference = latent_reference(encoded.current, self.diffusion)
         next_obs = _modality(encoded.latents - reference, known_next, generator, self.diffusion.clip_latent)
         cond: Tensor | Ahead = encoded.cond
         if self.diffusion.hoist:
@@ -244,11 +240,6 @@ class UWMPolicy(TokenizedPolicy):
             (torch.ones_like(action)[:, None], registers.shape[1]),
         )
         return keys | ~keys.any(dim=1, keepdim=True)  # a sample that would see nothing sees everything
-
-    def _reference(self, encoded: Encoded) -> Tensor:
-        """(B, V, C, 1, h, w): what the diffused latents are relative to, the last current frame's or zero."""
-        last = encoded.current[:, :, :, -1:]
-        return last if self._relative else torch.zeros_like(last)
 
     def _context(self, encoded: Encoded) -> Tensor | None:
         return encoded.current if self._joined else None

@@ -18,7 +18,6 @@ from uwm.recipes import apply_overrides, get_recipe
 from uwm.reference.inert import Refused
 from uwm.reference.published import (
     ASSUMED,
-    LOADABLE,
     Published,
     action_normalizer,
     ordered,
@@ -116,8 +115,6 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
 def _configure(published: Published, base: RunConfig, source: Path, folder: Path) -> RunConfig:
     """The run that the weights belong to."""
     policy = published.layout.policy
-    if policy not in LOADABLE:
-        raise UserError(f"a published {policy}, which can't be loaded yet: only {', '.join(sorted(LOADABLE))} can")
     values = base.model_dump(mode="json")
     for name, value in sizes(published, base).items():
         *path, last = name.split(".")

@@ -66,8 +66,6 @@ LAYOUTS = (
         frame_major=True,
     ),
 )
-LOADABLE = frozenset({"uwm", "pad", "dp"})
-"""Networks that `RunConfig` can name."""
 ENCODERS = {"obs_encoder.model.conv1.weight": "resnet18gn", "obs_encoder.model.class_token": "vit_b_32"}
 
 

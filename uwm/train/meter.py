@@ -43,10 +43,10 @@ class Meter:
         """How many steps it has seen."""
         return len(self.losses)
 
-    def share(self, logs: Mapping[str, Tensor], share: float) -> None:
-        """Take what one batch logged, which is a share of its step's in this process."""
+    def share(self, logs: Mapping[str, Tensor], weight: float) -> None:
+        """Take what one batch logged, whose share of its step in this process is `weight`."""
         for name, value in logs.items():
-            self._step[name] = self._step[name] + share * value if name in self._step else share * value
+            self._step[name] = self._step[name] + weight * value if name in self._step else weight * value
 
     def step(self, norm: Tensor) -> None:
         """The step is done."""

@@ -68,7 +68,7 @@ def parallelize(
 ) -> Engine:
     """Prepare a model for training, alone or with others; its parameters may become shards of what they were.
 
-    What is sharded and recomputed one by one are the entries of every `nn.ModuleList`: the transformer's blocks.
+    What is sharded and recomputed one by one are the entries of the outermost `nn.ModuleList`s: the blocks.
 
     Args:
         model: a learner with the same weights in every process, on `device`.
@@ -80,8 +80,7 @@ def parallelize(
     Raises:
         UserError: when the processes can't be divided into `config.replicas` equal groups.
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = [block for entries in lists for block in entries if not isinstance(block, nn.ModuleList)]
+    blocks = list(_blocks(model))
     if config.checkpoint_activations:
         for block in blocks:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -91,6 +90,14 @@ def parallelize(
     if config.parallel == "fsdp":
         return _fsdp(forward, blocks, _mesh(config, world, device), dtype)
     return _ddp(forward, device)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.ModuleList) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _blocks(child)
 
 
 def _ddp(forward: _Loss, device: torch.device) -> Engine:
@@ -110,7 +117,7 @@ def _fsdp(forward: _Loss, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torc
     """
     reduced = dtype if dtype != torch.float32 else None
     policy = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for block in reversed(blocks):  # inner ones first
+    for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     root: FSDPModule = fully_shard(forward, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
 

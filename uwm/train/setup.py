@@ -90,8 +90,8 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
     Raises:
         UserError: when data, parent or tokenizer are missing or do not fit.
     """
-    if config.stage == "tokenizer" and world.size > 1:
-        raise UserError("a tokenizer keeps statistics of its batches and trains in one process: set train.processes=1")
+    if config.stage == "tokenizer" and world.size * config.train.accumulate > 1:
+        raise UserError("a tokenizer keeps statistics of its batches: set train.processes=1 and train.accumulate=1")
     members = _open_data(config, found)
     config = _with_versions(config, members)
     device = world.device(config.train.device)
@@ -179,8 +179,7 @@ def _latents(members: tuple[Member, ...], config: RunConfig, model: nn.Module) -
     shape = getattr(model, "latent_shape", None)
     if shape is None:
         raise UserError("this run takes no cached latents: leave data.latents empty")
-    views, channels, frames, height, width = shape
-    del views, frames
+    _, channels, _, height, width = shape
     seed, tokenizer = config.train.seed, _text(model, "tokenizer_fingerprint")
     latent = channels, height, width
     return tuple(open_latents(member, config.data, tokenizer, latent, seed=seed) for member in members)

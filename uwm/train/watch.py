@@ -143,7 +143,7 @@ class Watch:
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts matrix products and convolutions, forward and backward; a frozen tokenizer's too."""
+    """Counts matrix products and convolutions, forward and backward; a frozen tokenizer's and recomputed ones too."""
     return FlopCounterMode(display=False)
 
 

@@ -173,8 +173,9 @@ def test_learned_markers_are_asked_when_sampling(tiny: RunConfig, batch: Batch, 
     assert seen == expected.get(mode, {99})
 
 
-def test_bf16_weights_sample_nearly_the_same(tiny: RunConfig, batch: Batch) -> None:
-    exact, small = variant(tiny, "seeing"), variant(tiny, "seeing")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_bf16_weights_sample_nearly_the_same(tiny: RunConfig, batch: Batch, name: str) -> None:
+    exact, small = variant(tiny, name), variant(tiny, name)
     for part in small.children():
         part.to(torch.bfloat16)
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}

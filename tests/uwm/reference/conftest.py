@@ -106,6 +106,25 @@ def content(state: dict[str, Tensor], foreign: types.ModuleType) -> dict[str, An
 
 
 @pytest.fixture
+def baseline(
+    golden_params: Callable[[str], dict[str, Tensor]], state: dict[str, Tensor]
+) -> Callable[[str], dict[str, Any]]:
+    """A function that gives the weights of a published PAD or DP as the trainer saves them."""
+    images = "obs_encoder.img_encoder.model."
+
+    def make(name: str) -> dict[str, Any]:
+        weights = {f"noise_pred_net.{key}": value for key, value in golden_params(name).items()}
+        if name == "dp":
+            encoder = {key.removeprefix(images): value for key, value in state.items() if key.startswith(images)}
+            weights |= {f"obs_encoder.rgb_encoder.{key}": value for key, value in encoder.items()}
+        else:
+            weights |= {key: value for key, value in state.items() if key.startswith("obs_encoder.vae.")}
+        return {"model": weights}
+
+    return make
+
+
+@pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """A function that saves a checkpoint file; afterwards the foreign module can't be imported."""
 

@@ -15,10 +15,11 @@ from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.batch import Batch, StepShare
 from uwm.model.blocks import AdaLNBlock
-from uwm.model.uwm import UWMPolicy
 from uwm.policy import build
 from uwm.train.checkpoint import load_checkpoint
 from uwm.train.distributed import World
+from uwm.train.log import load_metrics
+from uwm.train.optim import trained_parameters
 from uwm.train.parallel import parallelize
 from uwm.train.setup import prepare
 from uwm.train.trainer import train
@@ -31,6 +32,22 @@ TOLERANCE = 1e-6
 """Of weights after four steps of at most 1e-3 each: what the order of float32 sums leaves."""
 
 
+LEARNERS: dict[str, tuple[str, ...]] = {
+    "uwm": (),
+    "uwm-all-actions": ("diffusion.action_loss=all",),
+    "uwm-token-dropout": ("model.token_dropout=0.4", "diffusion.prediction=v"),
+    "uwm-marked": ("diffusion.absent_embedding=true", "diffusion.marked_share=0.3"),
+    "uwm-low-rank": ("model.adaln=low_rank", "model.adaln_rank=4"),
+    "uwm-shared": ("model.adaln=shared", "model.token_dropout=0.4"),
+    "uwm-seeing": ("model.current_latents=true", "diffusion.latent_target=change"),
+    "pad": ("policy=pad",),
+    "dp": ("policy=dp",),
+    "dp_unet": ("policy=dp_unet",),
+    "gr1": ("policy=gr1", "model.obs_encoder.kind=vit_small"),
+}
+"""What the trainer trains: every policy, and UWM with every setting that changes what its loss counts or reaches."""
+
+
 def train_together(configs: list[RunConfig], folder: Path) -> None:
     """Train some runs, each in the same two processes."""
     paths = []
@@ -40,7 +57,7 @@ def train_together(configs: list[RunConfig], folder: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     done = subprocess.run(
-        [*command, *map(str, paths)], env=environment, capture_output=True, text=True, timeout=100, check=False
+        [*command, *map(str, paths)], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
@@ -85,8 +102,31 @@ def test_two_processes_give_the_weights_of_one_with_the_doubled_batch(
     configs = {name: mixed(*pairs, output=name) for name, pairs in ways.items()}
     alone = train(mixed(output="alone"))
     train_together(list(configs.values()), tmp_path)
+    expected = load_metrics(alone.parents[1])[-1]
     for name, config in configs.items():
         assert distance(alone, config.folder) < TOLERANCE, name
+        found = load_metrics(config.folder)[-1]
+        assert found.detail == pytest.approx(expected.detail, rel=1e-4), name
+        assert (found.loss, found.grad_norm) == pytest.approx((expected.loss, expected.grad_norm), rel=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_every_learner_trains_together_as_alone(
+    way: str, tmp_path: Path, mixed: Callable[..., RunConfig], make_store: MakeStore
+) -> None:
+    """Each process has one sample of a step; some have no action, others neither action nor image.
+
+    Steps are small: where a gradient is nothing but rounding, Adam makes a step of it all the same.
+    """
+    blind = make_store("blind", (8,), known=False, cameras=())
+    settings = (f"data.datasets.2.uri={blind}", "train.steps=3", "optim.lr=1e-4")
+    two = (*settings, "train.batch_size=1", f"train.parallel={way}")
+    together = {name: mixed(*pairs, *two, output=f"{name}-{way}") for name, pairs in LEARNERS.items()}
+    train_together(list(together.values()), tmp_path)
+    for name, config in together.items():
+        alone = train(mixed(*LEARNERS[name], *settings, "train.batch_size=2", output=name))
+        assert distance(alone, config.folder) < 1e-5, name
 
 
 @pytest.mark.slow
@@ -159,28 +199,33 @@ def test_checkpointed_activations_are_computed_twice_and_give_the_same_weights(
     assert kept.state.files["model.safetensors"] == again.state.files["model.safetensors"]
 
 
-def test_shares_of_a_step_add_up_to_its_loss_and_gradient(mixed: Callable[..., RunConfig]) -> None:
-    """All known actions lie in one share, another has an unknown camera: the mean is over the step's known elements."""
-    torch.manual_seed(0)
-    policy, batch = UWMPolicy(mixed(output="none")), _uneven_batch()
+@pytest.mark.parametrize("name", LEARNERS)
+def test_shares_of_a_step_add_up_to_its_loss_and_gradient(name: str, mixed: Callable[..., RunConfig]) -> None:
+    """Known actions lie in one half, one sample knows nothing at all: the mean is over the step's known elements."""
+    policy, batch = _awake(mixed(*LEARNERS[name], output="none")), _uneven_batch()
+    trained = list(trained_parameters(policy).values())
     whole = policy.loss(batch, torch.Generator().manual_seed(1))
-    expected = torch.autograd.grad(whole.loss, list(policy.parameters()))
-    losses, gradients = [], [torch.zeros_like(gradient) for gradient in expected]
-    for first in (0, 2):
-        share = StepShare(
-            first=first,
-            samples=4,
-            known_actions=float(batch.action_mask.sum()) / 2,
-            known_frames=float(batch.next_mask.sum()) / 2,
-        )
-        part = _rows(batch, first, share)
-        output = policy.loss(part, torch.Generator().manual_seed(1))
-        losses.append(output.loss.detach())
-        found = torch.autograd.grad(output.loss / 2, list(policy.parameters()))
-        gradients = [one + other for one, other in zip(gradients, found, strict=True)]
-    torch.testing.assert_close(sum(losses) / 2, whole.loss.detach())
-    assert abs(float(losses[0] - losses[1])) > 0.1, "the shares are not alike"
-    torch.testing.assert_close(gradients, list(expected), atol=1e-6, rtol=1e-4)
+    expected = torch.autograd.grad(whole.loss, trained)
+    for parts in (2, 4):
+        losses, gradients = [], [torch.zeros_like(gradient) for gradient in expected]
+        for share in _shares(batch, parts):
+            output = policy.loss(_rows(batch, share, 4 // parts), torch.Generator().manual_seed(1))
+            losses.append(output.loss.detach())
+            found = torch.autograd.grad(output.loss / parts, trained)  # every share reaches every parameter
+            gradients = [one + other for one, other in zip(gradients, found, strict=True)]
+        torch.testing.assert_close(sum(losses) / parts, whole.loss.detach())
+        assert max(losses) - min(losses) > 0.01, "the shares are not alike"
+        torch.testing.assert_close(gradients, list(expected), atol=1e-5, rtol=1e-3)
+
+
+def _awake(config: RunConfig) -> Any:
+    """A policy with no weight at zero, where fresh modulations are."""
+    torch.manual_seed(0)
+    policy, draws = build(config), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draws))
+    return policy
 
 
 def _uneven_batch() -> Batch:
@@ -199,10 +244,16 @@ def _uneven_batch() -> Batch:
     )
 
 
-def _rows(batch: Batch, first: int, share: StepShare) -> Batch:
+def _shares(batch: Batch, parts: int) -> list[StepShare]:
+    known = {"known_actions": batch.action_mask, "known_frames": batch.next_mask}
+    counts = {name: float(mask.sum()) / parts for name, mask in known.items()}
+    return [StepShare(first=place, samples=len(batch), **counts) for place in range(0, len(batch), len(batch) // parts)]
+
+
+def _rows(batch: Batch, share: StepShare, count: int) -> Batch:
     held = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    cut = {name: value[first : first + 2] for name, value in held.items() if isinstance(value, torch.Tensor)}
-    return replace(batch, share=share, **cut)
+    tensors = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
+    return replace(batch, share=share, **{name: value[share.first :][:count] for name, value in tensors.items()})
 
 
 def test_processes_must_divide_into_replicas_and_tokenizers_train_alone(
@@ -211,8 +262,9 @@ def test_processes_must_divide_into_replicas_and_tokenizers_train_alone(
     config, two = debug_run(make_store(), "train.parallel=fsdp", "train.replicas=3"), World(size=2)
     with pytest.raises(UserError, match=r"2 processes are not divisible by train\.replicas=3"):
         parallelize(torch.nn.Linear(2, 2), config.train, two, torch.device("cpu"), torch.float32)
-    with pytest.raises(UserError, match="trains in one process"):
-        prepare(debug_run(make_store("other"), "stage=tokenizer"), None, build, two)
+    for pairs, world in (((), two), (("train.accumulate=2",), World())):
+        with pytest.raises(UserError, match=r"set train\.processes=1 and train\.accumulate=1"):
+            prepare(debug_run("store", "stage=tokenizer", *pairs), None, build, world)
 
 
 def test_several_machines_need_a_place_to_meet(debug_run: MakeRun) -> None:

@@ -13,7 +13,18 @@ import pytest
 
 from uwm.config import RunConfig
 from uwm.train.checkpoint import load_checkpoint
-from uwm.train.log import TrainEvent, TrainFinished, TrainProgress, TrainStarted, TrainStopped, parse_line
+from uwm.train.examine import FOLDER
+from uwm.train.log import (
+    CheckpointSaved,
+    Evaluated,
+    TrainEvent,
+    TrainFinished,
+    TrainProgress,
+    TrainStarted,
+    TrainStopped,
+    parse_line,
+)
+from uwm.train.track import numbers
 from uwm.train.trainer import train
 
 MakeRun = Callable[..., RunConfig]
@@ -151,6 +162,60 @@ def test_a_killed_process_is_replaced_and_all_go_on_from_the_checkpoint(
     finished = rest[-1]
     assert isinstance(finished, TrainFinished)
     same_weights(finished.path, train(debug_run(uri, "train.steps=60", output="straight")), 1e-4)
+
+
+def test_evaluations_trackers_and_numbers_are_those_of_one_process(
+    make_store: MakeStore, debug_run: MakeRun, start: Callable[[RunConfig], Started]
+) -> None:
+    robot, video = make_store("robot", (12,) * 8, val=40), make_store("video", (12, 9), known=False)
+    watched = (f"data.datasets.1.uri={video}", "train.eval_every=2", "train.eval_samples=2")
+    sharded = (*TOGETHER, "train.parallel=fsdp", "train.track=tensorboard")
+    config = debug_run(robot, *watched, *sharded)
+    together = start(config)
+    code, events = together.end()
+    assert code == 0, together.errors
+    alone: list[TrainEvent] = []
+    train(debug_run(robot, *watched, output="alone"), on_event=alone.append)
+    assert [type(event) for event in events] == [type(event) for event in alone]
+    seen = [(one, two) for one, two in zip(events, alone, strict=True) if isinstance(one, TrainProgress | Evaluated)]
+    assert [one.step for one, _ in seen if isinstance(one, Evaluated)] == [2, 4]
+    timed = ("train/samples_per_second", "train/data_wait")
+    for pair in seen:
+        one, two = ({name: value for name, value in numbers(event).items() if name not in timed} for event in pair)
+        assert one == pytest.approx(two, rel=1e-4, abs=1e-5)
+    expected = {"dataset/robot/action_loss", "dataset/video/next_obs_loss", "train/parameter_norm"}
+    assert expected <= set(numbers(seen[-2][0]))
+    assert len(list(Path(config.folder).glob("tensorboard/events.*"))) == 1
+
+
+def test_an_error_in_an_evaluation_ends_all(
+    make_store: MakeStore, debug_run: MakeRun, start: Callable[[RunConfig], Started]
+) -> None:
+    uri = make_store(lengths=(12,) * 8, val=40)
+    config = debug_run(uri, *TOGETHER, "train.eval_every=2", "train.eval_samples=2")
+    Path(config.folder).mkdir()
+    (Path(config.folder) / FOLDER).write_text("in the way")
+    together = start(config)
+    code, rest = together.end()
+    assert code == 2, together.errors
+    assert isinstance(rest[-1], CheckpointSaved)
+    assert together.errors.startswith("error: ")
+    assert len(together.errors.splitlines()) == 1
+
+
+def test_sigterm_during_an_evaluation_stops_all_after_it(
+    make_store: MakeStore, debug_run: MakeRun, start: Callable[[RunConfig], Started]
+) -> None:
+    settings = ("train.steps=1000000", "train.eval_every=1", "train.eval_samples=4")
+    together = start(debug_run(make_store(lengths=(12,) * 8, val=40), *TOGETHER, *settings))
+    saved = next(event for event in together.events() if isinstance(event, CheckpointSaved))
+    together.process.send_signal(signal.SIGTERM)
+    code, rest = together.end()
+    assert code == 128 + signal.SIGTERM, together.errors
+    stopped = rest[-1]
+    assert isinstance(stopped, TrainStopped)
+    evaluated = [event.step for event in rest if isinstance(event, Evaluated)]
+    assert evaluated == list(range(saved.step, stopped.step + 1)), "the one under way came to its end"
 
 
 def test_sigterm_to_any_of_them_stops_all(

@@ -1,6 +1,7 @@
 """Published and corrected settings of the optimizer, the normalizer and the precision: both do what they say."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from storage_schemas.errors import UserError
 from uwm.config import OptimConfig, RunConfig
 from uwm.device import set_matmul
+from uwm.train.checkpoint import load_checkpoint
 from uwm.train.optim import make_optimizer
 from uwm.train.setup import compile_transformer
 from uwm.train.trainer import train
@@ -93,3 +95,23 @@ def test_published_steps_copy_their_losses(
 def test_only_a_transformer_compiles() -> None:
     with pytest.raises(UserError, match=r"train\.compile=default: a Linear has no transformer"):
         compile_transformer(nn.Linear(2, 2), "default")
+
+
+def test_cuda_graphs_take_no_accumulated_batches(debug_run: MakeRun) -> None:
+    with pytest.raises(UserError, match="overwrites the gradients"):
+        debug_run("store", "train.compile=reduce-overhead", "train.accumulate=2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor:UserWarning", "ignore:.torch.jit:DeprecationWarning"
+)
+def test_compiled_and_accumulated_trains_the_same(make_store: Callable[..., str], debug_run: MakeRun) -> None:
+    uri = make_store()
+    plain = load_checkpoint(train(debug_run(uri, output="plain"))).tensors("model")
+    halves = ("train.batch_size=2", "train.accumulate=2", "train.compile=default")
+    compiled = load_checkpoint(train(debug_run(uri, *halves, output="compiled"))).tensors("model")
+    assert plain.keys() == compiled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=0)
