@@ -78,7 +78,7 @@ def fill_form(page: Page, values: Mapping[str, str | int]) -> None:
 
 def choose(page: Page, path: str, option: str) -> list[str]:
     """Choose from the list of a field; returns all that it offers."""
-    field(page, path, "button[contains(@class, 'p-select-button')]").press("Enter")
+    field(page, path, "button[contains(@class, 'p-select-button')]").press("ArrowDown")
     options = page.get_by_role("option")
     options.first.wait_for()
     offered = options.all_inner_texts()
