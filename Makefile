@@ -21,9 +21,10 @@ demo: $(STAMP) ## ingest, train, finetune, evaluate the example data; writes run
 ui: $(STAMP) ## serve the Prefect UI with the demo's flow runs and lineage
 	$(BIN)/uwm ui
 
-screenshots: $(STAMP) ## photograph the lineage pages of a running `make ui` (needs Debian's chromium)
+screenshots: $(STAMP) ## take the pictures in docs/images; FOLDER=/srv/uwm: where the demo for them runs (needs chromium)
+	@test -x /usr/bin/chromium || { echo "no chromium: apt-get install chromium"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	PYTHONPATH=tests/support $(BIN)/python docs/screenshots.py
+	PYTHONPATH=tests/support $(BIN)/python docs/screenshots.py $(FOLDER)
 
 test: $(STAMP) ## the whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not network"

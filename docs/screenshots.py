@@ -1,19 +1,31 @@
-"""Take the pictures of docs/images from a running Prefect server, following the lineage's own links.
+"""Take the pictures of docs/images: the demo, its schedules and a run started by hand, in Prefect's UI.
 
-Needs Debian's chromium and the extra `browser`: `make screenshots`, with `make ui` running beside it. With
-`--submit NAME` it also fills in and submits the parameter form of a deployment that a worker serves.
+`make screenshots` does all of it; it needs Debian's chromium and the extra `browser`. The pages show where the data
+lie, so choose a folder that anyone may see: `make screenshots FOLDER=/srv/uwm`. A demo that is there already is used.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
-from browser import browser, fill_form, follow, open_form, open_page, submit_form, wait_finished
+import browser
+from browser import follow, open_page
 from playwright.sync_api import BrowserContext, Page
+from served import ROOT, Site, environment, serve, uwm
 
 from flows.lineage.pages import HOME_KEY
 
-IMAGES = Path(__file__).parent / "images"
+IMAGES = ROOT / "docs" / "images"
+SITE = ROOT / "docs" / "screenshots.toml"
+DEMO = "runs/demo"
+
+
+def prepare(folder: Path) -> None:
+    """Bring the example data and the site file to the folder, and run the demo there."""
+    shutil.copytree(ROOT / "examples" / "data", folder / "examples" / "data", dirs_exist_ok=True)
+    shutil.copy(SITE, folder / "deploy.toml")
+    uwm(folder, environment(), "demo")
 
 
 def lineage(context: BrowserContext, server: str) -> None:
@@ -31,44 +43,66 @@ def lineage(context: BrowserContext, server: str) -> None:
 
 def deployments(page: Page, server: str) -> None:
     """Photograph the list of deployments with their schedules."""
-    page.goto(f"{server}/deployments")
-    page.wait_for_selector("text=Schedules")
-    shoot(page, "deployments", height=700)
+    browser.open_deployments(page, server)
+    shoot(page, "deployments", width=1500, height=1090)
 
 
-def form(page: Page, server: str, deployment: str, values: dict[str, str]) -> None:
-    """Photograph a deployment's parameter form, submit it, and photograph the run when it has ended."""
-    open_form(page, server, deployment)
-    fill_form(page, values)
-    shoot(page, "deployment-form", height=1100)
-    submit_form(page)
-    sys.stdout.write(f"{deployment}: {wait_finished(page)}\n")
-    shoot(page, "deployment-run", height=900)
+def form(page: Page, server: str) -> None:
+    """Fill in and photograph a parameter form, submit it, and photograph the run when it has ended."""
+    browser.open_form(page, server, "pretrain-then-finetune")
+    browser.choose(page, "pretrain", "demo_pretrain")
+    browser.choose(page, "finetune", "demo_finetune")
+    browser.add_item(page, "evaluate_on")
+    browser.add_item(page, "pretrain_settings.data")
+    values = {
+        "evaluate_on": f"{DEMO}/droid",
+        "samples": 8,
+        "pretrain_settings.uri": f"{DEMO}/droid",
+        "pretrain_settings.name": "short",
+        "pretrain_settings.output": "runs/short",
+        "pretrain_settings.steps": 20,
+        "finetune_settings.name": "short-finetune",
+        "finetune_settings.output": "runs/short-finetune",
+        "finetune_settings.steps": 10,
+    }
+    browser.fill_form(page, values)
+    page.set_viewport_size({"width": 1360, "height": 1700})
+    page.get_by_text("Parameters", exact=True).click()  # the cursor leaves the form, the page its end
+    shoot(page, "deployment-form", height=1700)
+    browser.submit_form(page)
+    sys.stdout.write(f"pretrain-then-finetune: {browser.wait_finished(page)}\n")
+    shoot(page, "deployment-run", height=1100)
 
 
-def shoot(page: Page, name: str, *, height: int) -> None:
-    """Save what a window of that height shows, once all its pictures are there."""
-    page.set_viewport_size({"width": 1360, "height": height})
+def shoot(page: Page, name: str, *, width: int = 1360, height: int) -> None:
+    """Save what a window of that size shows, once all its pictures are there."""
+    page.set_viewport_size({"width": width, "height": height})
     page.wait_for_function("[...document.images].every(image => image.complete)")
-    page.wait_for_timeout(1500)  # the pages fade in
+    page.wait_for_timeout(2500)  # the pages fade in
     page.screenshot(path=IMAGES / f"{name}.png")
     sys.stdout.write(f"{name}: {page.url}\n")
 
 
+def photograph(site: Site) -> None:
+    """Take all pictures."""
+    with browser.browser() as context:
+        lineage(context, site.url)
+        with site.worker():
+            form(context.new_page(), site.url)
+            deployments(context.new_page(), site.url)
+
+
 def main() -> None:
-    """Take all pictures that the server has something to show for."""
+    """Take all pictures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("server", nargs="?", default="http://127.0.0.1:4200")
-    parser.add_argument("--submit", metavar="DEPLOYMENT", help="submit this deployment's form")
-    parser.add_argument("--set", metavar="NAME=VALUE", action="append", default=[], help="a parameter for the form")
-    given = parser.parse_args()
+    parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "runs" / "screenshots")
+    folder = parser.parse_args().folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
     IMAGES.mkdir(exist_ok=True)
-    with browser() as context:
-        lineage(context, given.server)
-        deployments(context.new_page(), given.server)
-        if given.submit:
-            values = dict(item.split("=", 1) for item in given.set)
-            form(context.new_page(), given.server, given.submit, values)
+    prepare(folder)
+    with serve(folder, f"{DEMO}/prefect") as site:
+        site.uwm("deploy", "deploy.toml")
+        photograph(site)
 
 
 if __name__ == "__main__":

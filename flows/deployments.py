@@ -25,6 +25,7 @@ from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 from flows.automations import automations
+from flows.forms import as_form
 from flows.site import TAG, Deployment, Scheduled, Site, deployments, job_variables
 from flows.slots import GPU_LIMIT
 from storage_schemas.errors import UserError
@@ -183,7 +184,7 @@ def _wanted(item: Deployment, flow: Flow[..., Any], pool: str, workspace: str) -
         "tags": [TAG],
         "work_pool_name": pool,
         "job_variables": job_variables(workspace),
-        "parameter_openapi_schema": parameter_schema(flow).model_dump(exclude_unset=True),
+        "parameter_openapi_schema": as_form(parameter_schema(flow).model_dump(exclude_unset=True)),
         "schedules": [_clock_key(clock) for clock in _clocks(item.when)],
         "single": item.single,
     }

@@ -56,7 +56,11 @@ def deploy(
     if json:
         say_json([{"kind": item.kind, "name": item.name, "what": item.what} for item in changes])
     else:
-        say_table("would be" if dry_run else "", ("", "", ""), [(item.kind, item.name, item.what) for item in changes])
+        say_table(
+            "would be" if dry_run else "",
+            ("kind", "name", "change"),
+            [(item.kind, item.name, item.what) for item in changes],
+        )
     return 0
 
 

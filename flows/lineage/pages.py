@@ -19,6 +19,8 @@ NEWEST = 20
 """Nodes of each kind on the home page."""
 ROW_LETTERS = 80
 """Of the facts in a row."""
+NAME_AND_VALUE = 2
+"""Columns of a table that says what a record's facts say."""
 PAGE_ROWS = 100
 """Nodes on one page of a kind; of the links on a node's page."""
 
@@ -66,7 +68,7 @@ def page(
         f"# {_text(node)}",
         _navigation(),
         _picture(*_neighbourhood(graph, node, up, down), node),
-        "\n".join(_facts(record)) if record else "There is **no record** of this node: it was made elsewhere.",
+        "\n".join(_facts(record, details)) if record else "There is **no record** of this node: it was made elsewhere.",
         *(_section(item) for item in details),
         _list("Made from", up, graph, links),
         _list("What came of it", down, graph, links),
@@ -89,9 +91,11 @@ def _picture(graph: LineageGraph, note: str, focus: str) -> str:
     return f"![lineage graph]({data_url(svg(graph, focus))}){note}"
 
 
-def _facts(record: LineageRecord) -> list[str]:
+def _facts(record: LineageRecord, details: Sequence[Section]) -> list[str]:
+    """What is on record; what the details' tables of names and values say again is left to them."""
+    again = {row[0] for section in details for row in section.rows if len(row) == NAME_AND_VALUE}
     rows = {"where": _code(record.uri), "made": _when(record), "identity": _code(record.identity)}
-    rows |= {name: _text(value) for name, value in facts_of(record)}
+    rows |= {name: _text(value) for name, value in facts_of(record) if name.replace("_", " ") not in again}
     if record.run_url:
         rows["flow run"] = f"[open the flow run]({run_link(record.run_url)})"
     return _table(("", "on record"), [(_text(name), value) for name, value in rows.items()])

@@ -18,9 +18,9 @@ COLORS: Mapping[str, str] = {
 }
 UNKNOWN_COLOR = "#b91c1c"
 
-BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 220, 46, 64, 18, 12
+BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN = 186, 66, 34, 18, 10
 LANE_HEIGHT = 4
-LABEL_LETTERS = 25
+LABEL_LETTERS = 22
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _bend(x1: float, y1: float, x2: float, y2: float) -> str:
 def _box(item: Placed, graph: LineageGraph, *, focus: bool) -> str:
     known = item.node in graph
     color = COLORS.get(kind_of(item.node), UNKNOWN_COLOR) if known else UNKNOWN_COLOR
-    name = item.node.partition("/")[2]
+    name, at, version = item.node.partition("/")[2].partition("@")
     text, fill = ("#ffffff", color) if focus else (color, "#ffffff")
     dashes = "" if known else ' stroke-dasharray="5 4"'
     caption = kind_of(item.node) + ("" if known else " (no record)")
@@ -139,13 +139,14 @@ def _box(item: Placed, graph: LineageGraph, *, focus: bool) -> str:
         f'<g transform="translate({item.x:g} {item.y:g})">'
         f'<rect width="{BOX_WIDTH}" height="{BOX_HEIGHT}" rx="7" fill="{fill}" '
         f'stroke="{color}" stroke-width="1.5"{dashes}/>'
-        f'<text x="12" y="18" font-size="11" fill="{text}">{escape(caption)}</text>'
-        f'<text x="12" y="36" font-size="13" font-weight="bold" fill="{text}">{escape(_shorten(name))}</text></g>'
+        f'<g fill="{text}"><text x="10" y="19" font-size="12">{escape(caption)}</text>'
+        f'<text x="10" y="38" font-size="14" font-weight="bold">{escape(_shorten(name))}</text>'
+        f'<text x="10" y="56" font-size="13">{at}{escape(_shorten(version))}</text></g></g>'
     )
 
 
 def _shorten(name: str) -> str:
-    """The name with its middle cut out when it is too long: beginning and version tell names apart."""
+    """The name with its middle cut out when it is too long for a box."""
     if len(name) <= LABEL_LETTERS:
         return name
     half = (LABEL_LETTERS - 1) // 2

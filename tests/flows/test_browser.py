@@ -1,25 +1,24 @@
 """What a user does in the browser: follow the lineage to the raw data and back, and start a run from its form."""
 
-import os
-import subprocess
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
 from flows.lineage.html import html
 from flows.lineage.pages import HOME_KEY, kind_key
-from flows.server import Server, client_environment, local_server
 from storage_schemas.lineage import LineageGraph, LineageRecord
+from uwm.recipes import RECIPES
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext
 
 pytest.importorskip("playwright", reason="the extra `browser` is not installed: make test-browser")
 import browser
+from served import ROOT, Site, serve
 
 pytestmark = [
     pytest.mark.browser,
@@ -28,39 +27,28 @@ pytestmark = [
     pytest.mark.skipif(not browser.CHROMIUM.exists(), reason="no chromium: apt-get install chromium"),
 ]
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = """
-import sys
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.schedules import Cron
-from flows.evaluate import evaluate
-from flows.ingest import ingest
-from flows.train import train
-
-root = sys.argv[1]
-ingest(f"{root}/examples/data/droid", "data/droid", val_percent=25)
-trained = train("debug", ("train.steps=1", "data.datasets.0.uri=data/droid"))
-evaluate(trained.path, "data/droid", samples=2)
-with get_client(sync_client=True) as client:
-    client.create_work_pool(WorkPoolCreate(name="here", type="process"))
-there = ingest.from_source(source=root, entrypoint="flows/ingest.py:ingest")
-there.to_deployment(name="nightly-video", schedule=Cron("0 2 * * *", timezone="UTC"), work_pool_name="here").apply()
+SITE = """
+[[watch]]
+name = "robot"
+source = "{examples}/droid"
+store = "data/droid"
+val_percent = 25
+quiet = 0
+cron = "0 2 * * *"
 """
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Path, dict[str, str]]]:
-    """A server with a small pipeline's lineage and one scheduled deployment; its folder; variables of its clients."""
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server with the deployments of `uwm deploy`, and a small pipeline's lineage."""
     folder = tmp_path_factory.mktemp("site")
-    with local_server(folder / "prefect", port=0) as server:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "UWM_"))}
-        variables = {**kept, **client_environment(server), "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, str(ROOT)], cwd=folder, env=variables, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        yield server, folder, variables
+    (folder / "deploy.toml").write_text(SITE.format(examples=ROOT / "examples" / "data"))
+    with serve(folder) as site:
+        site.uwm("deploy")
+        site.uwm("ingest", str(ROOT / "examples" / "data" / "droid"), "data/droid", "--val-percent", "25")
+        site.uwm("train", "debug", "train.steps=1", "data.datasets.0.uri=data/droid")
+        site.uwm("evaluate", "runs/debug", "data/droid", "--samples", "2")
+        yield site
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +57,8 @@ def chromium() -> Iterator["BrowserContext"]:
         yield context
 
 
-def test_the_links_lead_from_an_evaluation_to_the_raw_source_and_back(site: Any, chromium: "BrowserContext") -> None:
-    page = browser.open_page(chromium, site[0].url, HOME_KEY)
+def test_the_links_lead_from_an_evaluation_to_the_raw_source_and_back(site: Site, chromium: "BrowserContext") -> None:
+    page = browser.open_page(chromium, site.url, HOME_KEY)
     seen = []
     for node in ("evaluation/", "checkpoint/debug", "dataset/droid", "source/droid"):
         page = browser.follow(page, node)
@@ -82,8 +70,8 @@ def test_the_links_lead_from_an_evaluation_to_the_raw_source_and_back(site: Any,
     assert seen[::-1] == seen, "the way back is the way there"
 
 
-def test_the_pages_show_statistics_pictures_and_metrics(site: Any, chromium: "BrowserContext") -> None:
-    home = browser.open_page(chromium, site[0].url, HOME_KEY)
+def test_the_pages_show_statistics_pictures_and_metrics(site: Site, chromium: "BrowserContext") -> None:
+    home = browser.open_page(chromium, site.url, HOME_KEY)
     dataset = browser.follow(home, "dataset/droid")
     drawn = "img[src^='data:image/jpeg']"
     widths = dataset.eval_on_selector_all(drawn, "all => all.map(one => one.naturalWidth)")
@@ -94,8 +82,8 @@ def test_the_pages_show_statistics_pictures_and_metrics(site: Any, chromium: "Br
     assert result.locator(drawn).count()
 
 
-def test_a_kind_can_be_listed_alone(site: Any, chromium: "BrowserContext") -> None:
-    page = browser.open_page(chromium, site[0].url, HOME_KEY)
+def test_a_kind_can_be_listed_alone(site: Site, chromium: "BrowserContext") -> None:
+    page = browser.open_page(chromium, site.url, HOME_KEY)
     with page.expect_popup() as opened:
         page.get_by_role("link", name="datasets", exact=True).first.click()
     opened.value.wait_for_url(f"**/artifacts/key/{kind_key('dataset')}")
@@ -129,19 +117,45 @@ def test_the_html_page_filters_searches_and_opens_what_is_clicked(tmp_path: Path
     assert "/lab/dataset/d@1" in page.locator("details#dataset-d-1").inner_text()
 
 
-def test_the_parameter_form_starts_a_run_that_completes(site: Any, chromium: "BrowserContext") -> None:
-    server, folder, variables = site
+def test_the_list_of_deployments_shows_their_schedules(site: Site, chromium: "BrowserContext") -> None:
     page = chromium.new_page()
-    page.goto(f"{server.url}/deployments")
+    browser.open_deployments(page, site.url)
     page.wait_for_selector("text=At 02:00 AM every day")
-    browser.open_form(page, server.url, "nightly-video")
-    browser.fill_form(page, {"source": str(ROOT / "examples/data/video"), "store": str(folder / "data" / "clips")})
+    assert page.locator(browser.DEPLOYMENT_LINK).count() == 8
+
+
+def test_a_form_that_is_filled_in_wrongly_starts_nothing(site: Site, chromium: "BrowserContext") -> None:
+    page = chromium.new_page()
+    browser.open_form(page, site.url, "train")
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_selector("text='recipe' is a required property")
+    browser.choose(page, "recipe", "debug")
+    browser.fill_form(page, {"settings.steps": -3})
+    with page.expect_response(re.compile("/create_flow_run$")) as answer:
+        page.get_by_role("button", name="Submit").click()
+    assert answer.value.status == httpx.codes.CONFLICT
+    page.wait_for_selector("text=-3 is less than or equal to the minimum of 0")
+
+
+def test_the_parameter_form_starts_a_run_that_completes(site: Site, chromium: "BrowserContext") -> None:
+    page = chromium.new_page()
+    browser.open_form(page, site.url, "pretrain-then-finetune")
+    assert browser.choose(page, "pretrain", "debug") == list(RECIPES)
+    browser.choose(page, "finetune", "debug")
+    for name in ("pretrain", "finetune"):
+        settings = f"{name}_settings"
+        browser.add_item(page, f"{settings}.data")
+        values = {"uri": "data/droid", "name": name, "output": f"runs/{name}", "steps": 1}
+        browser.fill_form(page, {f"{settings}.{key}": value for key, value in values.items()})
+    browser.fill_form(page, {"pretrain_settings.lr": 3, "pretrain_settings.seed": 5})
+    browser.field(page, "pretrain_settings.lr", "input").fill("")
     run = browser.submit_form(page)
-    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "here", "--run-once"]
-    with (folder / "worker.log").open("wb") as log:
-        subprocess.run(worker, cwd=folder, env=variables, stdout=log, stderr=log, timeout=180, check=True)
-    assert browser.wait_finished(page) == "Completed", (folder / "worker.log").read_text()[-3000:]
-    state = httpx.get(f"{server.api_url}/flow_runs/{run}").raise_for_status().json()
-    assert (state["state_type"], state["parameters"]["store"]) == ("COMPLETED", str(folder / "data" / "clips"))
-    made = browser.open_page(chromium, server.url, "dataset-clips-1")
-    assert "What came of it" in made.inner_text("body")
+    with site.worker():
+        assert browser.wait_finished(page) == "Completed", (site.folder / "worker.log").read_text()[-3000:]
+    found = httpx.get(f"{site.server.api_url}/flow_runs/{run}").raise_for_status().json()
+    given = found["parameters"]["pretrain_settings"]
+    assert given["steps"] == 1
+    assert given["seed"] == 5
+    assert given.keys().isdisjoint({"lr", "batch_size", "init_from"}), "what is left blank is not there"
+    made = browser.open_page(chromium, site.url, "checkpoint-finetune-1")
+    assert "checkpoint/pretrain@1" in made.inner_text("body")

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from flows.lineage.pages import HOME_KEY, home, keys, kind_pages, page, run_link, slug
 from flows.lineage.picture import BOX_HEIGHT, MAX_DRAWN, columns, layout, svg
+from flows.lineage.sections import Section
 from flows.lineage.text import as_json, listing, outline
 from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord
 
@@ -80,7 +81,7 @@ def test_any_graph_is_drawn_whole_and_well_formed(shape: list[tuple[str, set[int
     names = [f"{kind}/n{number}@1" for number, (kind, _) in enumerate(shape)]
     found = make_graph({name: tuple(f"dataset/n{p}@1" for p in shape[i][1]) for i, name in enumerate(names)})
     root = ET.fromstring(svg(found))  # noqa: S314 - our own drawing
-    assert len(drawn_text(root)) == 2 * len(found.nodes)
+    assert len(drawn_text(root)) == 3 * len(found.nodes)
 
 
 def test_a_circle_in_forged_records_does_not_hang() -> None:
@@ -90,10 +91,20 @@ def test_a_circle_in_forged_records_does_not_hang() -> None:
 
 
 def test_the_page_of_a_checkpoint_draws_all_it_came_from_and_what_came_of_it() -> None:
-    names = set(drawn_text(drawing(page(GRAPH, TUNED))))
+    texts = drawn_text(drawing(page(GRAPH, TUNED)))
+    boxes = {tuple(texts[at : at + 3]) for at in range(0, len(texts), 3)}
     for node in (ROBOT, CLIPS, DROID, VIDEO, PRETRAINED, TUNED):
-        assert node.partition("/")[2] in names
-    assert any("@50-abc" in name for name in names), "the result's version survives the cut of its name"
+        kind, name, version = re.split("[/@]", node)
+        assert (kind, name, f"@{version}") in boxes
+    assert any(version.startswith("@50-abc") for _, _, version in boxes), "a long name leaves the version alone"
+
+
+def test_a_fact_that_the_details_say_again_stands_once() -> None:
+    details = [Section(title="Statistics", rows=(("steps", "3"),)), Section(title="S", rows=(("note", "a", "b"),))]
+    facts, _, rest = page(GRAPH, TUNED, details).partition("## Statistics")
+    assert "| steps |" not in facts
+    assert "| note |" in facts, "a table of three columns compares something else"
+    assert "| steps |" in rest
 
 
 def test_the_page_links_up_down_home_and_to_the_flow_runs() -> None:

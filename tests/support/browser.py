@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Locator, Page, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_SECONDS = 120.0
 _OPTIONS = ("--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update")
+DEPLOYMENT_LINK = "a[href*='/deployments/deployment/']"
 FINISHED = "header.page-heading-flow-run >> text=/^(Completed|Failed|Crashed|Cancelled)$/"
 
 
@@ -44,19 +45,50 @@ def follow(page: Page, node: str) -> Page:
     return followed
 
 
+def open_deployments(page: Page, server: str) -> None:
+    """The list of deployments, all on one page."""
+    page.goto(f"{server}/deployments?limit=100")
+    page.wait_for_selector(f"{DEPLOYMENT_LINK}")
+
+
 def open_form(page: Page, server: str, deployment: str) -> None:
     """Go from the list of deployments to the parameter form of one."""
-    page.goto(f"{server}/deployments")
-    page.get_by_role("link", name=deployment, exact=True).first.click()
-    page.wait_for_url(re.compile(r"/deployments/deployment/[0-9a-f-]+"))
-    page.goto(f"{page.url.partition('?')[0]}/run")
+    open_deployments(page, server)
+    page.locator(DEPLOYMENT_LINK, has_text=re.compile(f"^{deployment}$")).click()
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
     page.wait_for_selector("text=Parameters")
 
 
-def fill_form(page: Page, values: Mapping[str, str]) -> None:
-    """Put texts into fields of the form; its labels are not tied to them, so the field after the label it is."""
-    for name, value in values.items():
-        page.locator(f"xpath=//*[normalize-space(text())='{name}']/following::textarea[1]").fill(value)
+def field(page: Page, path: str, control: str) -> Locator:
+    """The control of a field such as `settings.steps`. Labels are not tied to their fields: it is the next one."""
+    place = ""
+    for name in path.split("."):
+        place += (
+            f"{'/following::' if place else '//'}*[normalize-space(text())='{name}' or text()='{name} (Optional)'][1]"
+        )
+    return page.locator(f"xpath={place}/following::{control}[1]")
+
+
+def fill_form(page: Page, values: Mapping[str, str | int]) -> None:
+    """Put texts and numbers into fields of the form."""
+    for path, value in values.items():
+        field(page, path, "input" if isinstance(value, int) else "textarea").fill(str(value))
+
+
+def choose(page: Page, path: str, option: str) -> list[str]:
+    """Choose from the list of a field; returns all that it offers."""
+    field(page, path, "button[contains(@class, 'p-select-button')]").press("ArrowDown")
+    options = page.get_by_role("option")
+    options.first.wait_for()
+    offered = options.all_inner_texts()
+    options.get_by_text(option, exact=True).click()
+    return offered
+
+
+def add_item(page: Page, path: str) -> None:
+    """Add an empty item to a list."""
+    field(page, path, "button[contains(., 'Add item')]").click()
 
 
 def submit_form(page: Page) -> str:
