@@ -263,8 +263,11 @@ def queue(item: Deployment, site: Site) -> str:
 
 def job_variables(workspace: str) -> dict[str, Any]:
     """What a process worker is told about every run."""
-    heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
-    return {"command": COMMAND, "working_dir": workspace, "env": heartbeat}
+    variables = {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "flows.patient.PatientHandler",
+    }
+    return {"command": COMMAND, "working_dir": workspace, "env": variables}
 
 
 def prefect_yaml(site: Site) -> dict[str, Any]:

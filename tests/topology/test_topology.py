@@ -30,6 +30,8 @@ pytestmark = [pytest.mark.topology, pytest.mark.slow]
 BUCKET = "s3://uwm"
 VIDEOS, STEPS_PER_VIDEO, CLIP_STEPS = 24, 60, 6
 CLIPS = VIDEOS * STEPS_PER_VIDEO // CLIP_STEPS
+BY_FILE = {"clip_steps": CLIP_STEPS, "batch_episodes": 1}
+"""So that every video is a commit, and there is a middle to be killed in."""
 RUN_SECONDS = 240.0
 DEPLOY = """
 import sys
@@ -68,11 +70,11 @@ class Site:
         return dict(self.request("GET", f"flow_runs/{run}")["state"])
 
     def ended(self, run: str) -> dict[str, Any]:
-        """The state that a run ends in."""
+        """The state that a run ends in; one that crashed is resumed by an automation."""
 
         def final() -> dict[str, Any] | None:
             state = self.state(run)
-            return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+            return state if state["type"] in ("COMPLETED", "FAILED", "CANCELLED") else None
 
         return dict(wait_for(f"the end of run {run}", final, RUN_SECONDS, pause=0.5))
 
@@ -81,6 +83,14 @@ class Site:
         run = self.ingest(source, store, **options)
         state = self.ended(run)
         assert state["type"] == "COMPLETED", f"{state['name']}: {state['message']}\n{self.log(run)}"
+
+    def is_watched(self, run: str) -> bool:
+        """Whether the server has heard of a run that it lives, and waits for the next time."""
+        query = (
+            "SELECT bucketing_key FROM automation_bucket JOIN automation ON automation.id = automation_id"
+            " WHERE name = 'uwm: mark silent runs as crashed'"
+        )
+        return run in native.psql(self.services, "prefect", query).stdout
 
     def log(self, run: str) -> str:
         """What a run said."""
@@ -186,9 +196,10 @@ def check_batch(config: DataConfig) -> None:
 def test_kill_9_of_one(site: Site, clips: str, victim: str) -> None:
     """The ingestion goes on without it; when it is back, the run ends, and nothing is lost or doubled."""
     store = f"{BUCKET}/stores/without-{victim}"
-    run = site.ingest(clips, store, clip_steps=CLIP_STEPS)
+    run = site.ingest(clips, store, **BY_FILE)
     wait_for("the first commit", lambda: committed(store))
     site.services.kill(victim)
+    assert committed(store) < CLIPS, "it was killed in the middle"
     wait_for("the last commit", lambda: committed(store) == CLIPS)
     site.services.start(victim)
     state = site.ended(run)
@@ -204,8 +215,9 @@ def test_kill_9_of_all(site: Site, clips: str) -> None:
     The lost run is noticed by its silence and resumed by the automations; it finds everything done.
     """
     store = f"{BUCKET}/stores/power-cut"
-    lost = site.ingest(clips, store, clip_steps=CLIP_STEPS)
+    lost = site.ingest(clips, store, **BY_FILE)
     wait_for("the first commit", lambda: committed(store))
+    wait_for("the first heartbeat", lambda: site.is_watched(lost))
     running = site.services.running()
     for name in reversed(running):
         site.services.kill(name)
@@ -215,7 +227,7 @@ def test_kill_9_of_all(site: Site, clips: str) -> None:
     for name in running:
         site.services.start(name)
     assert site.state(lost)["type"] in ("RUNNING", "CRASHED", "SCHEDULED")  # by how long the restart took
-    site.completed(clips, store, clip_steps=CLIP_STEPS)
+    site.completed(clips, store, **BY_FILE)
     assert set(before.episodes.column("episode_id")) <= set(open_dataset(store).episodes.column("episode_id"))
     check_whole(store)
     version = open_dataset(store).version
