@@ -17,7 +17,7 @@ from storage_schemas.location import locate
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 """Events after which no heartbeat is missed."""
 START_SECONDS = 600
-"""How long a run may take from the worker's hands to its first line."""
+"""How long a run may take from the worker's hands to its first heartbeat."""
 CANCEL_SECONDS = 50
 """How long a cancellation may take: a worker kills after 30 s. Less than any silence that counts as a crash."""
 NOBODY = UUID(int=0)
@@ -61,12 +61,12 @@ def _crashed(flows: list[str], silence: float) -> AutomationCore:
 
 
 def _never_started(pool: str) -> AutomationCore:
-    """A worker that was killed between taking a run and starting it leaves it pending for ever."""
+    """A worker or a server that was killed while a run started leaves it pending or running for ever."""
     return _unless(
         "uwm: mark runs that do not start as crashed",
-        "A worker took the flow run and was killed before it started.",
+        "A worker took the flow run, and no heartbeat came of it.",
         after="prefect.flow-run.Pending",
-        expect={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
+        expect={"prefect.flow-run.heartbeat"},
         seconds=START_SECONDS,
         of=_related("work-pool", [pool]),
         then=ChangeFlowRunState(state=StateType.CRASHED, message=f"did not start within {START_SECONDS} s"),

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 
 from flows.automations import automations
 from flows.forms import as_form
-from flows.site import TAG, Deployment, Scheduled, Site, deployments, job_variables
+from flows.site import TAG, Deployment, Scheduled, Site, deployments, job_variables, queue
 from flows.slots import GPU_LIMIT
 from storage_schemas.errors import UserError
 
@@ -70,7 +70,7 @@ def _bring(hand: "_Hand", site: Site, table: tuple[Deployment, ...], workspace: 
     yield hand.pool(site.pool)
     yield hand.slots(site.gpu_slots)
     for deployment in table:
-        yield hand.deployment(deployment, site.pool, workspace)
+        yield hand.deployment(deployment, site, workspace)
     names = sorted({_flow(item).name for item in table} | {"ingest"})
     held = {item.name: _read(hand.client, f"{_flow(item).name}/{item.name}") for item in table}
     ids = {name: found.id for name, found in held.items() if found}
@@ -114,9 +114,9 @@ class _Hand:
             self.client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=count))
         return Change(kind="GPU slots", name=GPU_LIMIT, what=f"updated ({held.limit} to {count})")
 
-    def deployment(self, item: Deployment, pool: str, workspace: str) -> Change:
+    def deployment(self, item: Deployment, site: Site, workspace: str) -> Change:
         flow = _flow(item)
-        wanted = _wanted(item, flow, pool, workspace)
+        wanted = _wanted(item, flow, site, workspace)
         held = _read(self.client, f"{flow.name}/{item.name}")
         differing = [key for key, value in wanted.items() if _held(held)[key] != value] if held else []
         if held and not differing:
@@ -175,14 +175,15 @@ def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
-def _wanted(item: Deployment, flow: Flow[..., Any], pool: str, workspace: str) -> dict[str, Any]:
+def _wanted(item: Deployment, flow: Flow[..., Any], site: Site, workspace: str) -> dict[str, Any]:
     """All that a deployment should say, in the server's own words."""
     return {
         "entrypoint": item.entrypoint,
         "description": item.description,
         "parameters": dict(item.parameters),
         "tags": [TAG],
-        "work_pool_name": pool,
+        "work_pool_name": site.pool,
+        "work_queue_name": queue(item, site),
         "job_variables": job_variables(workspace),
         "parameter_openapi_schema": as_form(parameter_schema(flow).model_dump(exclude_unset=True)),
         "schedules": [_clock_key(clock) for clock in _clocks(item.when)],
@@ -199,6 +200,7 @@ def _held(held: DeploymentResponse) -> dict[str, Any]:
         "parameters": held.parameters,
         "tags": held.tags,
         "work_pool_name": held.work_pool_name,
+        "work_queue_name": held.work_queue_name,
         "job_variables": held.job_variables,
         "parameter_openapi_schema": held.parameter_openapi_schema,
         "schedules": [_clock_key(entry.schedule) for entry in held.schedules],

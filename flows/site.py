@@ -16,6 +16,8 @@ from storage_schemas.errors import UserError
 
 MAX_SITE_BYTES = 1 << 20
 TAG = "uwm"
+DEFAULT_QUEUE = "default"
+"""The work queue that every work pool has."""
 HEARTBEAT_SECONDS = 30
 """How often a flow run says that it is alive; the least that Prefect allows."""
 COMMAND = "python -m flows.leash 0 python -m prefect.engine"
@@ -88,6 +90,11 @@ class Site(Table):
 
     pool: str = Field("uwm", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="work pool")
     workspace: str = Field(".", description="folder in which flow runs work; other relative paths lie below it")
+    gpu_queue: str = Field(
+        DEFAULT_QUEUE,
+        pattern=r"^[a-z0-9][a-z0-9-]{0,40}$",
+        description="work queue of what needs a GPU; by default that of everything, which any worker takes",
+    )
     gpu_slots: int = Field(1, ge=1, description="trainings and evaluations at once")
     silence: float = Field(
         90.0, ge=2 * HEARTBEAT_SECONDS, description="seconds without a heartbeat after which a run counts as crashed"
@@ -115,6 +122,8 @@ class Deployment:
     description: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     when: Scheduled = ON_REQUEST
+    gpu: bool = False
+    """Whether it trains, evaluates or encodes, so that it belongs into the queue of the GPU machines."""
     single: bool = False
     """At most one run at a time; others wait."""
     listens_to: str = ""
@@ -165,28 +174,33 @@ def deployments(site: Site) -> tuple[Deployment, ...]:
             name="pretrain-then-finetune",
             entrypoint="flows.pipeline.pretrain_then_finetune",
             description="Pretrain one recipe, finetune another one from the result, evaluate both.",
+            gpu=True,
         ),
         Deployment(
             name="train",
             entrypoint="flows.train.train",
             description="Train one recipe; a run that was interrupted goes on.",
+            gpu=True,
         ),
         Deployment(
             name="finetune",
             entrypoint="flows.train.train",
             description="Finetune: settings.init_from names the run or checkpoint to start from.",
             parameters={"recipe": "uwm_finetune"},
+            gpu=True,
         ),
         Deployment(
             name="evaluate",
             entrypoint="flows.evaluate.evaluate",
             description="Measure a checkpoint in all five modes against trivial baselines.",
+            gpu=True,
         ),
         *(_chain(chain) for chain in site.chain),
         Deployment(
             name="latents",
             entrypoint="flows.latents.latents",
             description="Encode the datasets of a run once, so that it trains without its tokenizer.",
+            gpu=True,
         ),
         *(_doctor(store, site.doctor) for store in site.doctor.stores),
         Deployment(
@@ -223,6 +237,7 @@ def _chain(chain: Triggered) -> Deployment:
         entrypoint="flows.pipeline.chain",
         description=f"A new version of {chain.dataset} is trained on, and promoted when it makes a better checkpoint.",
         parameters={"chain": chain.chain.model_dump(exclude_none=True), "dry_run": chain.dry_run},
+        gpu=True,
         single=True,
         listens_to=chain.dataset,
         rest=chain.rest,
@@ -241,10 +256,18 @@ def _doctor(store: str, when: Scheduled) -> Deployment:
     )
 
 
+def queue(item: Deployment, site: Site) -> str:
+    """The work queue of a deployment's runs."""
+    return site.gpu_queue if item.gpu else DEFAULT_QUEUE
+
+
 def job_variables(workspace: str) -> dict[str, Any]:
     """What a process worker is told about every run."""
-    heartbeat = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
-    return {"command": COMMAND, "working_dir": workspace, "env": heartbeat}
+    variables = {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "flows.patient.PatientHandler",
+    }
+    return {"command": COMMAND, "working_dir": workspace, "env": variables}
 
 
 def prefect_yaml(site: Site) -> dict[str, Any]:
@@ -262,7 +285,11 @@ def _as_yaml(item: Deployment, site: Site) -> dict[str, Any]:
         "description": item.description,
         "tags": [TAG],
         "parameters": dict(item.parameters),
-        "work_pool": {"name": site.pool, "job_variables": job_variables("{{ $PWD }}")},
+        "work_pool": {
+            "name": site.pool,
+            "work_queue_name": queue(item, site),
+            "job_variables": job_variables("{{ $PWD }}"),
+        },
         "schedules": [],
     }
     if item.when.cron:

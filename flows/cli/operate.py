@@ -79,18 +79,28 @@ def as_prefect_yaml(site: Path) -> str:
 
 def worker(
     pool: Annotated[str, typer.Option(help="Work pool that it takes flow runs from.")] = "uwm",
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Take runs of this work queue only; may be given more than once. By default all.", metavar="NAME"
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most flow runs at once.")] = None,
     name: Annotated[str | None, typer.Option(help="Name in the UI; by default one is made up.")] = None,
 ) -> int:
     """Run a Prefect process worker until SIGTERM, with what our flow runs need.
 
-    Example: uwm worker --limit 4
+    Where GPU machines have a queue of their own (gpu_queue in the site file), they serve that one and the others
+    the queue default, so that no training lands on a machine without a GPU.
+
+    Example: uwm worker --limit 1 --queue gpu
     """
     from flows.cli.execution import use_flow
 
     if not use_flow(None):
         raise UserError("a worker needs a Prefect server: set PREFECT_API_URL to its address")
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    command += [word for each in queue or () for word in ("--work-queue", each)]
     command += ["--limit", str(limit)] if limit else []
     command += ["--name", name] if name else []
     os.execve(sys.executable, command, worker_environment())  # noqa: S606 - no shell

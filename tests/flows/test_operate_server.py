@@ -54,6 +54,7 @@ rest = 5
 stores = ["stores/robot"]
 cron = "* * * * *"
 """
+LATENTS = ["data.datasets.0.uri=stores/robot", "data.latents=whole"]
 
 T = TypeVar("T")
 
@@ -83,9 +84,9 @@ class Site:
         command = [sys.executable, "-m", "prefect", "flow-run", "cancel", run]
         subprocess.run(command, env=self.environment, capture_output=True, check=True)
 
-    def start_worker(self) -> None:
+    def start_worker(self, *arguments: str) -> None:
         with (self.folder / f"worker-{len(self.workers)}.log").open("wb") as log:
-            command = [*UWM, "worker", "--limit", "6"]
+            command = [*UWM, "worker", "--limit", "6", *arguments]
             self.workers.append(
                 subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=log, stderr=log)
             )
@@ -384,3 +385,21 @@ def test_a_run_that_is_cancelled_while_its_worker_is_gone_stays_cancelled(site: 
     wait_for(lambda: site.state(last) == "COMPLETED")
     assert site.state(run) == "CANCELLED"
     assert "CRASHED" not in {state["type"] for state in site.history(run)}
+
+
+def test_a_training_waits_for_a_worker_of_the_gpu_queue(site: Site) -> None:
+    (site.folder / "deploy.toml").write_text(f'gpu_queue = "gpu"\n{SITE}')
+    changes = json.loads(site.uwm("deploy", "--json"))
+    changed = {item["name"]: item["what"] for item in changes if item["what"] != "unchanged"}
+    learning = ("pretrain-then-finetune", "train", "finetune", "evaluate", "chain-video", "latents")
+    assert changed == dict.fromkeys(learning, "updated (work_queue_name)")
+    site.kill_everything()
+    site.start_worker("--queue", "default")
+    trained, encoded = site.train("queued", steps=20), site.start("latents", recipe="debug", overrides=LATENTS)
+    examined = site.start("doctor", target="stores/robot")
+    wait_for(lambda: site.state(examined) == "COMPLETED")
+    assert (site.state(trained), site.state(encoded)) == ("SCHEDULED", "SCHEDULED")
+    site.start_worker("--queue", "gpu")
+    wait_for(lambda: (site.state(trained), site.state(encoded)) == ("COMPLETED", "COMPLETED"))
+    assert site.said(encoded, "holding a slot")
+    assert list((site.folder / "stores" / "robot").glob("latents/*")), "the flow has encoded something"

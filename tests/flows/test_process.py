@@ -9,6 +9,7 @@ import pytest
 
 from flows import leash
 from flows.process import ChildError, follow, sigterm_exits
+from flows.site import job_variables
 from storage_schemas.errors import UserError
 
 
@@ -105,6 +106,51 @@ def test_a_killed_parent_takes_its_child_along_in_order(tmp_path: Path) -> None:
     assert checkpoint.read_text() == "saved"
 
 
+COUNTING = """
+import signal, sys, time
+from pathlib import Path
+count = 0
+def note(number, frame):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, note)
+Path(sys.argv[1]).touch()
+while not count:
+    time.sleep(0.01)
+for _ in range(50):  # every signal ends one of these short sleeps
+    time.sleep(0.01)
+Path(sys.argv[2]).write_text(str(count))
+"""
+
+
+def test_the_end_of_a_parent_with_many_threads_is_one_signal(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import sys, threading, time\nfrom flows.process import follow\n"
+        "threading.Thread(target=follow, args=(sys.argv[1:], print)).start()\n"
+        "for _ in range(30):\n    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
+    )
+    ready, counted = tmp_path / "ready", tmp_path / "counted"
+    with subprocess.Popen([sys.executable, str(script), *python(COUNTING), str(ready), str(counted)]) as parent:
+        wait_for(ready)
+        parent.kill()
+    wait_for(counted)
+    assert counted.read_text() == "1"
+
+
+def test_a_log_survives_the_end_of_its_reader(tmp_path: Path) -> None:
+    """As when a worker is killed: its flow runs must still tell the server how they ended."""
+    script = (
+        "import logging, os, sys\nfrom prefect.logging.configuration import setup_logging\nsetup_logging()\n"
+        "reading, writing = os.pipe()\nos.dup2(writing, 2)\nos.close(writing)\nos.close(reading)\n"
+        "for _ in range(3):\n    logging.getLogger('prefect').error('crash detected')\n"
+        "sys.exit(7)\n"
+    )
+    variables = {"PREFECT_HOME": str(tmp_path), **job_variables("/")["env"]}
+    done = subprocess.run(python(script), env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    assert done.returncode == 7
+
+
 def wait_for(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists():
@@ -112,7 +158,10 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_a_leash_without_a_command_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert leash.main(["12"]) == 2
-    assert leash.main([str(os.getppid()), "/nowhere/command"]) == 2
-    assert "can't run /nowhere/command" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("command", "words"), [([], "usage: python -m flows.leash"), (["/nowhere/command"], "can't run /nowhere/command")]
+)
+def test_a_leash_without_a_command_is_refused(command: list[str], words: str) -> None:
+    done = subprocess.run(leash.leashed(command), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr

@@ -8,7 +8,7 @@ import yaml
 
 from flows.cli import run
 from flows.cli.operate import as_prefect_yaml, worker_environment
-from flows.site import Site, deployments, load_site
+from flows.site import Site, deployments, load_site, prefect_yaml, queue
 from storage_schemas.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,17 @@ def test_the_yaml_can_be_read_by_anyone() -> None:
     assert by_name["ingest-video"]["schedules"] == [{"cron": "*/15 * * * *", "timezone": "UTC"}]
     assert by_name["doctor-stores-droid"]["schedules"] == [{"interval": 604800.0, "timezone": "UTC"}]
     assert by_name["train"]["schedules"] == []
+
+
+def test_what_needs_a_gpu_goes_into_its_queue_and_nothing_else_does(tmp_path: Path) -> None:
+    text = (ROOT / "deploy.toml").read_text()
+    assert {queue(item, load_site(ROOT / "deploy.toml")) for item in deployments(site(tmp_path, text))} == {"default"}
+    changed = site(tmp_path, text.replace('gpu_queue = "default"', 'gpu_queue = "gpu"'))
+    queues = {item.name: queue(item, changed) for item in deployments(changed)}
+    learning = {"pretrain-then-finetune", "train", "finetune", "evaluate", "latents", "chain-co-train", "chain-video"}
+    assert {name for name, where in queues.items() if where == "gpu"} == learning
+    assert {where for name, where in queues.items() if name not in learning} == {"default"}
+    assert [item["work_pool"]["work_queue_name"] for item in prefect_yaml(changed)["deployments"]] == [*queues.values()]
 
 
 @pytest.mark.parametrize("item", deployments(load_site(ROOT / "deploy.toml")), ids=lambda item: item.name)

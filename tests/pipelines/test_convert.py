@@ -116,6 +116,19 @@ def test_a_batch_ends_at_a_number_of_bytes(troubled: str, tmp_path: Path, monkey
     assert [len(batch.refs) for batch in carry.batches] == [1] * 12
 
 
+def test_a_batch_is_written_in_parts_of_bounded_size(
+    troubled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, pieces = str(tmp_path / "whole"), str(tmp_path / "pieces")
+    expected = ingest(troubled, whole)
+    monkeypatch.setattr("pipelines.convert._MAX_BYTES", 1)
+    report = ingest(troubled, pieces)
+    assert (report.version, report.added) == (expected.version, expected.added), "it is one commit all the same"
+    assert len(set(open_dataset(whole).episodes.column("part"))) == 1
+    assert len(set(open_dataset(pieces).episodes.column("part"))) == report.added
+    assert outcome(pieces, report) == outcome(whole, expected)
+
+
 @pytest.mark.parametrize("wrong", [lambda found: found[::-1], lambda found: found[1:]], ids=["order", "lost"])
 def test_batches_that_come_back_wrong_are_noticed(troubled: str, tmp_path: Path, wrong: Callable[..., Any]) -> None:
     carry = Elsewhere()

@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 PORTS = {"postgres": 5432, "redis": 6379, "s3": 8333, "server": 4200, "worker": 8080}
 """What the services listen on in their containers."""
-ELSEWHERE = ("s3", "deploy", "worker-gpu")
-"""Services that are not started: moto is the S3, tests make a deployment of their own, and there is no GPU."""
+ELSEWHERE = ("s3", "worker-gpu")
+"""Services that are not started: moto is the S3, and there is no GPU."""
 SECRETS = ("POSTGRES_PASSWORD", "REDIS_PASSWORD", "S3_ACCESS_KEY", "S3_SECRET_KEY", "PREFECT_AUTH")
 START_SECONDS = 240.0
 

@@ -127,8 +127,11 @@ def known_variables() -> set[str]:
     script = """
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_valid_setting_names
-from prefect_redis.client import RedisMessagingSettings as R
-print(*_get_valid_setting_names(Settings), *(f"PREFECT_REDIS_MESSAGING_{name.upper()}" for name in R.model_fields))
+from prefect_redis.cleanup_queue import RedisWorkerCleanupQueueSettings as Cleanup
+from prefect_redis.client import RedisMessagingSettings as Messaging
+print(*_get_valid_setting_names(Settings))
+for prefix, settings in (("MESSAGING", Messaging), ("WORKER_CLEANUP_QUEUE", Cleanup)):
+    print(*(f"PREFECT_REDIS_{prefix}_{name.upper()}" for name in settings.model_fields))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=clean())
     return set(done.stdout.split())
