@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import bench, checkup, data, exchange, learn, operate, plan, scale, trace
+from flows.cli import ablate, bench, checkup, data, exchange, learn, operate, plan, scale, trace
 from flows.cli.console import complain
 from flows.process import sigterm_exits
 from storage_schemas.errors import UserError
@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Unified World Models as a data-centric pipeline: from raw robot data and video to an evaluated model.",
     epilog="Start with: uwm demo",
 )
-for room in (data, checkup, learn, exchange, trace, operate, bench, scale, plan):
+for room in (data, checkup, learn, ablate, exchange, trace, operate, bench, scale, plan):
     room.register(app)
 
 

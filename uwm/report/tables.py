@@ -135,9 +135,10 @@ def markdown_table(evaluation: Evaluation) -> str:
         (row.mode, f"{row.metric} {row.arrow}", row.model, row.baseline, row.reference, row.change, row.mark)
         for row in score_rows(evaluation)
     )
-    lines = [_markdown_line(head), _markdown_line("---" for _ in head), *map(_markdown_line, body)]
+    lines = [markdown_line(head), markdown_line("---" for _ in head), *map(markdown_line, body)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_line(cells: Iterable[str]) -> str:
+def markdown_line(cells: Iterable[str]) -> str:
+    """One line of a GitHub markdown table."""
     return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
