@@ -137,7 +137,7 @@ def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> I
         _wait(server)
         yield server
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _wait(server: Server) -> None:
@@ -152,7 +152,8 @@ def _wait(server: Server) -> None:
     raise UserError(f"the Prefect server did not start: see {server.home / 'server.log'} (…{' '.join(tail.split())})")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process: SIGTERM, and SIGKILL when it takes too long."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)
