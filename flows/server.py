@@ -83,7 +83,9 @@ def require_server(api_url: str) -> None:
     Raises:
         UserError: when nothing answers.
     """
-    if not is_healthy(api_url):
+    if not is_healthy(
+        api_url, timeout=30
+    ):  # where nothing listens the answer comes at once; a busy server takes longer
         raise UserError(f"no Prefect server answers at {api_url}: start it, or pass --no-flow to work without one")
 
 
