@@ -85,7 +85,7 @@ def require_server(api_url: str) -> None:
     """
     if not is_healthy(
         api_url, timeout=30
-    ):  # where nothing listens the answer comes at once; a busy server takes longer
+    ):  # only a busy server takes that long to answer
         raise UserError(f"no Prefect server answers at {api_url}: start it, or pass --no-flow to work without one")
 
 
