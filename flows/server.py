@@ -83,9 +83,7 @@ def require_server(api_url: str) -> None:
     Raises:
         UserError: when nothing answers.
     """
-    if not is_healthy(
-        api_url, timeout=30
-    ):  # only a busy server takes that long to answer
+    if not is_healthy(api_url, timeout=30):  # only a busy server takes that long to answer
         raise UserError(f"no Prefect server answers at {api_url}: start it, or pass --no-flow to work without one")
 
 
