@@ -1,7 +1,8 @@
 """Take the pictures of docs/images: the demo, its schedules and a run started by hand, in Prefect's UI.
 
 `make screenshots` does all of it; it needs Debian's chromium and the extra `browser`. The pages show where the data
-lie, so choose a folder that anyone may see: `make screenshots FOLDER=/srv/uwm`. A demo that is there already is used.
+lie, so choose a folder that anyone may see: `make screenshots FOLDER=/srv/uwm`. A demo that is there already is used,
+and its lineage shows what was started there since.
 """
 
 import argparse
@@ -71,7 +72,10 @@ def form(page: Page, server: str) -> None:
     shoot(page, "deployment-form", height=1700)
     browser.submit_form(page)
     sys.stdout.write(f"pretrain-then-finetune: {browser.wait_finished(page)}\n")
-    shoot(page, "deployment-run", height=1100)
+    page.set_viewport_size({"width": 1360, "height": 1480})
+    page.reload()  # a graph that was drawn while the run went on has times in disorder
+    page.wait_for_selector(f"text=/artifacts/key/{HOME_KEY}")
+    shoot(page, "deployment-run", height=1480)
 
 
 def shoot(page: Page, name: str, *, width: int = 1360, height: int) -> None:

@@ -10,7 +10,8 @@ from flows.chain import Chained, run_chain
 from flows.evaluate import evaluate
 from flows.forms import AS_THE_RECIPE, Chain, RecipeName, Settings
 from flows.ingest import ingest
-from flows.lineage.pages import slug
+from flows.lineage.pages import HOME_KEY, slug
+from flows.lineage.sections import facts_of
 from flows.promotion import Decision
 from flows.refusal import refusing, settled
 from flows.steps import Finetuned, Steps
@@ -53,7 +54,7 @@ def pretrain_then_finetune(
     """
     forms = {"pretrain": pretrain_settings, "finetune": finetune_settings}
     filled = tuple(f"{stage}.{pair}" for stage, form in forms.items() for pair in form.overrides())
-    return carry_out(
+    result = carry_out(
         as_flows(hours=hours),
         pretrain,
         finetune,
@@ -61,6 +62,14 @@ def pretrain_then_finetune(
         evaluate_on=evaluate_on,
         samples=samples,
     )
+    logger = get_run_logger()
+    for trained in (result.pretrained, result.finetuned):
+        logger.info("%s: %s", trained.record.node, trained.path)
+    for evaluated in result.evaluations:
+        found = "\n".join(f"  {name}: {value}" for name, value in facts_of(evaluated.record))
+        logger.info("%s:\n%s", evaluated.record.node, found)
+    logger.info("what came from what: /artifacts/key/%s", HOME_KEY)
+    return result
 
 
 @flow(name="chain", flow_run_name="{chain.track} from {chain.dataset}")

@@ -83,7 +83,7 @@ def require_server(api_url: str) -> None:
     Raises:
         UserError: when nothing answers.
     """
-    if not is_healthy(api_url):
+    if not is_healthy(api_url, timeout=30):  # only a busy server takes that long to answer
         raise UserError(f"no Prefect server answers at {api_url}: start it, or pass --no-flow to work without one")
 
 
@@ -137,7 +137,7 @@ def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> I
         _wait(server)
         yield server
     finally:
-        _stop(process)
+        stop(process)
 
 
 def _wait(server: Server) -> None:
@@ -152,7 +152,8 @@ def _wait(server: Server) -> None:
     raise UserError(f"the Prefect server did not start: see {server.home / 'server.log'} (…{' '.join(tail.split())})")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process: SIGTERM, and SIGKILL when it takes too long."""
     process.terminate()
     try:
         process.wait(STOP_SECONDS)

@@ -152,6 +152,7 @@ def test_the_parameter_form_starts_a_run_that_completes(site: Site, chromium: "B
     run = browser.submit_form(page)
     with site.worker():
         assert browser.wait_finished(page) == "Completed", (site.folder / "worker.log").read_text()[-3000:]
+    page.wait_for_selector("text=checkpoint/finetune@1: ")
     found = httpx.get(f"{site.server.api_url}/flow_runs/{run}").raise_for_status().json()
     given = found["parameters"]["pretrain_settings"]
     assert given["steps"] == 1

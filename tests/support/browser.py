@@ -9,6 +9,7 @@ from playwright.sync_api import BrowserContext, Locator, Page, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_SECONDS = 120.0
+RUN_SECONDS = 900.0
 _OPTIONS = ("--no-sandbox", "--disable-quic", "--disable-background-networking", "--disable-component-update")
 DEPLOYMENT_LINK = "a[href*='/deployments/deployment/']"
 FINISHED = "header.page-heading-flow-run >> text=/^(Completed|Failed|Crashed|Cancelled)$/"
@@ -103,4 +104,4 @@ def submit_form(page: Page) -> str:
 
 def wait_finished(page: Page) -> str:
     """Wait until the flow run of the page has ended; returns the state that the page shows."""
-    return page.wait_for_selector(FINISHED).inner_text()
+    return page.wait_for_selector(FINISHED, timeout=1000 * RUN_SECONDS).inner_text()

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.server import Server, client_environment, local_server
+from flows.server import Server, client_environment, local_server, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 UWM = (sys.executable, "-c", "from flows.cli import main; main()")
@@ -45,8 +44,7 @@ class Site:
         try:
             yield
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+            stop(process)
 
 
 @contextlib.contextmanager
