@@ -76,7 +76,7 @@ def parallelize(
         config: how.
         world: this process and the others.
         device: of this process.
-        dtype: that matrix products run in; FSDP gathers the blocks' weights in it.
+        dtype: that matrix products run in; FSDP gathers blocks that hold nothing else in it.
 
     Raises:
         UserError: when the processes can't be divided into `config.replicas` equal groups.
