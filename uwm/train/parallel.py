@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -75,7 +76,7 @@ def parallelize(
         config: how.
         world: this process and the others.
         device: of this process.
-        dtype: that matrix products run in; FSDP gathers the blocks' weights in it.
+        dtype: that matrix products run in; FSDP gathers blocks that hold nothing else in it.
 
     Raises:
         UserError: when the processes can't be divided into `config.replicas` equal groups.
@@ -111,15 +112,15 @@ def _ddp(forward: _Loss, device: torch.device) -> Engine:
 
 
 def _fsdp(forward: _Loss, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torch.dtype) -> Engine:
-    """Blocks are gathered in the precision of their matrix products, the little that is left as it is.
+    """Blocks of nothing but matrix products are gathered in the precision of these, all else as it is.
 
     Their inputs stay as they are: autocast goes on deciding what runs in which precision, as in one process.
     """
-    reduced = dtype if dtype != torch.float32 else None
-    policy = MixedPrecisionPolicy(param_dtype=reduced, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    reduced = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    root: FSDPModule = fully_shard(forward, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+        fully_shard(block, mesh=mesh, mp_policy=reduced if _multiplies(block) else plain)
+    root: FSDPModule = fully_shard(forward, mesh=mesh, mp_policy=plain)
 
     @contextmanager
     def hold() -> Iterator[None]:
@@ -130,6 +131,12 @@ def _fsdp(forward: _Loss, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torc
             root.set_requires_gradient_sync(True)
 
     return Engine(forward, hold)
+
+
+def _multiplies(block: nn.Module) -> bool:
+    """Whether only matrix products read a block's weights, so that autocast rounds them all."""
+    owners = [module for module in block.modules() if any(True for _ in module.parameters(recurse=False))]
+    return all(isinstance(module, nn.Linear | _ConvNd) for module in owners)
 
 
 def _mesh(config: TrainConfig, world: World, device: torch.device) -> DeviceMesh:

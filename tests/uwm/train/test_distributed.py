@@ -130,6 +130,19 @@ def test_every_learner_trains_together_as_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_every_policy_trains_together_in_bf16(way: str, tmp_path: Path, mixed: Callable[..., RunConfig]) -> None:
+    names = ("uwm", "pad", "dp", "dp_unet", "gr1")
+    settings = ("train.precision=bf16", "train.steps=2", "train.checkpoint_activations=true")
+    two = (*settings, "train.batch_size=2", f"train.parallel={way}")
+    together = {name: mixed(*LEARNERS[name], *two, output=f"{name}-{way}") for name in names}
+    train_together(list(together.values()), tmp_path)
+    for name, config in together.items():
+        alone = load_checkpoint(train(mixed(*LEARNERS[name], *settings, output=name))).state.metrics
+        assert load_checkpoint(config.folder).state.metrics == pytest.approx(dict(alone), rel=0.02), name
+
+
+@pytest.mark.slow
 def test_checkpoints_load_on_any_number_of_processes_and_bf16_trains(
     tmp_path: Path, mixed: Callable[..., RunConfig]
 ) -> None:
