@@ -30,10 +30,10 @@ test: $(STAMP) ## the whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not slow and not gpu and not network"
 
 test-server: $(STAMP) ## schedules, triggers, queues and crashes on a real Prefect server and worker (8 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m server
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "server and not browser and not topology"
 
-test-slow: $(STAMP) ## what the fast suite leaves out and this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not topology and not gpu and not network"
+test-slow: $(STAMP) ## what the fast suite leaves out, but for topology and browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not topology and not browser and not gpu and not network"
 
 test-topology: $(STAMP) ## the services of docker-compose.yml without containers, and kill -9 of each
 	@if test -x "$$(command -v redis-server)" && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \

@@ -1,5 +1,6 @@
 """Ingestion spread over the workers of an engine, one of which is killed: nothing lost, nothing doubled."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,13 @@ def convert_runs(server: Server) -> list[str]:
 
 
 def wait_for_version(store: Path, version: int) -> None:
+    wait_until((store / f"episodes/_delta_log/{version:020}.json").exists, f"version {version}")
+
+
+def wait_until(there: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 240
-    while not (store / f"episodes/_delta_log/{version:020}.json").exists():
-        assert time.monotonic() < deadline, f"no version {version}"
+    while not there():
+        assert time.monotonic() < deadline, f"no {what}"
         time.sleep(0.02)
 
 
@@ -122,6 +127,42 @@ def test_every_runner_gives_what_one_process_gives(runner: str, server: Server, 
     assert (report["added"], report["version"], report["steps"]) == (12, expected.version, expected.steps)
     assert content(spread) == content(calm)
     assert open_dataset(spread).episodes.episode_ids == open_dataset(calm).episodes.episode_ids
+    assert verify(spread).ok
+    assert convert_runs(server) == ["COMPLETED"] * 4
+
+
+@pytest.fixture
+def dask_cluster(tmp_path: Path) -> Iterator[str]:
+    """The address of a scheduler with one worker that run already, and know nothing of Prefect or of us."""
+    pytest.importorskip("prefect_dask", reason="the extra dask is not installed")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "UWM_"))}
+    environment = {**variables, "PYTHONPATH": str(ROOT)}
+    file = tmp_path / "scheduler.json"
+    common = ["--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard"]
+    worker = ["worker", "--nworkers", "1", "--nthreads", "1", "--local-directory", str(tmp_path)]
+    with contextlib.ExitStack() as stack:
+        for command in (["scheduler", "--port", "0"], worker):
+            full = [sys.executable, "-m", "dask", *command, *common]
+            process = stack.enter_context(
+                subprocess.Popen(full, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            )
+            stack.callback(process.terminate)
+            wait_until(file.exists, "a scheduler")
+        yield str(json.loads(file.read_text())["address"])
+
+
+@pytest.mark.slow
+def test_a_cluster_that_runs_already_gives_what_one_process_gives(
+    dask_cluster: str, server: Server, tmp_path: Path
+) -> None:
+    source = raw(tmp_path / "raw", 12)
+    calm, spread = str(tmp_path / "calm"), str(tmp_path / "spread")
+    expected = ingest(str(source), calm, batch_episodes=3)
+    report = finish(
+        start(server, tmp_path, "ingest", str(source), spread, "--batch", "3", "--cluster", dask_cluster, "--json")
+    )
+    assert (report["added"], report["version"]) == (12, expected.version)
+    assert content(spread) == content(calm)
     assert verify(spread).ok
     assert convert_runs(server) == ["COMPLETED"] * 4
 
