@@ -1,7 +1,9 @@
+from collections.abc import Callable
+
 import pytest
 
 from storage_schemas.errors import UserError
-from uwm.ablations import ABLATIONS, BASE, find_ablations, variants
+from uwm.ablations import ABLATIONS, BASE, Variant, find_ablations, variants
 from uwm.config import RunConfig
 from uwm.policy import build
 from uwm.recipes import apply_overrides, get_recipe
@@ -23,7 +25,7 @@ def test_each_ablation_has_the_published_and_the_corrected_side() -> None:
 
 
 @pytest.mark.parametrize("variant", variants(get_recipe("debug"), find_ablations(())), ids=lambda variant: variant.run)
-def test_variants_of_a_small_base_build(variant, debug_run) -> None:
+def test_variants_of_a_small_base_build(variant: Variant, debug_run: Callable[..., RunConfig]) -> None:
     assert build(debug_run("data/droid", *variant.level.settings))
 
 
