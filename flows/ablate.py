@@ -65,6 +65,7 @@ def run_ablations(
     plan = {BASE: (), **{variant.run: variant.level.settings for variant in found if variant.run != BASE}}
     folder = locate(out)
     log = ResultsLog(folder / LOG)
+    lines: tuple[tuple[str, ...], ...] = ()
     reused = 0
     for seed in range(seeds):
         for number, (run, settings) in enumerate(plan.items(), 1):
@@ -74,7 +75,7 @@ def run_ablations(
             trained = steps.train(base, (*common, *settings, *own))
             evaluated = steps.evaluate(trained.path, dataset, samples=samples)
             log.add(Row.of(run, seed, settings, evaluated.evaluation, evaluated.folder))
+            lines = table(found, log.rows())
+            (folder / TABLE).write_bytes(markdown(lines).encode())
             reused += trained.reused
-    lines = table(found, log.rows())
-    (folder / TABLE).write_bytes(markdown(lines).encode())
     return Study(log=(folder / LOG).uri, table=(folder / TABLE).uri, lines=lines, runs=seeds * len(plan), reused=reused)

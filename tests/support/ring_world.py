@@ -6,7 +6,8 @@ the action the next frame is certain. By night the marker is bright and the rest
 
     python tests/support/ring_world.py FOLDER
 
-writes FOLDER/robot (nights, with actions) and FOLDER/video (days, without).
+writes FOLDER/robot (nights, with actions) and FOLDER/video (days, without), and prints the settings with which the
+recipe `debug` learns them in seconds.
 """
 
 import sys
@@ -50,7 +51,7 @@ SETTINGS = (
     "train.log_every=50",
     "train.save_every=10000",
 )
-"""What makes the recipe `debug` learn the ring in seconds."""
+"""Of a run of the recipe `debug` on such stores."""
 
 
 def make_episode(name: str, seed: int, *, length: int, day: bool = False, actions: bool = True) -> Episode:
@@ -95,3 +96,4 @@ def write_store(uri: str | Path, *, seed: int, day: bool = False, actions: bool 
 if __name__ == "__main__":
     write_store(Path(sys.argv[1]) / "robot", seed=1)
     write_store(Path(sys.argv[1]) / "video", seed=2, day=True, actions=False)
+    sys.stdout.write(" ".join(SETTINGS) + "\n")

@@ -1,7 +1,8 @@
 """What the method is for, on a world whose structure is known: see `ring_world`.
 
 The networks are trained by the real trainer from real stores, in the published form but for one declared setting:
-they predict v instead of the noise (`diffusion.prediction`), with which the ring is learned in fewer steps.
+they predict v (`diffusion.prediction`). With noise prediction, forward and inverse dynamics are still at chance after
+1200 steps; docs/log.md has the figures, and why so narrow a network learns slowly.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,7 @@ class Asked:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """Nights with actions; days without; and other days with their actions, for tests only."""
+    """Nights with actions, and days without."""
     folder = tmp_path_factory.mktemp("ring")
     return {
         "robot": ring_world.write_store(folder / "robot", seed=1),
@@ -79,7 +80,7 @@ def asked(robot_only: Path, stores: Mapping[str, str]) -> Asked:
 
 def test_the_policy_covers_both_modes(asked: Asked) -> None:
     action = _action(asked.sample(Mode.POLICY))
-    mode = _side_action(asked)
+    mode = asked.batch.action.abs().mean()
 
     assert ((action.abs() - mode).abs() < 0.2).float().mean() > 0.9
     assert 0.3 < (action > 0).float().mean() < 0.7
@@ -90,7 +91,7 @@ def test_forward_dynamics_follows_the_action(asked: Asked) -> None:
     contradicted = _error(asked, asked.sample(Mode.FORWARD, action=-asked.batch.action))
 
     assert 5 * told < contradicted
-    assert 5 * told < _mse(_latents(asked, asked.batch.obs), _latents(asked, asked.batch.next_obs))
+    assert 5 * told < _mse(asked.policy.encode(asked.batch.obs), asked.policy.encode(asked.batch.next_obs))
 
 
 def test_inverse_dynamics_recovers_the_action(asked: Asked) -> None:
@@ -117,18 +118,22 @@ def test_a_joint_sample_agrees_with_itself(asked: Asked) -> None:
 def test_cotraining_on_video_lowers_held_out_video_loss(
     robot_only: Path, cotrained: Path, stores: Mapping[str, str]
 ) -> None:
-    alone, together = (_ask(path, stores["video"]).video_loss() for path in (robot_only, cotrained))
+    """What is gained is what the days look like and how the marker moves in them; the robot has seen nights only."""
+    alone, together = (_ask(path, stores["video"]) for path in (robot_only, cotrained))
+    side, sharp = _moved(together, together.sample(Mode.VIDEO))
 
-    assert together < 0.5 * alone
+    assert together.video_loss() < 0.25 * alone.video_loss()
+    assert sharp.float().mean() > 0.9
+    assert 0.3 < (side[sharp] > 0).float().mean() < 0.7
 
 
 def test_cotraining_keeps_what_the_robot_taught(cotrained: Path, stores: Mapping[str, str]) -> None:
     asked = _ask(cotrained, stores["robot"])
+    told = _error(asked, asked.sample(Mode.FORWARD))
+    contradicted = _error(asked, asked.sample(Mode.FORWARD, action=-asked.batch.action))
 
     assert _agreement(_action(asked.sample(Mode.INVERSE)), asked.batch.action[:, 0, 0]) > 0.95
-    assert 5 * _error(asked, asked.sample(Mode.FORWARD)) < _error(
-        asked, asked.sample(Mode.FORWARD, action=-asked.batch.action)
-    )
+    assert 5 * told < contradicted
 
 
 def _train(folder: Path, *settings: str) -> Path:
@@ -148,18 +153,9 @@ def _action(sample: Sample) -> Tensor:
     return sample.action[:, 0, 0]
 
 
-def _side_action(asked: Asked) -> float:
-    """The size of the normalized action."""
-    return float(asked.batch.action.abs().mean())
-
-
-def _latents(asked: Asked, images: Tensor) -> Tensor:
-    return asked.policy.encode(images)
-
-
 def _error(asked: Asked, sample: Sample) -> float:
     assert sample.next_obs is not None
-    return _mse(sample.next_obs, _latents(asked, asked.batch.next_obs))
+    return _mse(sample.next_obs, asked.policy.encode(asked.batch.next_obs))
 
 
 def _mse(left: Tensor, right: Tensor) -> float:
@@ -176,7 +172,7 @@ def _moved(asked: Asked, sample: Sample) -> tuple[Tensor, Tensor]:
     It is there when the frame is nearer to one of the two futures than a quarter of what separates them.
     """
     assert sample.next_obs is not None
-    now = _latents(asked, asked.batch.obs)
+    now = asked.policy.encode(asked.batch.obs)
     stripe = ring_world.SIZE[1] // ring_world.PLACES
     futures = torch.stack([now.roll(side * stripe, dims=-1) for side in (-1, 1)])  # (2, B, V, C, N, h, w)
     distance = (futures - sample.next_obs).flatten(2).square().mean(2)  # (2, B)
