@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from s3_server import FaultProxy, moto_server
 
 from storage_schemas.episode import Episode, EpisodeMeta
+
+settings.register_profile("unhurried", deadline=None)  # a busy machine is no failure
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parents[1]
 S3_ENVIRONMENT = {

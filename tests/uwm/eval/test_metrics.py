@@ -13,7 +13,7 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 
 
 @given(seed=st.integers(0, 1000), batch=st.integers(1, 4), steps=st.integers(1, 5), dims=st.integers(1, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_action_errors_equal_a_loop_over_the_known_steps(seed: int, batch: int, steps: int, dims: int) -> None:
     predicted, true = random(seed, batch, steps, dims), random(seed + 1, batch, steps, dims)
     mask = random(seed + 2, batch, steps) > 0.4
@@ -28,7 +28,7 @@ def test_action_errors_equal_a_loop_over_the_known_steps(seed: int, batch: int, 
 
 
 @given(seed=st.integers(0, 1000), junk=st.sampled_from([math.nan, math.inf, 1e30]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_is_masked_never_counts(seed: int, junk: float) -> None:
     true, predicted = random(seed, 3, 2, 4, 2, 3, 3), random(seed + 1, 3, 2, 4, 2, 3, 3)  # (B, V, C, N, h, w)
     mask = random(seed + 2, 3, 2, 2) > 0.5

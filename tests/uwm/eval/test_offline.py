@@ -40,7 +40,7 @@ def numbers(evaluation: Evaluation) -> str:
 
 
 @given(lengths=st.lists(st.integers(1, 40), max_size=8), last=st.integers(0, 20), samples=st.integers(1, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_windows_are_whole_different_and_evenly_spaced(lengths: list[int], last: int, samples: int) -> None:
     rows = np.arange(len(lengths)) * 3 + 1
     found = full_windows(rows, np.array(lengths, np.int64), last, samples)

@@ -18,7 +18,7 @@ def test_modes_are_those_of_the_policy() -> None:
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=20), st.integers(1, 5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_estimate_is_never_more_certain_than_independent_segments(values: list[float], clusters: int) -> None:
     array = np.array(values)
     found = estimate(array, np.arange(len(array)) % clusters)

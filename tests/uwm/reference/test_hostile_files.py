@@ -299,9 +299,7 @@ def test_a_file_cut_anywhere_is_damaged(honest: dict[bool, bytes], tmp_path: Pat
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(data=st.data())
 def test_tampered_bytes_run_nothing(
     honest: dict[bool, bytes], tmp_path: Path, legacy: bool, data: st.DataObject
@@ -316,7 +314,7 @@ def test_tampered_bytes_run_nothing(
         everything(path)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, derandomize=True)
 @given(st.binary(max_size=200), st.sampled_from([content for content, _ in HOSTILE.values()]), st.integers(0, 40))
 def test_random_pickles_run_nothing(noise: bytes, base: bytes, place: int) -> None:
     vocabulary = Vocabulary(reducers={}, persistent=lambda reference: None)

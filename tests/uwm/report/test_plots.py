@@ -25,7 +25,7 @@ def progress(step: int, loss: float, **logs: float) -> TrainProgress:
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.integers(0, 50))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_smoothing_stays_within_what_was_logged(values: list[float], window: int) -> None:
     one = Series(steps=np.arange(len(values)), values=np.array(values))
     smooth = one.smooth(window).values
