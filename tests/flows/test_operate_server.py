@@ -301,9 +301,8 @@ def test_a_time_out_stops_with_a_checkpoint_and_frees_the_slot(site: Site) -> No
 def test_a_training_process_that_dies_is_started_again_within_the_run(site: Site) -> None:
     run = site.train("flaky")
     wait_for(lambda: site.checkpoints("flaky"))
-    (trainer,) = [
-        pid for pid in family(site.workers[-1].pid) if b"uwm.train" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family(site.workers[-1].pid)}
+    (trainer,) = [pid for pid, command in commands.items() if b"uwm.train" in command and b"leash" not in command]
     os.kill(trainer, signal.SIGKILL)
     wait_for(lambda: site.state(run) == "COMPLETED")
     assert "CRASHED" not in {state["type"] for state in site.history(run)}
