@@ -74,7 +74,7 @@ def form(page: Page, server: str) -> None:
     sys.stdout.write(f"pretrain-then-finetune: {browser.wait_finished(page)}\n")
     page.set_viewport_size({"width": 1360, "height": 1480})
     page.reload()  # a graph that was drawn while the run went on has times in disorder
-    page.wait_for_selector(f"text=/artifacts/key/{HOME_KEY}")
+    page.get_by_text(f"/artifacts/key/{HOME_KEY}").first.wait_for()
     shoot(page, "deployment-run", height=1480)
 
 

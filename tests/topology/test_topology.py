@@ -84,14 +84,6 @@ class Site:
         state = self.ended(run)
         assert state["type"] == "COMPLETED", f"{state['name']}: {state['message']}\n{self.log(run)}"
 
-    def is_watched(self, run: str) -> bool:
-        """Whether the server has heard of a run that it lives, and waits for the next time."""
-        query = (
-            "SELECT bucketing_key FROM automation_bucket JOIN automation ON automation.id = automation_id"
-            " WHERE name = 'uwm: mark silent runs as crashed'"
-        )
-        return run in native.psql(self.services, "prefect", query).stdout
-
     def log(self, run: str) -> str:
         """What a run said."""
         body = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}
@@ -212,14 +204,12 @@ def test_kill_9_of_one(site: Site, clips: str, victim: str) -> None:
 def test_kill_9_of_all(site: Site, clips: str) -> None:
     """The machine goes down in the middle: what was committed is there, and a rerun adds exactly the rest.
 
-    The lost run is noticed by its silence and resumed by the automations; it finds everything done.
+    The lost run may be resumed by its silence beside the rerun, and does no harm. Whether it is can't be relied on
+    when the server goes with it: see docs/operations.md.
     """
     store = f"{BUCKET}/stores/power-cut"
     lost = site.ingest(clips, store, **BY_FILE)
-    wait_for("the first commit", lambda: committed(store))
-    wait_for("the first heartbeat", lambda: site.is_watched(lost))
-    begun = committed(store)  # a server killed while it takes a heartbeat takes it again, and for the next one
-    wait_for("the next commits", lambda: committed(store) >= begun + 2)
+    wait_for("the first commits", lambda: committed(store) >= 3)
     running = site.services.running()
     for name in reversed(running):
         site.services.kill(name)
@@ -232,10 +222,6 @@ def test_kill_9_of_all(site: Site, clips: str) -> None:
     site.completed(clips, store, **BY_FILE)
     assert set(before.episodes.column("episode_id")) <= set(open_dataset(store).episodes.column("episode_id"))
     check_whole(store)
-    version = open_dataset(store).version
-    wait_for("the lost run to be resumed", lambda: site.state(lost)["type"] == "COMPLETED", RUN_SECONDS, pause=1)
-    assert site.request("GET", f"flow_runs/{lost}")["run_count"] == 2
-    assert open_dataset(store).version == version
 
 
 def committed(store: str) -> int:
