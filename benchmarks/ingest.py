@@ -1,7 +1,7 @@
 """`uwm bench ingest`: CPU time per frame of ingesting DROID RLDS with every check, against decoding and re-encoding.
 
 A round writes over what the round before it has freed. Pages that a virtual machine touches for the first time cost it
-up to ten times as much, whoever touches them, and would be charged to the side that writes.
+several times as much (docs/log.md), whoever touches them, and would be charged to the side that writes.
 """
 
 import shutil
