@@ -2,8 +2,8 @@
 
 A batch of frames goes from a worker to the trainer in shared memory. The system hands out such memory page by page and
 zeroed, which costs about a quarter of what decoding into it does (docs/decisions/0005). So the trainer says when it is
-done with a batch, and the worker decodes a later one into the same pages. When none is free a new buffer is made: nobody
-ever waits for one, and there are as many as the trainer has held batches at once.
+done with a batch, and the worker decodes a later one into the same pages. When none is free a new buffer is made:
+nobody ever waits for one, and there are as many as the trainer has held batches at once.
 """
 
 import multiprocessing
