@@ -78,8 +78,8 @@ class Buckets:
         """Take a batch in; `dataset` (B,) int64 says which dataset each sample is from."""
         parts = {"action": output.action, "next_obs": output.next_obs}
         known = {name: part for name, part in parts.items() if part is not None}
+        place = dataset.to(output.loss.device, non_blocking=True)
         for name, part in known.items():
-            place = dataset.to(part.error.device, non_blocking=True)
             for index, label in enumerate(self._datasets):
                 self._take(f"dataset/{label}/{name}_loss", part, place == index)
         noise = [part.noise for part in known.values() if part.noise is not None]
