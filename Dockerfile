@@ -18,7 +18,6 @@ COPY storage_schemas storage_schemas
 COPY pipelines pipelines
 COPY uwm uwm
 COPY flows flows
-COPY benchmarks benchmarks
 RUN pip wheel --no-deps --wheel-dir /wheel .
 
 FROM build AS build-cpu

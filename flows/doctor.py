@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.refusal import refusing, settled
+from flows.runtime.user_errors import refusing, settled
 from pipelines.doctor import Diagnosis, DoctorProgress, diagnose
 from pipelines.doctor_page import markdown, verdict
 from storage_schemas.location import locate

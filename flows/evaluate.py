@@ -5,11 +5,11 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 
-from flows.jobs import Evaluated, run_evaluation
+from flows.jobs.evaluate import Evaluated, run_evaluation
 from flows.lineage.pages import slug
 from flows.publish import publish_lineage
-from flows.refusal import refusing, settled
-from flows.slots import gpu_slot
+from flows.runtime.gpu_slots import gpu_slot
+from flows.runtime.user_errors import refusing, settled
 from uwm.report.tables import markdown_table
 
 

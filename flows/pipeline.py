@@ -6,16 +6,16 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from flows.chain import Chained, run_chain
+from flows.deploy.forms import AS_THE_RECIPE, Chain, RecipeName, Settings
 from flows.evaluate import evaluate
-from flows.forms import AS_THE_RECIPE, Chain, RecipeName, Settings
 from flows.ingest import ingest
+from flows.jobs.chain import Chained, run_chain
+from flows.jobs.pipeline import Finetuned, Steps
+from flows.jobs.pipeline import pretrain_then_finetune as carry_out
+from flows.jobs.promotion import Decision
 from flows.lineage.pages import HOME_KEY, slug
 from flows.lineage.sections import facts_of
-from flows.promotion import Decision
-from flows.refusal import refusing, settled
-from flows.steps import Finetuned, Steps
-from flows.steps import pretrain_then_finetune as carry_out
+from flows.runtime.user_errors import refusing, settled
 from flows.train import train
 
 

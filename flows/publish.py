@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.lineage.details import details_of
 from flows.lineage.pages import HOME_KEY, home, keys, kind_pages, page
-from storage_schemas.lineage import LineageGraph, graph
+from storage_schemas.lineage.records import LineageGraph, graph
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import Artifact as ArtifactResponse

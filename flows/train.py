@@ -9,15 +9,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
-from flows.events import describe
-from flows.forms import AS_THE_RECIPE, RecipeName, Settings
-from flows.jobs import Trained, run_training
+from flows.deploy.forms import AS_THE_RECIPE, RecipeName, Settings
+from flows.jobs.train import Trained, run_training
+from flows.jobs.training_messages import describe
 from flows.lineage.pages import slug
-from flows.process import ChildError
 from flows.publish import publish_lineage
-from flows.refusal import refusing, settled
-from flows.slots import gpu_slot
-from uwm.train.log import TrainEvent, TrainFinished, TrainProgress, TrainStarted
+from flows.runtime.child_process import ChildError
+from flows.runtime.gpu_slots import gpu_slot
+from flows.runtime.user_errors import refusing, settled
+from uwm.events import TrainEvent, TrainFinished, TrainProgress, TrainStarted
 
 
 class FlowFollower:

@@ -14,10 +14,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pipelines.filters import Filter, Verdict
-from pipelines.source import Rejected, Rejection, SourceReader, SourceRef
-from pipelines.sources import SourceOptions, open_source
+from pipelines.options import SourceOptions
+from pipelines.quality import Rejection
+from pipelines.source import Rejected, SourceReader, SourceRef
+from pipelines.sources.registry import open_source
+from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
-from storage_schemas.store import EpisodeRow, write_part
+from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
 _MAX_STEPS = 20_000

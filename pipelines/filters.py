@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from pipelines.content import CHECKS, COVERED, check_times, examine, samples, sketch
 from pipelines.duplicates import Seen
 from pipelines.files import raw_path
-from pipelines.source import BadDataError, Rejected, Rejection, SourceReader, SourceRef, Timed
+from pipelines.quality import BadDataError, Rejection
+from pipelines.source import Rejected, SourceReader, SourceRef, Timed
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
-from storage_schemas.store import Dataset
+from storage_schemas.store.dataset import Dataset
 
 FILTERS: Mapping[str, str] = {"copy": "has the same bytes as another", **CHECKS}
 """What can be filtered; "duplicate" includes "copy"."""

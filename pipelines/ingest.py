@@ -19,22 +19,17 @@ from datetime import UTC, datetime
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
 from pipelines.files import printable
 from pipelines.filters import Filter, chosen
-from pipelines.source import Rejection, SourceReader, SourceRef
-from pipelines.sources import SourceOptions, open_source
+from pipelines.options import SourceOptions
+from pipelines.quality import Rejection
+from pipelines.source import SourceReader, SourceRef
+from pipelines.sources.registry import open_source
+from storage_schemas.catalog.commits import Committer, commit
+from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, withdrawn_fingerprints
+from storage_schemas.catalog.rows import EpisodeRow
+from storage_schemas.catalog.table import create_dataset, dataset_exists
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
-from storage_schemas.store import (
-    Committer,
-    Dataset,
-    EpisodeRow,
-    QuarantineRow,
-    add_quarantine,
-    commit,
-    create_dataset,
-    dataset_exists,
-    open_dataset,
-    withdrawn_fingerprints,
-)
+from storage_schemas.store.dataset import Dataset, open_dataset
 
 BATCH_EPISODES = 64
 _BATCH_BYTES = 4 << 30

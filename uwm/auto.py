@@ -19,6 +19,7 @@ from torch import Tensor
 
 from storage_schemas.errors import UserError
 from uwm.bundle import is_bundle, load_bundle
+from uwm.checkpoint import load_policy
 from uwm.config import RunConfig
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch, RawBatch
@@ -28,7 +29,6 @@ from uwm.device import DTYPES, Precision, cast_weights, resolve_device
 from uwm.diffusion.modes import MODES, Role
 from uwm.eval.sample import parse_mode
 from uwm.policy import Policy
-from uwm.train.checkpoint import load_policy
 
 Images = Mapping[str, NDArray[np.uint8]]
 """Camera -> frames (n, height, width, 3) uint8, the oldest first; or one frame, which stands for all n."""

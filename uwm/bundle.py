@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from storage_schemas.errors import UserError
 from storage_schemas.location import sync_folder
 from uwm.card import model_card
+from uwm.checkpoint import Checkpoint, load_checkpoint, sha256_file
 from uwm.config import C, Config, RunConfig, TokenizerConfig, replace
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import DTYPES, Precision
 from uwm.eval.files import load_evaluation
 from uwm.model.tokenizer import SdxlTokenizer
-from uwm.policy import build
-from uwm.train.checkpoint import Checkpoint, load_checkpoint, sha256_file
+from uwm.policies import build
 
 MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"

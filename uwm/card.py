@@ -3,10 +3,10 @@
 import json
 from collections.abc import Iterable, Sequence
 
+from uwm.checkpoint import Checkpoint
 from uwm.data.normalize import ActionNormalizer
 from uwm.eval.result import Evaluation
 from uwm.report.tables import markdown_table
-from uwm.train.checkpoint import Checkpoint
 
 _DIFFUSION_POLICY = "A Diffusion Policy ([Chi et al. 2023](https://arxiv.org/abs/2303.04137))"
 _ABOUT = {

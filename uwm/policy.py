@@ -1,14 +1,13 @@
 """What every trainable network looks like to the trainer and to the evaluation."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from uwm.config import RunConfig
 from uwm.data.batch import Batch
 
 
@@ -92,35 +91,3 @@ class Policy(Learner, Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, V, C, N, h, w) -> images (B, V, N, 3, H, W) in [0, 1]."""
         ...
-
-
-def build(config: RunConfig) -> nn.Module:
-    """The untrained network of a run: a tokenizer for the tokenizer stage, a policy otherwise.
-
-    Raises:
-        UserError: when the run's tokenizer can't be loaded.
-    """
-    if config.stage == "tokenizer":
-        from uwm.model.autoencoder import Autoencoder
-
-        return Autoencoder(config.autoencoder)
-    return _policy_class(config.policy)(config)
-
-
-def _policy_class(name: str) -> Callable[[RunConfig], nn.Module]:
-    """What builds a policy, imported when it is wanted."""
-    if name == "pad":
-        from uwm.baselines.pad import PADPolicy
-
-        return PADPolicy
-    if name in ("dp", "dp_unet"):
-        from uwm.baselines.diffusion_policy import DiffusionPolicy
-
-        return DiffusionPolicy
-    if name == "gr1":
-        from uwm.baselines.gr1 import GR1Policy
-
-        return GR1Policy
-    from uwm.model.uwm import UWMPolicy
-
-    return UWMPolicy

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import ablate, bench, checkup, data, exchange, learn, operate, plan, scale, trace
+from flows.cli import ablate, bench, checkup, data, import_export, lineage, operate, scale, training
 from flows.cli.console import complain
-from flows.process import sigterm_exits
+from flows.runtime.child_process import sigterm_exits
 from storage_schemas.errors import UserError
 
 app = typer.Typer(
@@ -19,8 +19,8 @@ app = typer.Typer(
     help="Unified World Models as a data-centric pipeline: from raw robot data and video to an evaluated model.",
     epilog="Start with: uwm demo",
 )
-for room in (data, checkup, learn, ablate, exchange, trace, operate, bench, scale, plan):
-    room.register(app)
+for commands in (data, checkup, training, ablate, import_export, lineage, operate, bench, scale):
+    commands.register(app)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -8,7 +8,7 @@ import typer
 from flows.cli.console import note, say, say_json, say_table
 from flows.cli.data import AsJson, Flow, Store
 from flows.cli.execution import carried_out
-from flows.cli.learn import Overrides, Samples
+from flows.cli.training import Overrides, Samples
 
 Ablations = Annotated[
     str,
@@ -44,7 +44,7 @@ def ablate(
 
     Example: uwm ablate debug runs/droid train.steps=200 --variants registers,ema --seeds 3
     """
-    from flows.ablate import run_ablations
+    from flows.jobs.ablations import run_ablations
 
     study = run_ablations(
         carried_out(flow, quiet=True),

@@ -33,7 +33,7 @@ def bench_loader(
 
     Example: uwm bench loader --json
     """
-    from benchmarks.loader import bench_loader as measure
+    from uwm.benchmarks.loader import bench_loader as measure
 
     result = measure(dataset, rounds=rounds, episodes=episodes, s3=s3)
     if json:
@@ -64,7 +64,7 @@ def bench_ingest(
 
     Example: uwm bench ingest /data/droid_100/1.0.0 --json
     """
-    from benchmarks.ingest import bench_ingest as measure
+    from pipelines.benchmarks.ingest import bench_ingest as measure
 
     _say(asdict(measure(source, rounds=rounds, episodes=episodes)), json)
     return 0
@@ -79,7 +79,7 @@ def bench_store(
 
     Example: uwm bench store --largest 10000
     """
-    from benchmarks.store import bench_store as measure
+    from uwm.benchmarks.store import bench_store as measure
 
     sizes = [10**power for power in range(2, 10) if 10**power <= largest]
     found = [cost.row() for cost in measure(sizes)]
@@ -101,7 +101,7 @@ def bench_step(
 
     Example: uwm bench step --json
     """
-    from benchmarks.step import bench_step as measure
+    from uwm.benchmarks.step import bench_step as measure
 
     _say(asdict(measure(recipe, batch=batch, rounds=rounds)), json)
     return 0
@@ -119,33 +119,9 @@ def bench_sampling(
 
     Example: uwm bench sampling --json
     """
-    from benchmarks.sampling import bench_sampling as measure
+    from uwm.benchmarks.sampling import bench_sampling as measure
 
     _say(asdict(measure(batch=batch, rounds=rounds, bf16=bf16, evaluation=evaluation)), json)
-    return 0
-
-
-@bench.command("scale")
-def bench_scale(
-    episodes: Annotated[int, typer.Argument(min=1, help="Synthetic episodes.")] = 100_000,
-    batch: Annotated[int, typer.Option(min=1, help="Episodes per task run and commit.")] = 256,
-    runner: Annotated[str, typer.Option(help="threads, processes, dask or ray.")] = "dask",
-    workers: Annotated[int, typer.Option(min=1, help="Of the runner.")] = 2,
-    json: AsJson = False,
-) -> int:
-    """An ingestion without its decoding on a private server: task runs, rows, commits, time, beside their plan.
-
-    Example: uwm bench scale 10000 --batch 128
-    """
-    from benchmarks.scaling import bench_scale as measure
-
-    result = measure(episodes, batch=batch, runner=runner, workers=workers)
-    if json:
-        say_json(result)
-        return 0
-    title = f"{result.measured.episodes:,} episodes, {batch} a batch, {workers} workers of {runner}"
-    rows = [(name, f"{planned:,.6g}", f"{found:,.6g}") for name, planned, found in result.rows]
-    say_table(title, ("", "planned", "measured"), rows)
     return 0
 
 

@@ -61,7 +61,7 @@ def _carried_out(
 ) -> "Diagnosis":
     if use_flow(flow):
         from flows.doctor import doctor as run
-        from flows.refusal import settled
+        from flows.runtime.user_errors import settled
 
         return settled(run)(target, format, version)
     from pipelines.doctor import diagnose

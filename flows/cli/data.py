@@ -9,7 +9,7 @@ from flows.cli.execution import carried_out
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
-    from flows.jobs import Ingested
+    from flows.jobs.ingest import Ingested
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Dataset: a folder or a URI such as s3://bucket/droid.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
@@ -115,7 +115,7 @@ def spread(runner: str | None, workers: int | None, cluster: str | None) -> dict
     Raises:
         UserError: when they make no sense.
     """
-    from flows.runners import choose
+    from flows.runtime.task_runners import choose
 
     choose(runner, workers, cluster)
     return {"runner": runner, "workers": workers, "cluster": cluster}
@@ -137,7 +137,7 @@ def inspect(store: Store, version: VersionName = None, json: AsJson = False) -> 
     """
     from dataclasses import asdict
 
-    from flows.jobs import summary_of
+    from flows.jobs.ingest import summary_of
 
     facts = asdict(summary_of(store, _number(store, version)))
     if json:
@@ -152,8 +152,8 @@ def _number(store: str, version: str | None) -> int | None:
     """The number of a version that is given as a number or a tag."""
     if version is None or version.isdecimal():
         return None if version is None else int(version)
+    from storage_schemas.catalog.versions import find_tag
     from storage_schemas.location import locate
-    from storage_schemas.versions import find_tag
 
     return find_tag(locate(store), version).version
 
@@ -172,7 +172,7 @@ def verify(store: Store, version: VersionName = None, json: AsJson = False) -> i
     """
     from dataclasses import asdict
 
-    from storage_schemas.integrity import verify as check
+    from storage_schemas.maintenance.verify import verify as check
 
     number = _number(store, version)
     with progress_bar(quiet=json) as display:
@@ -197,7 +197,7 @@ def diff(
 
     Example: uwm diff runs/droid 1 2
     """
-    from storage_schemas.versions import diff as compare
+    from storage_schemas.catalog.versions import diff as compare
 
     found = compare(store, before, after)
     if json:
@@ -226,7 +226,7 @@ def tag(
     """
     from dataclasses import asdict
 
-    from storage_schemas.versions import drop_tag, set_tag, tags
+    from storage_schemas.catalog.versions import drop_tag, set_tag, tags
 
     if name is None:
         if drop or move or version is not None:
@@ -256,7 +256,7 @@ def remove(
 
     Example: uwm remove runs/droid 3f0c8a12 --reason "the camera was covered"
     """
-    from storage_schemas.quarantine import withdraw
+    from storage_schemas.catalog.quarantine import withdraw
 
     result = withdraw(store, episodes, detail=reason, forget=forget)
     if json:
@@ -280,7 +280,7 @@ def gc(
     """
     from datetime import timedelta
 
-    from storage_schemas.orphans import collect_orphans
+    from storage_schemas.maintenance.orphans import collect_orphans
 
     report = collect_orphans(store, age=timedelta(hours=age), remove=delete)
     if json:
@@ -308,7 +308,7 @@ def backup(
 
     Example: uwm backup s3://lab/stores/droid /backup/droid
     """
-    from storage_schemas.backup import back_up
+    from storage_schemas.maintenance.backup import back_up
 
     with progress_bar(quiet=json) as display:
         task = display.add_task("backup", total=None)

@@ -10,10 +10,12 @@ if TYPE_CHECKING:
 
     from rich.progress import Progress, TaskID
 
-    from flows.jobs import Evaluated, Ingested, Trained
-    from flows.steps import Steps
+    from flows.jobs.evaluate import Evaluated
+    from flows.jobs.ingest import Ingested
+    from flows.jobs.pipeline import Steps
+    from flows.jobs.train import Trained
     from uwm.data.latents import EncodeReport
-    from uwm.train.log import TrainEvent
+    from uwm.events import TrainEvent
 
 
 def use_flow(flow: bool | None) -> bool:
@@ -24,7 +26,7 @@ def use_flow(flow: bool | None) -> bool:
     """
     if flow is False:
         return False
-    from flows.server import configured_api_url, require_server
+    from flows.deploy.server import configured_api_url, require_server
 
     api_url = configured_api_url()
     if not api_url:
@@ -47,8 +49,8 @@ def carried_out(flow: bool | None, *, quiet: bool) -> "Steps":
 def encoded(flow: bool | None, *, quiet: bool) -> "Callable[..., tuple[EncodeReport, ...]]":
     """The encoding of latents as a flow or as a plain function; `quiet` shows no progress of the latter."""
     if use_flow(flow):
-        from flows.latents import latents
-        from flows.refusal import settled
+        from flows.encode_latents import latents
+        from flows.runtime.user_errors import settled
 
         return settled(latents)
     return Here(quiet=quiet).encode
@@ -73,13 +75,13 @@ class Here:
 
     def steps(self) -> "Steps":
         """All three of them."""
-        from flows.steps import Steps
+        from flows.jobs.pipeline import Steps
 
         return Steps(ingest=self.ingest, train=self.train, evaluate=self.evaluate)
 
     def ingest(self, source: str, store: str, **options: Any) -> "Ingested":
         """Ingest with a bar of references."""
-        from flows.jobs import run_ingest
+        from flows.jobs.ingest import run_ingest
 
         options = without_runner(options)
         with progress_bar(quiet=self.quiet) as display:
@@ -90,7 +92,7 @@ class Here:
 
     def train(self, recipe: str, overrides: tuple[str, ...]) -> "Trained":
         """Train with a bar of steps."""
-        from flows.jobs import run_training
+        from flows.jobs.train import run_training
 
         with progress_bar(quiet=self.quiet) as display:
             follower = Follower(display, quiet=self.quiet)
@@ -98,7 +100,7 @@ class Here:
 
     def evaluate(self, checkpoint: str, store: str, **options: Any) -> "Evaluated":
         """Evaluate with a bar of segments."""
-        from flows.jobs import run_evaluation
+        from flows.jobs.evaluate import run_evaluation
 
         with progress_bar(quiet=self.quiet) as display:
             task = display.add_task("evaluate", total=None)
@@ -111,8 +113,8 @@ class Here:
 
     def encode(self, recipe: str, overrides: tuple[str, ...], **options: Any) -> "tuple[EncodeReport, ...]":
         """Encode latents with a bar of batches."""
-        from flows.jobs import make_config
-        from uwm.train.encode import encode_run
+        from flows.jobs.train import make_config
+        from uwm.encode_latents import encode_run
 
         options = without_runner(options)
         config = make_config(recipe, overrides)
@@ -133,8 +135,8 @@ class Follower:
 
     def __call__(self, event: "TrainEvent") -> None:
         """Show one event."""
-        from flows.events import describe
-        from uwm.train.log import TrainProgress, TrainStarted
+        from flows.jobs.training_messages import describe
+        from uwm.events import TrainProgress, TrainStarted
 
         if isinstance(event, TrainStarted):
             self.task = self.display.add_task(f"train {event.name}", total=event.steps, completed=event.step)

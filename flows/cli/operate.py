@@ -9,11 +9,11 @@ import typer
 
 from flows.cli.console import say, say_json, say_table
 from flows.cli.data import AsJson
-from flows.cli.trace import Root, find_root
+from flows.cli.lineage import Root, find_root
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
-    from flows.promotion import Decision
+    from flows.jobs.promotion import Decision
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE", help="Site file: what runs where and when.")]
 
@@ -28,9 +28,6 @@ def register(app: typer.Typer) -> None:
 def deploy(
     site: SiteFile = Path("deploy.toml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, change nothing.")] = False,
-    as_yaml: Annotated[
-        bool, typer.Option("--yaml", help="Print the deployments as a prefect.yaml instead; needs no server.")
-    ] = False,
     json: AsJson = False,
 ) -> int:
     """Register all deployments of a site with the Prefect server; a second time changes nothing.
@@ -40,17 +37,14 @@ def deploy(
 
     Example: uwm deploy deploy.toml --dry-run
     """
-    from flows.site import load_site
+    from flows.deploy.site import load_site
 
     found = load_site(site)
-    if as_yaml:
-        say(as_prefect_yaml(site).rstrip())
-        return 0
     from flows.cli.execution import use_flow
 
     if not use_flow(None):
         raise UserError("deploying needs a Prefect server: set PREFECT_API_URL to its address")
-    from flows.deployments import deploy as bring
+    from flows.deploy.deployments import deploy as bring
 
     changes = bring(found, folder=site.absolute().parent, dry_run=dry_run)
     if json:
@@ -62,19 +56,6 @@ def deploy(
             [(item.kind, item.name, item.what) for item in changes],
         )
     return 0
-
-
-def as_prefect_yaml(site: Path) -> str:
-    """The text of a prefect.yaml with the deployments of a site file."""
-    import yaml
-
-    from flows.site import load_site, prefect_yaml
-
-    head = (
-        f"# Made from {site.name}: uwm deploy --yaml > prefect.yaml. Prefer `uwm deploy`, which also makes the work\n"
-        "# pool, the GPU slots and the automations.\n"
-    )
-    return head + str(yaml.safe_dump(prefect_yaml(load_site(site)), sort_keys=False, width=120))
 
 
 def worker(
@@ -108,7 +89,7 @@ def worker(
 
 def worker_environment() -> dict[str, str]:
     """Variables of a worker: flow runs take its interpreter, and say often that they are alive."""
-    from flows.site import HEARTBEAT_SECONDS
+    from flows.deploy.site import HEARTBEAT_SECONDS
 
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**os.environ, "PATH": path, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
@@ -125,7 +106,7 @@ def promoted(
 
     Example: uwm promoted policy --json
     """
-    from flows.promotion import Track, tracks
+    from flows.jobs.promotion import Track, tracks
 
     place = root or find_root(None)
     names = tracks(place)

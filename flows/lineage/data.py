@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from flows.lineage.sections import Section, pictures, strip, table
+from storage_schemas.catalog.quarantine import quarantined
+from storage_schemas.catalog.versions import EpisodeChange, VersionDiff, diff
 from storage_schemas.errors import UserError
-from storage_schemas.lineage import LineageGraph, LineageRecord, kind_of
-from storage_schemas.provenance import raw_files
-from storage_schemas.quarantine import quarantined
-from storage_schemas.store import Dataset, open_dataset, summary
-from storage_schemas.versions import EpisodeChange, VersionDiff, diff
+from storage_schemas.lineage.provenance import raw_files
+from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
+from storage_schemas.store.dataset import Dataset, open_dataset, summary
 
 SAMPLES = 4
 """Episodes that a dataset's page shows frames of."""

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flows.lineage.sections import Section
 from storage_schemas.errors import UserError
-from storage_schemas.lineage import LineageGraph, LineageRecord
+from storage_schemas.lineage.records import LineageGraph, LineageRecord
 from storage_schemas.location import Location, locate
-from storage_schemas.shards import DamagedError
+from storage_schemas.store.shards import DamagedError
 
 FOLDER = "details"
 FORMAT = 1

@@ -1,7 +1,7 @@
 """Lineage in the DOT language, for Graphviz and whatever else reads it."""
 
 from flows.lineage.picture import COLORS, UNKNOWN_COLOR
-from storage_schemas.lineage import LineageGraph, kind_of
+from storage_schemas.lineage.records import LineageGraph, kind_of
 
 
 def dot(graph: LineageGraph, focus: str = "") -> str:

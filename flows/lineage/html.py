@@ -10,7 +10,7 @@ from flows.lineage.details import Details
 from flows.lineage.pages import keys
 from flows.lineage.picture import MAX_DRAWN, svg
 from flows.lineage.sections import Section, facts_of
-from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord, kind_of
+from storage_schemas.lineage.records import KINDS, LineageGraph, LineageRecord, kind_of
 
 MAX_PICTURE_BYTES = 8_000_000
 """Of all pictures of the page, newest nodes first; beyond this, nodes show only text."""

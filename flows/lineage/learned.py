@@ -9,9 +9,9 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from flows.lineage.sections import Section, pictures, strip, table
 from storage_schemas.errors import UserError
-from storage_schemas.lineage import LineageGraph, LineageRecord, kind_of
+from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.location import locate
-from uwm.train.log import DatasetUse
+from uwm.events import DatasetUse
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from flows.lineage.picture import MAX_DRAWN, data_url, svg
 from flows.lineage.sections import Section, facts_of
-from storage_schemas.lineage import KINDS, LineageGraph, LineageRecord, kind_of
+from storage_schemas.lineage.records import KINDS, LineageGraph, LineageRecord, kind_of
 
 HOME_KEY = "lineage-home"
 NEWEST = 20

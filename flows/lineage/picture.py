@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from storage_schemas.lineage import LineageGraph, kind_of
+from storage_schemas.lineage.records import LineageGraph, kind_of
 
 MAX_DRAWN = 60
 """Nodes in one drawing; beyond this the lists below it say more than a picture."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from storage_schemas.lineage import Fact, LineageRecord
+from storage_schemas.lineage.records import Fact, LineageRecord
 
 MAX_ROWS = 30
 """Rows of one table; a line below it says how many more there are."""

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from flows.lineage.details import Details
 from flows.lineage.sections import Section, facts_of
-from storage_schemas.lineage import LineageGraph, kind_of
-from storage_schemas.provenance import RawFiles, Sightings
+from storage_schemas.lineage.provenance import RawFiles, Sightings
+from storage_schemas.lineage.records import LineageGraph, kind_of
 
 CELL_LETTERS = 60
 

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from pipelines import quality
 from pipelines.files import SourceFile, find, printable
-from pipelines.source import BadDataError, Rejection, SourceRef, rejecting
-from pipelines.sources import SourceOptions
+from pipelines.options import SourceOptions
+from pipelines.quality import BadDataError, Rejection
+from pipelines.source import SourceRef, rejecting
 from pipelines.tfrecord import Damage, Example, Record, check_record, scan
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS, DROID_FPS, droid_action
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta

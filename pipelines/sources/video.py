@@ -5,7 +5,6 @@ Letters: T steps of a clip, A action dimensions.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, ClassVar
 
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 
 from pipelines.files import SourceFile, find, printable
 from pipelines.isolation import decoding, frame_times
-from pipelines.source import BadDataError, Rejection, SourceRef, rejecting
-from pipelines.sources import SourceOptions
-from pipelines.video_io import Backend
+from pipelines.options import SourceOptions, VideoOptions
+from pipelines.quality import BadDataError, Rejection
+from pipelines.source import SourceRef, rejecting
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.errors import UserError
@@ -30,29 +29,6 @@ _SUFFIXES = frozenset(
 )
 _BLOCK, _BLOCKS = 1 << 20, 16
 """A fingerprint reads 16 blocks of 1 MiB: all of a small file, samples of a large one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VideoOptions:
-    """How videos become episodes.
-
-    Raises:
-        ValueError: when a value makes no sense.
-    """
-
-    fps: float = 15.0
-    """Most steps per second; slower videos keep their rate."""
-    short_side: int = 180
-    """Most pixels of the shorter side; smaller videos keep their size."""
-    clip_steps: int = 150
-    """Most steps of an episode; longer videos are cut into consecutive clips."""
-    min_steps: int = 5
-    """A clip below this is dropped, and a file without any other is too short: a third of a second at 15 fps."""
-    backend: Backend = "pyav"
-
-    def __post_init__(self) -> None:
-        if not (self.fps > 0 and self.short_side > 0 and 0 < self.min_steps <= self.clip_steps):
-            raise ValueError(f"video options out of range: {self}")
 
 
 class VideoFiles:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store import commit, create_dataset, write_part
+from storage_schemas.store.parts import write_part
 
 CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
 

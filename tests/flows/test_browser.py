@@ -10,7 +10,7 @@ import pytest
 
 from flows.lineage.html import html
 from flows.lineage.pages import HOME_KEY, kind_key
-from storage_schemas.lineage import LineageGraph, LineageRecord
+from storage_schemas.lineage.records import LineageGraph, LineageRecord
 from uwm.recipes import RECIPES
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from flows.deploy.server import Server, client_environment, is_healthy, local_server
 from flows.lineage.pages import HOME_KEY, keys, kind_key
-from flows.server import Server, client_environment, is_healthy, local_server
-from storage_schemas.lineage import KINDS, LineageGraph, graph
+from storage_schemas.lineage.records import KINDS, LineageGraph, graph
 
 pytestmark = pytest.mark.server
 

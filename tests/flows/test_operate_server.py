@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from flows.server import Server, client_environment, local_server
-from storage_schemas.store import open_dataset
+from flows.deploy.server import Server, client_environment, local_server
+from storage_schemas.store.dataset import open_dataset
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -302,7 +302,9 @@ def test_a_training_process_that_dies_is_started_again_within_the_run(site: Site
     run = site.train("flaky")
     wait_for(lambda: site.checkpoints("flaky"))
     commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in family(site.workers[-1].pid)}
-    (trainer,) = [pid for pid, command in commands.items() if b"uwm.train" in command and b"leash" not in command]
+    (trainer,) = [
+        pid for pid, command in commands.items() if b"uwm.train" in command and b"end_with_parent" not in command
+    ]
     os.kill(trainer, signal.SIGKILL)
     wait_for(lambda: site.state(run) == "COMPLETED")
     assert "CRASHED" not in {state["type"] for state in site.history(run)}

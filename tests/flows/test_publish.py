@@ -6,7 +6,7 @@ import pytest
 
 from flows import publish as publishing
 from flows.lineage.pages import HOME_KEY, NEWEST, PAGE_ROWS, kind_key
-from storage_schemas.lineage import LineageGraph, LineageRecord
+from storage_schemas.lineage.records import LineageGraph, LineageRecord
 
 VERSIONS = 105
 MAX_PAGE_BYTES = 100_000

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from s3_server import FaultProxy
 
-from storage_schemas.integrity import verify
-from storage_schemas.store import open_dataset
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.store.dataset import open_dataset
 
 Make = Callable[..., Any]
 STEPS = 4
@@ -38,7 +38,7 @@ def server() -> ForkServerContext:
         [
             "pipelines.ingest",
             "pipelines.sources.droid_rlds",
-            "storage_schemas.store",
+            "storage_schemas.store.dataset",
             "deltalake",
             "pyarrow.dataset",
             "scipy.spatial.transform",

@@ -11,11 +11,11 @@ import pytest
 
 from pipelines.convert import Batch, Converted, convert
 from pipelines.ingest import IngestProgress, IngestReport, ingest
-from pipelines.sources import SourceOptions
-from pipelines.sources.video import VideoOptions
+from pipelines.options import SourceOptions, VideoOptions
+from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.errors import UserError
-from storage_schemas.integrity import verify
-from storage_schemas.store import open_dataset, quarantined
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.store.dataset import open_dataset
 
 Make = Callable[..., Any]
 

@@ -15,11 +15,15 @@ import pytest
 from pipelines.doctor import Diagnosis, diagnose
 from pipelines.doctor_page import MAX_SHOWN, markdown, verdict, write_page
 from pipelines.ingest import ingest
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.quarantine import quarantined
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
-from storage_schemas.integrity import verify
+from storage_schemas.maintenance.verify import verify
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store import commit, create_dataset, open_dataset, quarantined, write_part
+from storage_schemas.store.dataset import open_dataset
+from storage_schemas.store.parts import write_part
 
 Make = Callable[..., Any]
 

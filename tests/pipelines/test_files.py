@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.files import Rejection, SourceFile, find, printable, raw_path
+from pipelines.files import SourceFile, find, printable, raw_path
+from pipelines.quality import Rejection
 from storage_schemas.errors import UserError
 
 NAMES = [

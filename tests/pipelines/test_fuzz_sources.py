@@ -18,13 +18,15 @@ import pytest
 from pipelines.doctor import diagnose
 from pipelines.files import printable
 from pipelines.ingest import ingest
-from pipelines.source import Rejected, Rejection, SourceRef
-from pipelines.sources import open_source
+from pipelines.quality import Rejection
+from pipelines.source import Rejected, SourceRef
+from pipelines.sources.registry import open_source
+from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
-from storage_schemas.frames import encode_frames
-from storage_schemas.integrity import verify
-from storage_schemas.store import Dataset, open_dataset, quarantined
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.store.dataset import Dataset, open_dataset
+from storage_schemas.store.frames import encode_frames
 
 pytestmark = pytest.mark.ground_truth
 

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from pipelines.ingest import IngestProgress, IngestReport, ingest
-from pipelines.sources import SourceOptions
-from pipelines.sources.video import VideoOptions
+from pipelines.options import SourceOptions, VideoOptions
+from storage_schemas.catalog.quarantine import quarantined
+from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
-from storage_schemas.integrity import verify
-from storage_schemas.store import EpisodeRow, open_dataset, quarantined, summary, write_part
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.store.dataset import open_dataset, summary
+from storage_schemas.store.parts import write_part
 
 Make = Callable[..., Any]
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from pipelines.files import raw_path
-from pipelines.source import Rejected, Rejection, SourceReader, SourceRef
-from pipelines.sources import FORMATS, SourceOptions, detect, open_source
-from pipelines.sources.video import VideoOptions
+from pipelines.options import SourceOptions, VideoOptions
+from pipelines.quality import Rejection
+from pipelines.source import Rejected, SourceReader, SourceRef
+from pipelines.sources.registry import FORMATS, detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from storage_schemas.catalog.commits import CommitResult, commit
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode
-from storage_schemas.schema import Codec
-from storage_schemas.store import CommitResult, DatasetSpec, commit, create_dataset, write_part
+from storage_schemas.schema import Codec, DatasetSpec
+from storage_schemas.store.parts import write_part
 
 CAMERAS = ("left", "right", "wrist")
 

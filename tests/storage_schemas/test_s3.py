@@ -7,23 +7,18 @@ import numpy as np
 import pytest
 from s3_server import FaultProxy
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.quarantine import quarantined, withdraw
+from storage_schemas.catalog.table import create_dataset, dataset_exists
+from storage_schemas.catalog.versions import diff, set_tag, tags
 from storage_schemas.episode import Episode, SegmentId, SegmentSpec
 from storage_schemas.errors import UserError
-from storage_schemas.integrity import verify
 from storage_schemas.location import locate
-from storage_schemas.orphans import collect_orphans
-from storage_schemas.store import (
-    DatasetSpec,
-    commit,
-    create_dataset,
-    dataset_exists,
-    open_dataset,
-    quarantined,
-    summary,
-    withdraw,
-    write_part,
-)
-from storage_schemas.versions import diff, set_tag, tags
+from storage_schemas.maintenance.orphans import collect_orphans
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.schema import DatasetSpec
+from storage_schemas.store.dataset import open_dataset, summary
+from storage_schemas.store.parts import write_part
 
 Make = Callable[..., Episode]
 

@@ -9,22 +9,18 @@ import numpy as np
 import pytest
 from s3_server import Fault, FaultProxy, Rule
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, quarantined
+from storage_schemas.catalog.table import create_dataset
+from storage_schemas.catalog.versions import set_tag, tags
 from storage_schemas.episode import Episode, SegmentId, SegmentSpec
 from storage_schemas.errors import StorageError, UserError
-from storage_schemas.integrity import verify
-from storage_schemas.orphans import collect_orphans
-from storage_schemas.store import (
-    DamagedError,
-    DatasetSpec,
-    QuarantineRow,
-    add_quarantine,
-    commit,
-    create_dataset,
-    open_dataset,
-    quarantined,
-    write_part,
-)
-from storage_schemas.versions import set_tag, tags
+from storage_schemas.maintenance.orphans import collect_orphans
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.schema import DatasetSpec
+from storage_schemas.store.dataset import open_dataset
+from storage_schemas.store.parts import write_part
+from storage_schemas.store.shards import DamagedError
 
 Make = Callable[..., Episode]
 URI = "s3://bucket/data"

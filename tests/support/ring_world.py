@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store import commit, create_dataset, write_part
+from storage_schemas.store.parts import write_part
 
 PLACES = 4
 SIZE = (4, 2 * PLACES)  # height, width of a frame

@@ -18,9 +18,10 @@ import pytest
 import topology as native
 from topology import Topology, wait_for
 
-from storage_schemas.integrity import verify
-from storage_schemas.lineage import graph
-from storage_schemas.store import dataset_exists, open_dataset
+from storage_schemas.catalog.table import dataset_exists
+from storage_schemas.lineage.records import graph
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.store.dataset import open_dataset
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.loader import SegmentReader, batches
 from uwm.data.mixture import mixture_sampler, open_mixture

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store import commit, create_dataset, write_part
+from storage_schemas.store.parts import write_part
 from uwm.config import RunConfig
 from uwm.eval.files import ExampleArrays
 from uwm.eval.result import ActionProfile, Estimate, Evaluation, Example, Metric, Settings, compare

@@ -5,7 +5,7 @@ import pytest
 from storage_schemas.errors import UserError
 from uwm.ablations import ABLATIONS, BASE, Variant, find_ablations, variants
 from uwm.config import RunConfig
-from uwm.policy import build
+from uwm.policies import build
 from uwm.recipes import apply_overrides, get_recipe
 
 

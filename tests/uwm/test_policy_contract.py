@@ -12,6 +12,7 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from uwm.auto import AutoPolicy
 from uwm.bundle import CARD_FILE, export
+from uwm.checkpoint import load_checkpoint, load_policy
 from uwm.config import RunConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch
@@ -19,10 +20,10 @@ from uwm.data.loader import SegmentReader, batches
 from uwm.data.mixture import mixture_normalizer, mixture_sampler, open_mixture
 from uwm.diffusion.modes import MODES, Role
 from uwm.eval.offline import evaluate
-from uwm.policy import Mode, Policy, Sample, build
+from uwm.events import TrainEvent, TrainProgress
+from uwm.policies import build
+from uwm.policy import Mode, Policy, Sample
 from uwm.report.html import ReportEvaluation, write_report
-from uwm.train.checkpoint import load_checkpoint, load_policy
-from uwm.train.log import TrainEvent, TrainProgress
 from uwm.train.trainer import train
 
 MakeStore = Callable[..., str]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from uwm.data.batch import Batch
-from uwm.eval.bench import open_bench
+from uwm.eval.setup import open_bench
 from uwm.policy import Mode, Policy, Sample
 from uwm.recipes import apply_overrides, get_recipe
 from uwm.train.trainer import train

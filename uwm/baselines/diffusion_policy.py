@@ -13,8 +13,8 @@ from uwm.baselines.dp_network import DpTransformer
 from uwm.baselines.unet1d import ConditionalUnet1d
 from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.batch import Batch
-from uwm.diffusion.draw import randint_rows, randn_rows
 from uwm.diffusion.modes import Modality, run
+from uwm.diffusion.noise import randint_rows, randn_rows
 from uwm.diffusion.noising import masked_mse, noise_at, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from storage_schemas.latents import DRAWS
+from storage_schemas.store.latents import DRAWS
 from uwm.config import DataConfig
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage_schemas.frames import scaled_size
-from storage_schemas.store import Dataset
+from storage_schemas.store.dataset import Dataset
+from storage_schemas.store.frames import scaled_size
 from uwm.config import DataConfig
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.latents import LatentSpec
 from storage_schemas.location import Location
 from storage_schemas.schema import SHARD_STEPS
-from storage_schemas.shards import HOLE, encode_shard, index_bytes, parse_index
-from storage_schemas.store import Dataset
+from storage_schemas.store.dataset import Dataset
+from storage_schemas.store.latents import LatentSpec
+from storage_schemas.store.shards import HOLE, encode_shard, index_bytes, parse_index
 
 
 @dataclass(frozen=True, kw_only=True)

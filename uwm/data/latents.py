@@ -17,7 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage_schemas.errors import UserError
-from storage_schemas.latents import (
+from storage_schemas.location import Location
+from storage_schemas.schema import SHARD_STEPS
+from storage_schemas.store.dataset import Dataset, open_parts
+from storage_schemas.store.latents import (
     LatentArray,
     LatentSpec,
     covered,
@@ -29,10 +32,7 @@ from storage_schemas.latents import (
     mark_covered,
     save_spec,
 )
-from storage_schemas.location import Location
-from storage_schemas.schema import SHARD_STEPS
-from storage_schemas.shards import DamagedError, PartReader
-from storage_schemas.store import Dataset, open_parts
+from storage_schemas.store.shards import DamagedError, PartReader
 from uwm.config import DataConfig
 from uwm.data.augment import augment, centre
 from uwm.data.frames import decode_fitted

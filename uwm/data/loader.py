@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from storage_schemas.episode import SegmentSpec
-from storage_schemas.latents import DRAWS
-from storage_schemas.store import Dataset as Store
-from storage_schemas.store import FrameRequest
+from storage_schemas.store.dataset import Dataset as Store
+from storage_schemas.store.dataset import FrameRequest
+from storage_schemas.store.latents import DRAWS
 from uwm.config import DataConfig
 from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch

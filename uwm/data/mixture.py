@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_schemas.errors import UserError
-from storage_schemas.store import Dataset, open_dataset
+from storage_schemas.store.dataset import Dataset, open_dataset
 from uwm.config import DataConfig, DatasetRef, replace
 from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 from uwm.data.sampler import Pick, SegmentSampler

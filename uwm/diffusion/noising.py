@@ -7,7 +7,7 @@ from torch import Tensor
 
 from uwm.config import DiffusionConfig
 from uwm.data.batch import StepShare
-from uwm.diffusion.draw import rand_rows, randint_rows, randn_rows
+from uwm.diffusion.noise import rand_rows, randint_rows, randn_rows
 from uwm.diffusion.schedule import absent_timestep, add_noise, clean_timestep, target
 from uwm.policy import SampleLosses
 

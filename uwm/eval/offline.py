@@ -16,10 +16,10 @@ from torch import Tensor
 from uwm.data.batch import Batch
 from uwm.eval import metrics
 from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION, copied_frames
-from uwm.eval.bench import Asker, Bench, open_bench, spread
+from uwm.eval.error_accumulator import Album, Tally
 from uwm.eval.files import save_evaluation
 from uwm.eval.result import Evaluation, Metric, ModeName, Settings
-from uwm.eval.tally import Album, Tally
+from uwm.eval.setup import Asker, Bench, open_bench, spread
 from uwm.policy import Mode
 
 ORDER: tuple[Mode, ...] = (Mode.FORWARD, Mode.INVERSE, Mode.POLICY, Mode.VIDEO, Mode.JOINT)

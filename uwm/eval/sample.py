@@ -18,7 +18,7 @@ from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 from uwm.data.batch import Batch
 from uwm.device import Precision
-from uwm.eval.bench import Asker, Bench, open_bench
+from uwm.eval.setup import Asker, Bench, open_bench
 from uwm.policy import Mode
 
 ACTIONS_FILE = "actions.json"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
-from storage_schemas.latents import NO_VARIANCE
+from storage_schemas.store.latents import NO_VARIANCE
 from uwm.config import RunConfig, TokenizerConfig
 from uwm.model.autoencoder import Autoencoder
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
-from uwm.diffusion.draw import randn_rows
 from uwm.diffusion.modes import MODES, Denoiser, Modality, Role, run_modes, timestep_pairs
+from uwm.diffusion.noise import randn_rows
 from uwm.diffusion.noising import Noised, masked_mse, noise_modality, sample_losses
 from uwm.diffusion.schedule import signal_table
 from uwm.model.attention import attention_report, key_mask

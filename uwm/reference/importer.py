@@ -12,20 +12,13 @@ from torch import Tensor
 
 from storage_schemas.errors import UserError
 from storage_schemas.location import sync_folder
+from uwm.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.config import RunConfig
-from uwm.policy import build
+from uwm.policies import build
 from uwm.recipes import apply_overrides, get_recipe
 from uwm.reference.inert import Refused
-from uwm.reference.published import (
-    ASSUMED,
-    Published,
-    action_normalizer,
-    ordered,
-    sizes,
-    take_apart,
-)
+from uwm.reference.published import ASSUMED, Published, action_normalizer, ordered, sizes, take_apart
 from uwm.reference.torchfile import StoredTensor, read_torch_file
-from uwm.train.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.train.resume import flatten
 from uwm.train.setup import code_revision
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uwm.train.log import load_metrics
+from uwm.events import load_metrics
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.lineage import KINDS, LineageRecord
+from storage_schemas.lineage.records import KINDS, LineageRecord
 from storage_schemas.location import locate
 from uwm.eval.files import ExampleArrays, load_evaluation, load_examples
 from uwm.eval.result import PSNR_FLOOR, Evaluation, Verdict

@@ -1,6 +1,6 @@
 """The training process: `python -m uwm.train CONFIG.json`.
 
-Prints one JSON event per line on stdout (see `uwm.train.log`). SIGTERM or SIGINT ends the run after
+Prints one JSON event per line on stdout (see `uwm.events`). SIGTERM or SIGINT ends the run after
 the step in hand, with a checkpoint that resumes it.
 
 With `train.processes` (or `train.machines`) above 1 it starts the others itself and tells their end. Under torchrun it
@@ -20,8 +20,8 @@ from pydantic import ValidationError
 
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
-from uwm.train.log import TrainEvent, TrainStopped, to_line
-from uwm.train.track import Trackers
+from uwm.events import TrainEvent, TrainStopped, to_line
+from uwm.train.trackers import Trackers
 
 MAX_CONFIG_BYTES = 1 << 20
 

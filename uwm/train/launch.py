@@ -19,7 +19,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from uwm.config import RunConfig
 
 SHUTDOWN_SECONDS = 50
-"""How long the processes may take to write their checkpoint when they are stopped; `flows.process` waits 60."""
+"""How long the processes may take to write their checkpoint when they are stopped; their starter waits 60."""
 _IN_ORDER = (2, 128 + 2, 128 + 15)
 """Exit codes that no restart would change: a UserError, SIGINT, SIGTERM."""
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storage_schemas.errors import UserError
+from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
 from uwm.config import Config, RunConfig, TrainConfig, replace
-from uwm.train.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
 
 FREE_TO_CHANGE = frozenset(
     {

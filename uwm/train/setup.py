@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from storage_schemas.errors import UserError
+from uwm.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
 from uwm.config import RunConfig, replace
 from uwm.data.latents import LatentStore, open_latents
 from uwm.data.mixture import Member, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import autocast, resolve_precision, set_matmul
+from uwm.events import DatasetUse
 from uwm.policy import Learner
-from uwm.train.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
 from uwm.train.distributed import World
-from uwm.train.log import DatasetUse
 from uwm.train.optim import WeightAverage, make_optimizer, restore_optimizer
 from uwm.train.parallel import Engine, parallelize
 from uwm.train.resume import step_samples, tokenizer_origin

@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from uwm import events as log
+from uwm.checkpoint import Checkpoint, CheckpointState, TensorKind, load_checkpoint, save_checkpoint
 from uwm.config import RunConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch
 from uwm.device import autocast
-from uwm.policy import build
-from uwm.train import log
-from uwm.train.checkpoint import Checkpoint, CheckpointState, TensorKind, load_checkpoint, save_checkpoint
+from uwm.policies import build
+from uwm.train.diagnostics import Watch
 from uwm.train.distributed import World, join_world
-from uwm.train.examine import Examiner
-from uwm.train.guard import DivergenceGuard, write_divergence
-from uwm.train.meter import Meter
+from uwm.train.divergence import DivergenceGuard, write_divergence
+from uwm.train.metrics import Meter
+from uwm.train.micro_batches import Share, ShareReader
 from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.parallel import clip_gradients, whole
+from uwm.train.periodic_evaluation import Examiner
 from uwm.train.resume import find_checkpoint, lock_folder, resolve_paths
 from uwm.train.setup import Build, Run, pin_versions, prepare
-from uwm.train.shares import Share, ShareReader
-from uwm.train.watch import Watch
 
 
 def train(

@@ -11,10 +11,11 @@ from uwm.baselines.pad import PADPolicy
 from uwm.baselines.pad_network import PadTransformer
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
-from uwm.policy import Mode, build
+from uwm.encode_latents import encode_run
+from uwm.events import TrainProgress
+from uwm.policies import build
+from uwm.policy import Mode
 from uwm.recipes import apply_overrides, get_recipe
-from uwm.train.encode import encode_run
-from uwm.train.log import TrainProgress
 from uwm.train.trainer import train
 
 MakeRun = Callable[..., RunConfig]

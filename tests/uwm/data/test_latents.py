@@ -10,11 +10,13 @@ import pytest
 import torch
 import zarr
 
+from storage_schemas.catalog.commits import commit
 from storage_schemas.episode import Episode, SegmentId
 from storage_schemas.errors import UserError
-from storage_schemas.latents import latents_folder, load_spec
 from storage_schemas.location import locate
-from storage_schemas.store import commit, open_dataset, write_part
+from storage_schemas.store.dataset import open_dataset
+from storage_schemas.store.latents import latents_folder, load_spec
+from storage_schemas.store.parts import write_part
 from uwm.config import RunConfig
 from uwm.config import replace as with_config
 from uwm.data.augment import training_batch
@@ -24,9 +26,9 @@ from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, open_member
 from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
+from uwm.encode_latents import EncodeBatch, EncodedBatch, encode_batch, encode_run
 from uwm.model.tokenizer import IdentityTokenizer, Tokenizer
-from uwm.policy import build
-from uwm.train.encode import EncodeBatch, EncodedBatch, encode_batch, encode_run
+from uwm.policies import build
 from uwm.train.trainer import train
 
 CPU = torch.device("cpu")

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode, SegmentId
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store import commit, create_dataset, write_part
+from storage_schemas.store.parts import write_part
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch

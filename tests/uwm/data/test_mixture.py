@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
-from storage_schemas.store import Dataset, open_dataset
+from storage_schemas.store.dataset import Dataset, open_dataset
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.mixture import (
     MixtureSampler,

@@ -7,12 +7,14 @@ import pytest
 import torch
 from s3_server import FaultProxy, Rule
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store import commit, create_dataset, write_part
+from storage_schemas.store.parts import write_part
+from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
-from uwm.train.checkpoint import load_checkpoint
-from uwm.train.encode import encode_run
+from uwm.encode_latents import encode_run
 from uwm.train.trainer import train
 
 URI = "s3://bucket/robot"

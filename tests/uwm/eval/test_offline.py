@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
-from storage_schemas.store import open_dataset
+from storage_schemas.store.dataset import open_dataset
+from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
 from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION
-from uwm.eval.bench import full_windows, open_bench, spread
 from uwm.eval.files import load_evaluation, load_examples
 from uwm.eval.offline import ORDER, evaluate
 from uwm.eval.result import Evaluation, Metric
+from uwm.eval.setup import full_windows, open_bench, spread
 from uwm.policy import Mode
-from uwm.train.checkpoint import load_checkpoint
 from uwm.train.trainer import train
 
 LENGTHS = (12, 9, 2, 14, 20, 8, 11)

@@ -10,7 +10,8 @@ from storage_schemas.errors import UserError
 from uwm.config import AutoencoderConfig, RunConfig, replace
 from uwm.data.batch import Batch
 from uwm.model.autoencoder import Autoencoder
-from uwm.policy import Learner, build
+from uwm.policies import build
+from uwm.policy import Learner
 
 MakeBatch = Callable[..., Batch]
 

@@ -12,7 +12,8 @@ from uwm.config import DataConfig, DiffusionConfig, ModelConfig, RunConfig, repl
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import MODES, Role
 from uwm.model.uwm import UWMPolicy
-from uwm.policy import Mode, Policy, build
+from uwm.policies import build
+from uwm.policy import Mode, Policy
 
 MakeBatch = Callable[..., Batch]
 

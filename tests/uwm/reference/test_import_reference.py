@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
+from uwm.checkpoint import latest_checkpoint, load_checkpoint, load_policy
 from uwm.config import replace
 from uwm.diffusion.modes import Modality, run
 from uwm.eval.offline import evaluate
@@ -20,7 +21,6 @@ from uwm.recipes import apply_overrides, get_recipe
 from uwm.reference.importer import import_reference
 from uwm.reference.published import LAYOUTS, VAE, Layout, ordered, renamed, take_apart
 from uwm.reference.torchfile import Storage, StoredTensor
-from uwm.train.checkpoint import latest_checkpoint, load_checkpoint, load_policy
 from uwm.train.trainer import train
 
 pytestmark = pytest.mark.golden

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
-from storage_schemas.lineage import LineageRecord
+from storage_schemas.lineage.records import LineageRecord
 from uwm.eval.files import ExampleArrays, save_evaluation
 from uwm.eval.result import Evaluation
+from uwm.events import MetricsFile, TrainProgress
 from uwm.report.html import ReportEvaluation, ReportRun, safe_link, write_report
 from uwm.report.plots import Picture
-from uwm.train.log import MetricsFile, TrainProgress
 
 VOID = {"meta", "img", "source", "br", "link", "input"}
 

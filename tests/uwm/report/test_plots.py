@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from uwm.events import MetricsFile, TrainProgress
 from uwm.report.curves import Series, loss_series
 from uwm.report.plots import MAX_THUMBNAIL, ActionLine, action_multiples, loss_curves, thumbnail
-from uwm.train.log import MetricsFile, TrainProgress
 
 
 def texts(svg: bytes) -> list[str]:

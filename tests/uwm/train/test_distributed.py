@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from storage_schemas.errors import UserError
+from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
 from uwm.data.batch import Batch, StepShare
+from uwm.events import load_metrics
 from uwm.model.blocks import AdaLNBlock
-from uwm.policy import build
-from uwm.train.checkpoint import load_checkpoint
+from uwm.policies import build
 from uwm.train.distributed import World
-from uwm.train.log import load_metrics
 from uwm.train.optim import trained_parameters
 from uwm.train.parallel import parallelize
 from uwm.train.setup import prepare

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
-from uwm.train.checkpoint import load_checkpoint
-from uwm.train.examine import FOLDER
-from uwm.train.log import (
+from uwm.events import (
     CheckpointSaved,
     Evaluated,
     TrainEvent,
@@ -24,7 +23,8 @@ from uwm.train.log import (
     TrainStopped,
     parse_line,
 )
-from uwm.train.track import numbers
+from uwm.train.periodic_evaluation import FOLDER
+from uwm.train.trackers import numbers
 from uwm.train.trainer import train
 
 MakeRun = Callable[..., RunConfig]

@@ -21,7 +21,7 @@ from uwm.config import (
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
-from uwm.policy import build
+from uwm.policies import build
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
 
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero", "aten::masked_select"}

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from storage_schemas.errors import UserError
+from uwm.checkpoint import load_checkpoint
 from uwm.config import OptimConfig, RunConfig
 from uwm.device import set_matmul
-from uwm.train.checkpoint import load_checkpoint
 from uwm.train.optim import make_optimizer
 from uwm.train.setup import compile_transformer
 from uwm.train.trainer import train

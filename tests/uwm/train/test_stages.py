@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from storage_schemas.errors import UserError
+from uwm.checkpoint import load_checkpoint, load_policy
 from uwm.config import RunConfig
 from uwm.recipes import apply_overrides, get_recipe
-from uwm.train.checkpoint import load_checkpoint, load_policy
 from uwm.train.trainer import train
 
 

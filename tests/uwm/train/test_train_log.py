@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from uwm.train.log import (
+from uwm.events import (
     CheckpointSaved,
     MetricsFile,
     TrainEvent,

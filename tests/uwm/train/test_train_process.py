@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
+from uwm.events import TrainFinished, TrainProgress, TrainStarted, TrainStopped, parse_line
 from uwm.train.__main__ import StopSignal, main
-from uwm.train.checkpoint import load_checkpoint
-from uwm.train.log import TrainFinished, TrainProgress, TrainStarted, TrainStopped, parse_line
 from uwm.train.trainer import train
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from storage_schemas.errors import UserError
+from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
-from uwm.policy import LossOutput
-from uwm.train.checkpoint import load_checkpoint
-from uwm.train.log import (
+from uwm.events import (
     CheckpointSaved,
     TrainEvent,
     TrainFinished,
@@ -21,6 +20,7 @@ from uwm.train.log import (
     TrainStopped,
     load_metrics,
 )
+from uwm.policy import LossOutput
 from uwm.train.trainer import step_generator, train
 
 MakeRun = Callable[..., RunConfig]

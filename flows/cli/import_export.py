@@ -1,0 +1,74 @@
+"""Commands that bring checkpoints in and out: import-reference, export."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.console import say, say_json
+from flows.cli.data import AsJson
+from flows.cli.training import Checkpoint
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("import-reference")(import_reference)
+    app.command()(export)
+
+
+def import_reference(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="What the published trainer wrote, such as models.pt.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder of the run that it becomes.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE ...]", help="What the file does not tell: data.cameras=left,wrist"),
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """Turn a published UWM checkpoint into a checkpoint directory; nothing in the file is run.
+
+    The file is a pickle that names classes of other code. It is read as data: those classes are neither needed nor
+    imported, and whatever else it names is refused. Sizes come from the weights, the rest from the recipe uwm_paper
+    or from KEY=VALUE; what was assumed is printed. The VAE in the file becomes the run's tokenizer.
+
+    Example: uwm import-reference models.pt runs/published data.cameras=agentview,wrist
+    """
+    from flows.jobs.import_export import run_import
+
+    made = run_import(file, out, tuple(overrides or ()))
+    if json:
+        say_json({**vars(made.imported), "node": made.record.node})
+        return 0
+    say(f"{made.record.node} is imported: {made.imported.path}")
+    say(f"published {made.imported.policy}, {made.imported.parameters:,} parameters, step {made.imported.step}")
+    for name, value in made.imported.assumed.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        say(f"assumed, as the file does not tell: {name}={text}")
+    return 0
+
+
+def export(
+    checkpoint: Checkpoint,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder of the bundle; must not exist.")],
+    dtype: Annotated[str, typer.Option(help="Of the weights on disk: fp32, or bf16 at half the size.")] = "fp32",
+    licence: Annotated[
+        str, typer.Option("--license", help="SPDX name for the model card, such as Apache-2.0; the data decide it.")
+    ] = "",
+    json: AsJson = False,
+) -> int:
+    """Write an inference bundle: weights, tokenizer, configuration, normalizer, model card, checksums.
+
+    The weights are the averaged ones when the run keeps an average. The card shows the evaluations that `uwm evaluate`
+    made of this very checkpoint. `AutoPolicy.load(OUT)` opens it (docs/inference.md).
+
+    Example: uwm export runs/uwm-finetune bundles/uwm-finetune --dtype bf16
+    """
+    from flows.jobs.import_export import run_export
+
+    made = run_export(checkpoint, out, dtype=dtype, licence=licence)
+    if json:
+        say_json({"path": made.path, "evaluations": made.evaluations, **made.manifest.model_dump(mode="json")})
+        return 0
+    say(f"{made.manifest.name} at step {made.manifest.step} is exported: {made.path}")
+    if not made.evaluations:
+        say("its card has no results: make some with `uwm evaluate` and export again")
+    return 0

@@ -1,0 +1,1 @@
+"""What a site runs where and when, brought to a Prefect server."""

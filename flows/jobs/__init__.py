@@ -1,0 +1,1 @@
+"""The work of the flows and commands as plain functions; imports no prefect."""

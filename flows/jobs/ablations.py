@@ -1,0 +1,81 @@
+"""Ablation studies: every variant of a recipe, trained and evaluated alike. Imports no prefect."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flows.jobs.pipeline import Steps
+from flows.jobs.train import make_config
+from storage_schemas.location import locate
+
+LOG = "results.jsonl"
+TABLE = "ablations.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A finished study."""
+
+    log: str
+    """JSON lines, one per run: what it was and what it is worth."""
+    table: str
+    """The table as a markdown file."""
+    lines: tuple[tuple[str, ...], ...]
+    """The same table; the first line is the head."""
+    runs: int
+    reused: int
+    """Runs that had been trained before."""
+
+
+def run_ablations(
+    steps: Steps,
+    base: str,
+    dataset: str,
+    *,
+    overrides: Sequence[str] = (),
+    ablations: Sequence[str] = (),
+    seeds: int = 3,
+    out: str,
+    samples: int = 64,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Study:
+    """Train a base recipe and its variants with several seeds, measure all on the same held-out segments.
+
+    Runs go seed by seed, so a study that is stopped has all variants with equally many seeds, but for the last. Called
+    again, with the same or more seeds or ablations, it goes on: what is trained and evaluated already is reused.
+
+    Args:
+        steps: how training and evaluation are carried out.
+        base: recipe that the variants are derived from.
+        dataset: trained and evaluated on, first of the base's datasets.
+        overrides: `key=value` pairs for all runs.
+        ablations: names; all when empty.
+        seeds: runs of each variant: `train.seed` is 0, 1 ...
+        out: folder for runs, log and table.
+        samples: held-out segments.
+        tell: is told what is done next.
+
+    Raises:
+        UserError: when the recipe, an ablation, a setting or the dataset is not as it should be.
+    """
+    from uwm.ablations import BASE, find_ablations, variants
+    from uwm.report.ablations import ResultsLog, Row, markdown, table
+
+    common = (f"data.datasets.0.uri={dataset}", *overrides)
+    found = variants(make_config(base, common), find_ablations(ablations))
+    plan = {BASE: (), **{variant.run: variant.level.settings for variant in found if variant.run != BASE}}
+    folder = locate(out)
+    log = ResultsLog(folder / LOG)
+    lines: tuple[tuple[str, ...], ...] = ()
+    reused = 0
+    for seed in range(seeds):
+        for number, (run, settings) in enumerate(plan.items(), 1):
+            tell(f"seed {seed}, run {number} of {len(plan)}: {run}")
+            name = f"{base.replace('_', '-')}-{run}-seed-{seed}"
+            own = (f"name={name}", f"train.seed={seed}", f"output={(folder / 'runs' / name).uri}")
+            trained = steps.train(base, (*common, *settings, *own))
+            evaluated = steps.evaluate(trained.path, dataset, samples=samples)
+            log.add(Row.of(run, seed, settings, evaluated.evaluation, evaluated.folder))
+            lines = table(found, log.rows())
+            (folder / TABLE).write_bytes(markdown(lines).encode())
+            reused += trained.reused
+    return Study(log=(folder / LOG).uri, table=(folder / TABLE).uri, lines=lines, runs=seeds * len(plan), reused=reused)

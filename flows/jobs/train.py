@@ -1,0 +1,112 @@
+"""A recipe becomes a checkpoint, in a process of its own, and the lineage knows it."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.lineage.openlineage import Start, emitting
+from flows.lineage.records import CheckpointPin, DatasetPin, checkpoint_root, record_checkpoint
+from flows.runtime.child_process import follow, python_module
+from storage_schemas.lineage.records import Fact, LineageRecord
+
+if TYPE_CHECKING:
+    from uwm.config import RunConfig
+    from uwm.events import TrainEvent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """The last checkpoint of a run."""
+
+    path: str
+    step: int
+    reused: bool
+    """The run had been complete before; nothing was trained."""
+    root: str
+    record: LineageRecord
+
+
+def make_config(recipe: str, overrides: Sequence[str] = ()) -> "RunConfig":
+    """The configuration of a recipe with some fields replaced.
+
+    Raises:
+        UserError: when the recipe or a field is unknown, or a value does not fit.
+    """
+    from uwm.recipes import apply_overrides, get_recipe
+
+    return apply_overrides(get_recipe(recipe), list(overrides))
+
+
+def _starts_training(recipe: str, overrides: Sequence[str] = (), **_options: object) -> Start:
+    used = make_config(recipe, overrides).data.datasets
+    return Start(job="train", about=recipe, inputs=tuple(dataset.uri for dataset in used))
+
+
+@emitting(_starts_training)
+def run_training(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    run_url: str = "",
+    on_event: "Callable[[TrainEvent], None] | None" = None,
+) -> Trained:
+    """Train a recipe in a process of its own; an interrupted run goes on from its last checkpoint.
+
+    Args:
+        recipe: name of a recipe.
+        overrides: `key=value` pairs that replace fields of its configuration.
+        run_url: the flow run, for the lineage.
+        on_event: is told what the training process reports.
+
+    Raises:
+        UserError: when the recipe or its data are not as they should be.
+        ChildError: when the training process fails.
+        SystemExit: when it was stopped by SIGTERM; its checkpoint resumes.
+    """
+    from uwm.events import TrainFinished, parse_line
+
+    config = make_config(recipe, overrides)
+    finished: list[TrainFinished] = []
+
+    def on_line(line: str) -> None:
+        event = parse_line(line)
+        if isinstance(event, TrainFinished):
+            finished.append(event)
+        if event is not None and on_event is not None:
+            on_event(event)
+
+    with tempfile.TemporaryDirectory(prefix="uwm-") as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(config.model_dump_json())
+        follow(python_module("uwm.train", str(path)), on_line)
+    done = finished[-1]
+    pin, facts = pin_checkpoint(done.path)
+    root = checkpoint_root(pin)
+    record = record_checkpoint(root, pin, facts=facts, run_url=run_url)
+    return Trained(path=done.path, step=done.step, reused=done.reused, root=root, record=record)
+
+
+def pin_checkpoint(path: str) -> tuple[CheckpointPin, dict[str, Fact]]:
+    """A checkpoint with all that it was made from, and what is worth knowing of it.
+
+    Raises:
+        UserError: when there is no readable checkpoint.
+    """
+    from uwm.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    state = checkpoint.state
+    origins = [origin for origin in (state.parent, state.tokenizer_checkpoint) if origin is not None]
+    pin = CheckpointPin(
+        uri=str(checkpoint.path),
+        run=state.name,
+        stage=state.stage,
+        step=state.step,
+        identity=checkpoint.identity,
+        datasets=tuple(DatasetPin(uri=d.uri, version=d.version, table_id=d.table_id) for d in state.datasets),
+        parents=tuple(pin_checkpoint(origin.path)[0] for origin in origins),
+    )
+    facts: dict[str, Fact] = {name: round(value, 5) for name, value in state.metrics.items()}
+    return pin, facts | {"code": state.code_revision, "seed": state.seed}

@@ -1,0 +1,1 @@
+"""What carries runs out: task runners, GPU slots, child processes, logs, events."""

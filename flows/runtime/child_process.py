@@ -1,0 +1,108 @@
+"""A child process whose output is followed and that is stopped in order. Imports no prefect, no torch."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import IO
+
+from flows.runtime.end_with_parent import leashed
+from storage_schemas.errors import UserError
+
+GRACE_SECONDS = 60.0
+"""How long a child may take to write its checkpoint before it is killed."""
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a process that SIGTERM ended in order."""
+MAX_ERROR_BYTES = 8192
+
+
+class ChildError(RuntimeError):
+    """A child process ended with an error that is not the user's."""
+
+
+def python_module(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module in this interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def follow(command: Sequence[str], on_line: Callable[[str], None], *, grace: float = GRACE_SECONDS) -> None:
+    """Run `command` and hand over the lines it prints on stdout until it ends.
+
+    Whatever ends this function early (an exception, Ctrl-C, a cancelled flow run) sends the child
+    SIGTERM and gives it `grace` seconds to finish before it is killed. When this process itself is
+    killed, the child gets SIGTERM too (`flows.runtime.end_with_parent`).
+
+    Raises:
+        UserError: when the child ends with exit code 2; its last line on stderr is the message.
+        ChildError: when it ends with any other error.
+        SystemExit: when SIGTERM ended it, with the same code.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            leashed(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            for line in process.stdout or ():
+                on_line(line)
+            process.wait()
+        finally:
+            _stop(process, grace)
+        _judge(process.returncode, _tail(errors))
+
+
+def _stop(process: subprocess.Popen[str], grace: float) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.communicate(timeout=grace)  # drains the pipe, so the child can't block on it
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def _tail(errors: IO[bytes]) -> str:
+    size = errors.seek(0, 2)
+    errors.seek(max(0, size - MAX_ERROR_BYTES))
+    return errors.read().decode(errors="replace").strip()
+
+
+def _judge(code: int, errors: str) -> None:
+    if code == 0:
+        return
+    if code == 2:
+        last = errors.splitlines()[-1] if errors else "the process refused its arguments without saying why"
+        raise UserError(last.removeprefix("error: "))
+    if code in (STOPPED, -signal.SIGTERM):
+        raise SystemExit(STOPPED)
+    raise ChildError(f"the process ended with exit code {code}\n{errors}")
+
+
+@contextlib.contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """Within the block SIGTERM unwinds the stack, as Ctrl-C does, so that children and servers are stopped.
+
+    Only where nobody else handles it: Prefect turns the signal into an exception of its own.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    raise SystemExit(STOPPED)

@@ -1,0 +1,65 @@
+"""Tell the Prefect server of a new dataset version, once, so that automations can act on it."""
+
+import json
+import uuid
+from datetime import UTC, datetime
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+
+from storage_schemas.lineage.records import LineageRecord, digest
+from storage_schemas.location import locate
+
+COMMITTED = "uwm.dataset.committed"
+"""Name of the event. Its resource is the dataset at one place; the version is a label of it."""
+FOLDER = "announced"
+
+
+def resource_of(uri: str) -> str:
+    """The id of a dataset as a resource of events."""
+    return f"uwm.dataset.{locate(uri).uri}"
+
+
+@task(name="announce version", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
+def announce(root: str, dataset: LineageRecord) -> bool:
+    """Send the event of a dataset version unless it was sent before.
+
+    A mark beside the lineage is written after the server took the event. A run that is killed in between sends it
+    again, under the same id, which the server knows.
+
+    Args:
+        root: folder of the lineage records.
+        dataset: the record of the version.
+
+    Returns:
+        Whether it was sent now.
+    """
+    mark = locate(root) / FOLDER / f"{dataset.name}@{dataset.version}-{digest(dataset.identity)[:8]}.json"
+    if mark.exists():
+        return False
+    event = _event(dataset)
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event]).raise_for_status()
+    mark.write_bytes((json.dumps(event, indent=1) + "\n").encode())
+    return True
+
+
+def _event(dataset: LineageRecord) -> dict[str, object]:
+    related = []
+    if flow_run.id:
+        related.append({"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"})
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{COMMITTED} {dataset.identity}")),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": COMMITTED,
+        "resource": {
+            "prefect.resource.id": resource_of(dataset.uri),
+            "prefect.resource.name": dataset.name,
+            "uwm.version": dataset.version,
+            "uwm.identity": dataset.identity,
+        },
+        "related": related,
+        "payload": {"node": dataset.node, "facts": dict(dataset.facts)},
+    }

@@ -1,0 +1,1 @@
+"""What `uwm bench` measures of ingestion."""

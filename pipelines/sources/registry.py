@@ -1,0 +1,64 @@
+"""The registry of sources: one line per format."""
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from pipelines.options import SourceOptions
+from storage_schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.source import SourceReader
+
+_FORMATS = {  # format -> module, in the order of detection; a module is imported when it is needed
+    "droid-rlds": "droid_rlds",
+    "video": "video",
+}
+FORMATS = tuple(_FORMATS)
+
+
+def open_source(source: str, format: str | None = None, options: SourceOptions | None = None) -> "SourceReader":  # noqa: A002
+    """The reader of a source.
+
+    Args:
+        source: path or fsspec URI of a file, a folder or a glob.
+        format: one of `FORMATS`; found by the names of the files when None.
+        options: what the user says about it.
+
+    Raises:
+        UserError: when there is nothing there, or nothing of that format.
+    """
+    options = options or SourceOptions()
+    name = format or detect(source)
+    if name not in _FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, n=1)
+        raise UserError(
+            f"unknown format {name!r}: {f'did you mean {near[0]}?' if near else 'use ' + ' or '.join(FORMATS)}"
+        )
+    module = importlib.import_module(f"pipelines.sources.{_FORMATS[name]}")
+    reader: SourceReader = module.open_reader(source, options)
+    return reader
+
+
+def detect(source: str) -> str:
+    """The format of a source, by the names of its files.
+
+    Raises:
+        UserError: when there is nothing there or no name tells.
+    """
+    from pipelines.files import SourceFile, find, printable
+
+    for name, module_name in _FORMATS.items():
+        is_mine = importlib.import_module(f"pipelines.sources.{module_name}").is_mine
+        found = (item for item in find(source, is_mine) if isinstance(item, SourceFile))
+        if any(is_mine(file.name) for file in found):
+            return name
+    raise UserError(
+        f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"
+    )
+
+
+def is_of(format: str | None, name: str) -> bool:  # noqa: A002
+    """Whether a file of this name may belong to a source of the format, or of any format when None."""
+    modules = _FORMATS.values() if format is None else (_FORMATS[format],) if format in _FORMATS else ()
+    return any(importlib.import_module(f"pipelines.sources.{module}").is_mine(name) for module in modules)

@@ -1,0 +1,131 @@
+"""What a source held that could not become an episode, and why: a Delta table beside the episodes."""
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from storage_schemas.catalog.commits import CommitResult, attempt, commit
+from storage_schemas.catalog.table import append, create_table, is_table, known_sources, open_dataset_table, open_table
+from storage_schemas.errors import UserError
+from storage_schemas.location import Location, locate, persistent
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineRow:
+    """One record or file that was turned away."""
+
+    source_uri: str
+    fingerprint: str
+    reason: str
+    """Short stable word: `crc_mismatch`, `truncated`, ..."""
+    detail: str
+    """One readable line."""
+    run_id: str
+    time: datetime
+
+
+WITHDRAWN = "withdrawn"
+"""Reason of an entry that a user made: the episode was there and is not to come back."""
+
+_SCHEMA = pa.schema(
+    [
+        ("source_uri", pa.string()),
+        ("fingerprint", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("run_id", pa.string()),
+        ("time", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+def add_quarantine(uri: str | os.PathLike[str], rows: Sequence[QuarantineRow]) -> int:
+    """Record what was turned away; returns how many are new.
+
+    What is recorded already with the same source, fingerprint and reason is left out. The dataset's
+    version does not change. Safe with any number of writers at once.
+
+    Raises:
+        TimeoutError: when other writers never left a gap.
+    """
+    location = locate(uri) / "quarantine"
+    if not rows:
+        return 0
+    if not is_table(location):
+        create_table(location, _SCHEMA, {})
+    return attempt(location, lambda: _add_once(location, rows))
+
+
+def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
+    table = open_table(location)
+    held = table.to_pyarrow_table(columns=["source_uri", "fingerprint", "reason"]).to_pylist()
+    seen = {(row["source_uri"], row["fingerprint"], row["reason"]) for row in held}
+    unique = {(row.source_uri, row.fingerprint, row.reason): row for row in rows}
+    news = [row for key, row in unique.items() if key not in seen]
+    if news:
+        append(
+            table, pa.table({f.name: [getattr(row, f.name) for row in news] for f in fields(QuarantineRow)}, _SCHEMA)
+        )
+    return len(news)
+
+
+def quarantined(uri: str | os.PathLike[str]) -> list[QuarantineRow]:
+    """What is in quarantine, oldest first; what has become an episode since does not count.
+
+    Raises:
+        UserError: when there is no dataset.
+    """
+    location = locate(uri)
+    known = known_sources(location.uri)
+    known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
+    if not is_table(location / "quarantine"):
+        return []
+    table = open_table(location / "quarantine")
+    held = persistent(location, table.to_pyarrow_table).sort_by("time").to_pylist()
+    rows = [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in held]
+    return [row for row in rows if (row.source_uri, row.fingerprint) not in known]
+
+
+def withdraw(
+    uri: str | os.PathLike[str], episode_ids: Sequence[str], *, detail: str = "", forget: bool = False
+) -> CommitResult:
+    """Take episodes out of the dataset: a new version without them. Older versions and the parts stay.
+
+    The episodes' sources go into quarantine with the reason `WITHDRAWN`, so that ingestion leaves them
+    alone from now on.
+
+    Args:
+        uri: The dataset.
+        episode_ids: Episodes of the newest version.
+        detail: Why, in one line.
+        forget: Only take them out; the next ingestion of their source brings them back.
+
+    Raises:
+        UserError: when there is no dataset or no such episode in its newest version.
+    """
+    location = locate(uri)
+    columns = ["episode_id", "source_uri", "source_fingerprint"]
+    table = open_dataset_table(location)
+    rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns)).to_pylist()
+    held = {row["episode_id"]: (row["source_uri"], row["source_fingerprint"]) for row in rows}
+    if absent := [name for name in episode_ids if name not in held]:
+        raise UserError(f"{location.uri} has no episode {absent[0]!r} in version {table.version()}")
+    if not forget:  # first, so that a crash in between can be repaired by the same command
+        now, run = datetime.now(UTC), uuid.uuid4().hex
+        entries = [
+            QuarantineRow(
+                source_uri=source, fingerprint=fingerprint, reason=WITHDRAWN, detail=detail, run_id=run, time=now
+            )
+            for source, fingerprint in (held[name] for name in episode_ids)
+        ]
+        add_quarantine(location.uri, entries)
+    return commit(location.uri, [], retire=episode_ids)
+
+
+def withdrawn_fingerprints(uri: str | os.PathLike[str]) -> set[str]:
+    """Fingerprints of what a user has taken out; ingestion does not bring it back. Raises UserError."""
+    return {entry.fingerprint for entry in quarantined(uri) if entry.reason == WITHDRAWN}

@@ -1,0 +1,183 @@
+"""Names for versions, and what changed between two of them."""
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from storage_schemas.catalog.table import Snapshot, load, open_dataset_table
+from storage_schemas.errors import UserError
+from storage_schemas.location import Location, locate
+
+_NAME = re.compile(r"[A-Za-z][\w.-]{0,99}", re.ASCII)
+_MAX_BYTES = 1 << 16
+
+Version = int | str | None
+"""A dataset version: its number, a tag, or None for the newest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tag:
+    """A name for one version of one dataset."""
+
+    name: str
+    version: int
+    table_id: str
+    """Identity of the log that the version belongs to."""
+    created: str
+    """ISO 8601 in UTC."""
+
+
+def set_tag(uri: str | os.PathLike[str], name: str, version: int | None = None, *, move: bool = False) -> Tag:
+    """Give a version, the newest when None, a name.
+
+    Args:
+        uri: The dataset.
+        name: A letter, then letters, digits, dots, dashes and underscores.
+        version: Which version it names.
+        move: Take the name away from the version that has it.
+
+    Raises:
+        UserError: when there is no such version, the name can't be one, or it names another version already.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} can't be a tag: use a letter, then letters, digits, '.', '-' and '_'")
+    location = locate(uri)
+    table = open_dataset_table(location, version)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    tag = Tag(name=name, version=table.version(), table_id=str(table.metadata().id), created=now)
+    place = _place(location, name)
+    try:
+        place.write_bytes(json.dumps(asdict(tag)).encode(), exclusive=not move)
+    except FileExistsError:
+        there = _read(place)
+        if (there.version, there.table_id) == (tag.version, tag.table_id):
+            return there
+        raise UserError(f"{location.uri} has a tag {name!r} for version {there.version}: move it or drop it") from None
+    return tag
+
+
+def drop_tag(uri: str | os.PathLike[str], name: str) -> Tag:
+    """Take a name away; the version stays. Returns the tag as it was. Raises UserError when there is none."""
+    location = locate(uri)
+    tag = find_tag(location, name)
+    _place(location, name).remove()
+    return tag
+
+
+def tags(uri: str | os.PathLike[str]) -> list[Tag]:
+    """All tags of a dataset, by version and name. Raises UserError when there is no dataset or a tag is damaged."""
+    location = locate(uri)
+    open_dataset_table(location)
+    names = [name.removesuffix(".json") for name in (location / "tags").names() if name.endswith(".json")]
+    return sorted((find_tag(location, name) for name in names), key=lambda tag: (tag.version, tag.name))
+
+
+def find_tag(location: Location, name: str) -> Tag:
+    """The tag of a dataset. Raises UserError when there is none or it belongs to another log."""
+    place = _place(location, name)
+    try:
+        tag = _read(place) if _NAME.fullmatch(name) else None
+    except FileNotFoundError:
+        tag = None
+    if tag is None:
+        open_dataset_table(location)
+        raise UserError(f"{location.uri} has no version or tag {name!r}: `uwm tag` lists its tags")
+    return tag
+
+
+def load_version(location: Location, version: Version = None) -> Snapshot:
+    """Read one version of a dataset, by number or tag.
+
+    Raises:
+        UserError: when there is no dataset, version or tag, or the tag is of another dataset in the same place.
+    """
+    if not isinstance(version, str):
+        return load(location, version)
+    if version.isdecimal():
+        return load(location, int(version))
+    tag = find_tag(location, version)
+    snapshot = load(location, tag.version)
+    if snapshot.table_id != tag.table_id:
+        raise UserError(f"{location.uri}: the tag {version!r} is of another dataset that lay here before")
+    return snapshot
+
+
+def _place(location: Location, name: str) -> Location:
+    return location / "tags" / f"{name}.json"
+
+
+def _read(place: Location) -> Tag:
+    try:
+        return Tag(**json.loads(place.read_bytes(0, _MAX_BYTES)))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{place.uri} is not a tag: {error}") from error
+
+
+Kind = Literal["added", "removed", "changed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeChange:
+    """An episode that is not the same in two versions; lengths are None where it is absent."""
+
+    episode_id: str
+    kind: Kind
+    source_uri: str
+    length_before: int | None
+    length_after: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionDiff:
+    """What changed from one version to another."""
+
+    before: int
+    after: int
+    unchanged: int
+    changes: tuple[EpisodeChange, ...]
+
+    def count(self, kind: Kind) -> int:
+        """How many episodes changed in that way."""
+        return sum(change.kind == kind for change in self.changes)
+
+    @property
+    def steps(self) -> int:
+        """How many steps more the later version has."""
+        return sum((change.length_after or 0) - (change.length_before or 0) for change in self.changes)
+
+
+def diff(uri: str | os.PathLike[str], before: Version, after: Version = None) -> VersionDiff:
+    """Compare two versions by what the log says; the newest when `after` is None.
+
+    An episode has changed when its content has: another fingerprint or another checksum.
+
+    Raises:
+        UserError: when there is no dataset or no such version.
+    """
+    location = locate(uri)
+    old, new = load_version(location, before), load_version(location, after)
+    held, found = _contents(old), _contents(new)
+    changes = []
+    for name in [*held, *(name for name in found if name not in held)]:
+        a, b = held.get(name), found.get(name)
+        if a != b:
+            kind: Kind = "added" if a is None else "removed" if b is None else "changed"
+            source: str = (b or a or {})["source_uri"]
+            lengths = [row["length"] if row else None for row in (a, b)]
+            changes.append(
+                EpisodeChange(
+                    episode_id=name, kind=kind, source_uri=source, length_before=lengths[0], length_after=lengths[1]
+                )
+            )
+    unchanged = len(held.keys() & found.keys()) - sum(change.kind == "changed" for change in changes)
+    return VersionDiff(before=old.version, after=new.version, unchanged=unchanged, changes=tuple(changes))
+
+
+def _contents(snapshot: Snapshot) -> dict[str, dict[str, Any]]:
+    columns = ("source_uri", "source_fingerprint", "checksum", "length")
+    values = zip(*(snapshot.episodes.column(name) for name in columns), strict=True)
+    rows = (dict(zip(columns, row, strict=True)) for row in values)
+    return dict(zip(snapshot.episodes.episode_ids, rows, strict=True))

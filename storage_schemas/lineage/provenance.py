@@ -1,0 +1,191 @@
+"""From a node of the lineage to every raw file that it saw, and back.
+
+Asked of the episode tables alone, column by column: no frame is read, and a data file that several
+versions share is read once.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from storage_schemas.catalog.table import in_order, open_dataset_table
+from storage_schemas.errors import UserError
+from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
+from storage_schemas.location import locate, persistent
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+_COLUMNS = {
+    "source_uri": "source_uri",
+    "source_fingerprint": "fingerprint",
+    "episode_id": "episode_id",
+    "collection": "collection",
+    "split": "split",
+    "length": "steps",
+}
+_Held = dict[str, list[dict[str, Any]]]
+"""Data file of a table -> its rows that are wanted."""
+_LEARNED = ("checkpoint", "evaluation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawEpisode:
+    """An episode of a dataset version, and the place in a raw file that it was made from."""
+
+    dataset: str
+    """Node of the dataset version."""
+    source_uri: str
+    fingerprint: str
+    """Hash of the raw content."""
+    episode_id: str
+    collection: str
+    split: str
+    """Training reads `train`; `val` is held out and only evaluated on."""
+    steps: int
+
+    @property
+    def file(self) -> str:
+        """The raw file, without the place inside it."""
+        return self.source_uri.partition("#")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFiles:
+    """What a node leads back to."""
+
+    datasets: tuple[str, ...]
+    """Dataset versions that were asked."""
+    episodes: tuple[RawEpisode, ...]
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Dataset versions that could not be asked, and why: without them the list is not complete."""
+
+    @property
+    def files(self) -> list[str]:
+        """The raw files, each once, in the order of ingestion."""
+        return list(dict.fromkeys(episode.file for episode in self.episodes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sightings:
+    """What a raw file went into."""
+
+    episodes: tuple[RawEpisode, ...]
+    """Episodes made from it, once for every dataset version that holds them."""
+    nodes: tuple[str, ...]
+    """Dataset versions that hold it, then checkpoints and evaluations that were made from those."""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Dataset versions that could not be asked, and why."""
+
+
+def datasets_of(graph: LineageGraph, node: str) -> list[str]:
+    """The dataset versions that a node read.
+
+    For a checkpoint these are its own and those of the checkpoints that it started from, but not the
+    versions before them: what was taken out of a dataset before training was not seen. For a source they
+    are the versions that it was ingested into.
+    """
+    if kind_of(node) == "source":
+        return [child for child in graph.children(node) if kind_of(child) == "dataset"]
+    seen = [node]
+    for current in seen:
+        if kind_of(current) in _LEARNED:
+            seen.extend(parent for parent in graph.parents(current) if parent not in seen)
+    return [found for found in seen if kind_of(found) == "dataset"]
+
+
+def raw_files(graph: LineageGraph, node: str) -> RawFiles:
+    """Every raw file that `node` leads back to, episode by episode."""
+    chosen = _below(graph.records[node].uri) if kind_of(node) == "source" and node in graph else None
+    wanted = datasets_of(graph, node)
+    episodes, missing = _ask(graph, wanted, None)
+    kept = tuple(episode for episode in episodes if chosen is None or chosen(episode.file))
+    return RawFiles(datasets=tuple(wanted), episodes=kept, missing=missing)
+
+
+def sightings(graph: LineageGraph, uris: Collection[str]) -> Sightings:
+    """Everything that saw a raw file.
+
+    Args:
+        graph: of all records.
+        uris: the file, or one place inside it (`file#record=3`), in every spelling that may be meant.
+    """
+    wanted = [node for node in graph.nodes if kind_of(node) == "dataset"]
+    episodes, missing = _ask(graph, wanted, uris)
+    holding = list(dict.fromkeys(episode.dataset for episode in episodes))
+    learned = {child for node in holding for child in graph.children(node) if kind_of(child) in _LEARNED}
+    learned |= {name for node in learned for name in graph.downstream(node)}
+    nodes = (*holding, *(node for node in graph.nodes if node in learned))
+    return Sightings(episodes=tuple(episodes), nodes=nodes, missing=missing)
+
+
+def _below(source: str) -> Callable[[str], bool]:
+    """Whether a raw file belongs to a source, which is a file, a folder or a glob."""
+    escaped = source.replace("%", "%25").replace("#", "%23")  # as the URIs of raw files are
+    head = re.split(r"[*?\[]", escaped)[0]
+    if head != escaped:
+        folder = head.rpartition("/")[0] + "/"
+        return lambda file: file.startswith(folder)
+    return lambda file: file == escaped or file.startswith(escaped.rstrip("/") + "/")
+
+
+def _ask(
+    graph: LineageGraph, nodes: Collection[str], uris: Collection[str] | None
+) -> tuple[list[RawEpisode], dict[str, str]]:
+    found: list[RawEpisode] = []
+    missing: dict[str, str] = {}
+    held: _Held = {}
+    for node in nodes:
+        try:
+            rows = _asked(_recorded(graph, node), uris, held)
+        except UserError as error:
+            missing[node] = str(error)
+        else:
+            found.extend(RawEpisode(dataset=node, **row) for row in rows)
+    return found, missing
+
+
+def _recorded(graph: LineageGraph, node: str) -> LineageRecord:
+    record = graph.records.get(node)
+    if record is None or not record.version.isdecimal():
+        raise UserError("there is no record of a version of a dataset")
+    return record
+
+
+def _asked(record: LineageRecord, uris: Collection[str] | None, held: _Held) -> list[dict[str, Any]]:
+    place = locate(record.uri)
+    table = open_dataset_table(place, int(record.version))
+    if record.identity != f"{table.metadata().id}@{record.version}":
+        raise UserError(f"{record.uri} is another dataset by now")
+    return persistent(place, lambda: list(_rows(table, uris, held)))
+
+
+def _rows(table: "DeltaTable", uris: Collection[str] | None, held: _Held) -> Iterator[dict[str, Any]]:
+    """Rows of one version; `held` keeps those of data files that were read already, for the next version."""
+    dataset = in_order(table)
+    for fragment in dataset.get_fragments(filter=_near(uris)):
+        place = f"{table.table_uri}/{fragment.path}"
+        if place not in held:
+            read = fragment.to_table(columns=list(_COLUMNS), schema=dataset.schema, filter=_near(uris))
+            rows = read.rename_columns(list(_COLUMNS.values())).to_pylist()
+            held[place] = [row for row in rows if uris is None or _is_of(row["source_uri"], uris)]
+        yield from held[place]
+
+
+def _is_of(source_uri: str, uris: Collection[str]) -> bool:
+    return source_uri in uris or source_uri.partition("#")[0] in uris
+
+
+def _near(uris: Collection[str] | None) -> Any:
+    """A range around the wanted URIs, which the table's own minima and maxima can answer for most data files."""
+    if uris is None:
+        return None
+    name = pc.field("source_uri")
+    ranges = [(name >= uri) & (name < uri + "$") for uri in uris]  # "$" comes after "#"
+    whole = ranges[0]
+    for more in ranges[1:]:
+        whole = whole | more
+    return whole

@@ -1,0 +1,1 @@
+"""The store: immutable Zarr parts, their shards, and reading from them."""

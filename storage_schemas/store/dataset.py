@@ -1,0 +1,378 @@
+"""Datasets: open one at a version and read from it. With `catalog` and `parts` this is the store.
+
+Reading is a pure function of an id and touches only the frames asked for. Local parts are read by
+`pread`, remote ones by TensorStore's key-value store for sharded Zarr; nothing is opened before the
+first read, so a `Dataset` is cheap to pickle and may be forked.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.catalog.commits import CommitResult, Committer, commit
+from storage_schemas.catalog.quarantine import (
+    QuarantineRow,
+    add_quarantine,
+    quarantined,
+    withdraw,
+    withdrawn_fingerprints,
+)
+from storage_schemas.catalog.rows import EpisodeRow, EpisodeTable, split_of
+from storage_schemas.catalog.statistics import FieldStatistics
+from storage_schemas.catalog.table import Snapshot, create_dataset, dataset_exists, known_sources
+from storage_schemas.catalog.versions import Version, load_version
+from storage_schemas.episode import Segment, SegmentId, SegmentSpec
+from storage_schemas.errors import UserError
+from storage_schemas.location import Location, locate
+from storage_schemas.schema import DatasetSpec, StoreSchema, shard_key
+from storage_schemas.store.frames import decode_frames
+from storage_schemas.store.parts import write_part
+from storage_schemas.store.remote import RemoteParts
+from storage_schemas.store.shards import DamagedError, LocalParts, PartReader, ShardRead
+
+__all__ = [
+    "CommitResult",
+    "Committer",
+    "DamagedError",
+    "Dataset",
+    "DatasetSpec",
+    "DatasetSummary",
+    "EpisodeRow",
+    "EpisodeTable",
+    "FieldStatistics",
+    "FrameRequest",
+    "QuarantineRow",
+    "add_quarantine",
+    "commit",
+    "create_dataset",
+    "dataset_exists",
+    "known_sources",
+    "open_dataset",
+    "open_parts",
+    "quarantined",
+    "split_of",
+    "summary",
+    "withdraw",
+    "withdrawn_fingerprints",
+    "write_part",
+]
+
+Chunk = bytes | memoryview
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSummary:
+    """A dataset version in a few numbers; `lengths` in the order of ingestion, `bytes` of its parts."""
+
+    version: int
+    episodes: int
+    steps: int
+    lengths: tuple[int, ...]
+    actions_available: int
+    cameras: tuple[str, ...]
+    bytes: int
+    quarantined: int
+
+
+def open_dataset(uri: str | os.PathLike[str], version: Version = None) -> "Dataset":
+    """Open a dataset at a version, given by number or tag; the newest when `version` is None.
+
+    Raises:
+        UserError: when there is no such path, no dataset there, or no such version.
+    """
+    location = locate(uri)
+    return Dataset(location, load_version(location, version))
+
+
+def open_parts(folder: Location) -> PartReader:
+    """Byte access to a folder of parts, for this process. Raises UserError when there is no driver for it."""
+    return LocalParts(folder.path) if folder.is_local else RemoteParts(folder)
+
+
+def summary(dataset: "Dataset") -> DatasetSummary:
+    """Count what a dataset version holds, from the log alone."""
+    episodes = dataset.episodes
+    parts = dict(zip(episodes.column("part"), episodes.column("part_bytes"), strict=True))
+    return DatasetSummary(
+        version=dataset.version,
+        episodes=len(episodes),
+        steps=int(episodes.lengths.sum()),
+        lengths=tuple(episodes.lengths.tolist()),
+        actions_available=int(episodes.action_steps.sum()),
+        cameras=dataset.spec.cameras,
+        bytes=sum(parts.values()),
+        quarantined=len(quarantined(dataset.uri)),
+    )
+
+
+class FrameRequest(NamedTuple):
+    """Frames of one episode: steps that ascend, and views of one size, as numbers on the view axis."""
+
+    episode: int
+    steps: NDArray[np.int64]
+    views: NDArray[np.int64]
+
+
+class Dataset:
+    """One version of a dataset. Immutable; picklable; may be forked and spawned into workers."""
+
+    def __init__(self, location: Location, snapshot: Snapshot) -> None:
+        """Use `open_dataset`."""
+        self.uri: str = location.uri
+        self.version: int = snapshot.version
+        self.table_id: str = snapshot.table_id
+        self.spec: DatasetSpec = snapshot.spec
+        self.episodes: EpisodeTable = snapshot.episodes
+        self._location = location
+        self._reader: PartReader | None = None
+        self._schemas: dict[str, StoreSchema] = {}
+
+    def __len__(self) -> int:
+        return len(self.episodes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+    def read(self, segment: SegmentId, spec: SegmentSpec) -> Segment:
+        """Read what a sample needs, and no frame more.
+
+        Cameras without frames and state fields that the episode lacks are absent from the result.
+
+        Raises:
+            IndexError: when there is no such episode or step.
+            UserError: when the dataset has no such camera.
+            DamagedError: when stored bytes are missing or are no image of the right size.
+        """
+        episode, step = segment
+        length = self._length(episode)
+        if not 0 <= step < length:
+            raise IndexError(f"step {step} of episode {episode}, which has {length}")
+        steps, real = spec.frame_steps(step, length)
+        frames, known = self._read_frames(episode, steps, spec.cameras)
+        action, action_mask = self.actions(episode, step, spec.action_steps)
+        return Segment(
+            id=segment,
+            frames=frames,
+            view_mask=known[:, None] & real,
+            action=action,
+            action_mask=action_mask,
+            state=self._read_state(episode, steps[: spec.obs_frames], spec.state),
+        )
+
+    def frames(self, episode: int, camera: str, steps: Sequence[int]) -> NDArray[np.uint8]:
+        """Frames (n, H, W, 3) of some steps of a camera.
+
+        Raises:
+            IndexError: when there is no such episode or step.
+            KeyError: when the episode lacks the camera.
+            UserError: when the dataset has no such camera.
+            DamagedError: when stored bytes are missing or are no image of the right size.
+        """
+        wanted = self._steps(episode, steps)
+        frames, known = self._read_frames(episode, wanted, (camera,))
+        if not known[0]:
+            raise KeyError(f"episode {episode} has no camera {camera!r}")
+        return frames[camera]
+
+    def encoded(self, episode: int, camera: str, steps: Sequence[int]) -> list[bytes]:
+        """The stored bytes of some frames, as they are. Raises as `frames` does."""
+        wanted = self._steps(episode, steps)
+        view = self._view(camera)
+        if not self.episodes.sizes[episode, view, 0]:
+            raise KeyError(f"episode {episode} has no camera {camera!r}")
+        once, place = np.unique(wanted, return_inverse=True)
+        chunks = self.chunks(episode, once, np.array([view]))
+        return [bytes(chunks[i]) for i in place]
+
+    def array(self, episode: int, name: str) -> NDArray[Any]:
+        """All T steps of `action`, `mask/action`, `mask/view` or `state/<field>`.
+
+        Raises:
+            IndexError: when there is no such episode.
+            KeyError: when the episode has no such array.
+            DamagedError: when stored bytes are missing.
+        """
+        return self._rows(episode, name, 0, self._length(episode))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies on a mounted file system."""
+        return self._location.is_local
+
+    @property
+    def location(self) -> Location:
+        """Where it lies."""
+        return self._location
+
+    def schema(self, episode: int) -> StoreSchema:
+        """The schema of the part that the episode lies in. Raises DamagedError."""
+        part = self.episodes.parts[episode]
+        if part not in self._schemas:
+            try:
+                self._schemas[part] = StoreSchema.parse(self.reader().whole(f"{part}/zarr.json"))
+            except (FileNotFoundError, ValueError) as error:
+                raise DamagedError(f"part {part}: {error}") from error
+        return self._schemas[part]
+
+    def reader(self) -> PartReader:
+        """Byte access to the parts, opened in this process at the first call."""
+        if self._reader is None:
+            self._reader = open_parts(self._location / "parts")
+        return self._reader
+
+    def _length(self, episode: int) -> int:
+        if not 0 <= episode < len(self.episodes):
+            raise IndexError(f"episode {episode} of {len(self.episodes)}")
+        return int(self.episodes.lengths[episode])
+
+    def _steps(self, episode: int, steps: Sequence[int]) -> NDArray[np.int64]:
+        wanted = np.asarray(steps, np.int64)
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self._length(episode)):
+            raise IndexError(f"steps {wanted.min()} to {wanted.max()} of episode {episode}")
+        return wanted
+
+    def _view(self, camera: str) -> int:
+        try:
+            return self.spec.cameras.index(camera)
+        except ValueError:
+            raise UserError(f"{self.uri} has no camera {camera!r}: its cameras are {self.spec.cameras}") from None
+
+    def _read_frames(
+        self, episode: int, steps: NDArray[np.int64], cameras: tuple[str, ...]
+    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.bool_]]:
+        """Frames (n, H, W, 3) by camera, and which cameras the episode has; equal steps are decoded once."""
+        views = np.array([self._view(camera) for camera in cameras], np.int64)
+        sizes = self.episodes.sizes[episode, views]
+        known = sizes[:, 0] > 0
+        once, place = np.unique(steps, return_inverse=True)
+        frames: dict[str, NDArray[np.uint8]] = {}
+        for size in {(int(h), int(w)) for h, w in sizes[known]}:
+            same = np.flatnonzero((sizes == size).all(axis=1))
+            pixels = np.empty((len(once), len(same), *size, 3), np.uint8)
+            self.decode(episode, self.chunks(episode, once, views[same]), pixels.reshape(-1, *size, 3))
+            for i, k in enumerate(same):
+                frames[cameras[k]] = pixels[:, i] if np.array_equal(once, steps) else pixels[place, i]
+        return frames, known
+
+    def decode(
+        self,
+        episode: int,
+        chunks: Sequence[Chunk],
+        out: Iterable[NDArray[np.uint8]],
+        least: tuple[int, int] | None = None,
+    ) -> None:
+        """Decode stored bytes of an episode's frames into one contiguous array (H, W, 3) each.
+
+        Args:
+            episode: that they belong to.
+            chunks: from `fetch` or `chunks`.
+            out: where the pixels go.
+            least: height and width that a JPEG may be shrunk towards while it is decoded; see `scaled_size`,
+                which gives the size that `out` must have then.
+
+        Raises:
+            DamagedError: when a chunk is no image of that size.
+        """
+        try:
+            decode_frames(chunks, self.schema(episode).codec, out, least)
+        except (ValueError, RuntimeError) as error:
+            raise DamagedError(f"a frame of episode {self.episodes.row(episode).episode_id}: {error}") from error
+
+    def chunks(self, episode: int, steps: NDArray[np.int64], views: NDArray[np.int64]) -> list[Chunk]:
+        """Stored bytes of frames, step by step and view by view; steps ascend, all views have one size."""
+        return next(self.fetch([FrameRequest(episode, steps, views)]))
+
+    def fetch(self, requests: Sequence["FrameRequest"]) -> Iterator[list[Chunk]]:
+        """Stored bytes of the frames of many requests, one list for each, in their order.
+
+        Remote reads are all under way when this returns; local ones happen as the result is walked.
+
+        Raises:
+            DamagedError: when a frame is missing or a shard is damaged, as the result is walked.
+        """
+        reads: list[ShardRead] = []
+        counts = []
+        for request in requests:
+            found = self._shard_reads(request)
+            reads.extend(found)
+            counts.append(len(found))
+        return self._gather(requests, counts, self.reader().stream(reads))
+
+    def _gather(
+        self,
+        requests: Sequence["FrameRequest"],
+        counts: Sequence[int],
+        stream: Iterator[Sequence[bytes | memoryview | None]],
+    ) -> Iterator[list[Chunk]]:
+        for request, count in zip(requests, counts, strict=True):
+            found: list[Chunk] = []
+            for chunks in islice(stream, count):
+                present = [chunk for chunk in chunks if chunk is not None]
+                if len(present) != len(chunks):
+                    name = self.episodes.row(request.episode).episode_id
+                    raise DamagedError(f"a frame of episode {name} is missing")
+                found.extend(present)
+            yield found
+
+    def _shard_reads(self, request: "FrameRequest") -> list[ShardRead]:
+        """Where the frames of a request lie, shard by shard."""
+        episode, steps, views = request
+        if not len(steps) or not len(views):
+            return []
+        schema = self.schema(episode)
+        height, width = self.episodes.sizes[episode, views[0]]
+        array = schema.frame_array(height, width).name
+        folder = f"{self.episodes.parts[episode]}/"
+        entries = schema.shard_steps * len(schema.cameras)
+        ids = ((self.episodes.starts[episode] + steps)[:, None] * len(schema.cameras) + views).ravel()
+        first, last = int(ids[0]) // entries, int(ids[-1]) // entries
+        if first == last:
+            return [ShardRead(folder + shard_key(array, first), entries, ids - first * entries)]
+        shards = ids // entries
+        return [
+            ShardRead(folder + shard_key(array, shard), entries, ids[shards == shard] - shard * entries)
+            for shard in np.unique(shards).tolist()
+        ]
+
+    def actions(self, episode: int, step: int, count: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Actions (count, A) from `step` on, and which are known; zero where unknown or past the end."""
+        action = np.zeros((count, self.spec.action_dim), np.float32)
+        mask = np.zeros(count, np.bool_)
+        length, known = int(self.episodes.lengths[episode]), int(self.episodes.action_steps[episode])
+        inside = min(count, length - step)
+        if known:
+            action[:inside] = self._rows(episode, "action", step, inside)
+            mask[:inside] = True if known == length else self._rows(episode, "mask/action", step, inside)
+        return action, mask
+
+    def _read_state(
+        self, episode: int, steps: NDArray[np.int64], names: tuple[str, ...]
+    ) -> dict[str, NDArray[np.float32]]:
+        if not names:
+            return {}
+        held = self.schema(episode).numbers
+        first, last = int(steps.min()), int(steps.max())
+        return {
+            name: self._rows(episode, f"state/{name}", first, last - first + 1)[steps - first]
+            for name in names
+            if f"state/{name}" in held
+        }
+
+    def _rows(self, episode: int, name: str, step: int, count: int) -> NDArray[Any]:
+        """Steps of an array of numbers, as one byte range."""
+        schema = self.schema(episode)
+        arrays = schema.numbers
+        if name not in arrays:
+            raise KeyError(f"episode {episode} has no {name!r}; it has {', '.join(arrays)}")
+        array = arrays[name]
+        if not array.row_bytes:
+            return np.zeros(array.shape(count), array.dtype)
+        start = (int(self.episodes.starts[episode]) + step) * array.row_bytes
+        key = f"{self.episodes.parts[episode]}/{array.key}"
+        total = schema.steps * array.row_bytes
+        return array.parse(self.reader().numbers(key, start, count * array.row_bytes, total))

@@ -1,0 +1,37 @@
+import pytest
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError, validate
+
+from flows.deploy.forms import as_form
+from flows.pipeline import pretrain_then_finetune
+
+SCHEMA = parameter_schema(pretrain_then_finetune).model_dump(exclude_unset=True)
+NEEDED = {"pretrain": "debug", "finetune": "debug"}
+
+
+def test_what_may_be_left_out_is_a_blank_field() -> None:
+    form = as_form(SCHEMA)
+    assert form["properties"]["samples"]["type"] == "integer"
+    assert "default" not in form["properties"]["samples"]
+    assert form["properties"]["pretrain_settings"]["default"] == {"data": []}
+    steps = form["definitions"]["Settings"]["properties"]["steps"]
+    assert steps == {"title": "steps", "description": "training steps.", "type": "integer", "exclusiveMinimum": 0}
+
+
+def test_what_has_to_be_given_stays_as_it_is() -> None:
+    form = as_form(SCHEMA)
+    assert form["required"] == SCHEMA["required"] == ["pretrain", "finetune"]
+    assert form["properties"]["pretrain"] == SCHEMA["properties"]["pretrain"]
+    assert form["definitions"]["Data"]["properties"]["weight"] == SCHEMA["definitions"]["Data"]["properties"]["weight"]
+
+
+@pytest.mark.parametrize("given", [{}, {"hours": None}, {"hours": 2, "finetune_settings": {"steps": None, "lr": 0.1}}])
+def test_the_server_takes_from_the_form_what_the_flow_takes(given: dict[str, object]) -> None:
+    validate({**NEEDED, **given}, as_form(SCHEMA), raise_on_error=True)
+    pretrain_then_finetune.validate_parameters({**NEEDED, **given})
+
+
+@pytest.mark.parametrize("wrong", [{"hours": "long"}, {"pretrain_settings": {"steps": 0}}, {"pretrain": "nonsense"}])
+def test_the_server_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        validate({**NEEDED, **wrong}, as_form(SCHEMA), raise_on_error=True)

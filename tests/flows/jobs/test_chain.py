@@ -1,0 +1,164 @@
+"""The chain without Prefect: real stores, training processes, evaluations and decisions."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.deploy.forms import Chain, Data, Settings
+from flows.jobs.chain import plan_chain, run_chain
+from flows.jobs.evaluate import run_evaluation
+from flows.jobs.ingest import pin_dataset, run_ingest
+from flows.jobs.pipeline import Steps
+from flows.jobs.promotion import Track
+from flows.jobs.train import make_config, run_training
+from storage_schemas.catalog.commits import commit
+from storage_schemas.episode import Episode
+from storage_schemas.errors import UserError
+from storage_schemas.lineage.records import lineage_root
+from storage_schemas.store.parts import write_part
+
+CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
+
+
+class Counted:
+    """The jobs, counted."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def steps(self) -> Steps:
+        return Steps(ingest=run_ingest, train=self.train, evaluate=self.evaluate)
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        result = run_training(*args, **options)
+        self.done.append("reused" if result.reused else "trained")
+        return result
+
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        self.done.append("evaluated")
+        return run_evaluation(*args, **options)
+
+
+def chain(store: Path, **options: Any) -> Chain:
+    given = {"overrides": [f"data.datasets.0.uri={store}", "train.steps=1"], "samples": 2, "metric": "video/latent_mse"}
+    return Chain(track="policy", dataset=str(store), recipe="debug", **(given | options))
+
+
+@pytest.fixture
+def grow(store: Path, make_episode: Callable[..., Episode]) -> Callable[[str], None]:
+    def add(name: str) -> None:
+        episode = make_episode(name, cameras=CAMERAS, size=(36, 64), action_dim=10)
+        commit(str(store), write_part(str(store), [episode], run_id="test"))
+
+    return add
+
+
+def test_a_dry_run_says_what_it_would_train_and_trains_nothing(store: Path) -> None:
+    counted = Counted()
+    result = run_chain(counted.steps(), chain(store), dry_run=True)
+    assert result.decision is None
+    assert result.plan[0].startswith("train debug ")
+    assert f"data.datasets.0.version={pin_dataset(str(store)).version}" in result.plan[0]
+    assert counted.done == []
+    assert not Path("runs").exists()
+    assert Track(lineage_root(str(store)), "policy").decisions() == []
+
+
+@pytest.mark.slow
+def test_every_version_is_trained_on_once_and_compared_on_the_same_data(
+    store: Path, grow: Callable[[str], None]
+) -> None:
+    counted = Counted()
+    first = run_chain(counted.steps(), chain(store))
+    assert first.decision is not None
+    assert first.decision.promoted
+    assert counted.done == ["trained", "evaluated"]
+    again = run_chain(counted.steps(), chain(store))
+    assert again.reused
+    assert again.decision == first.decision
+    assert counted.done == ["trained", "evaluated"]
+
+    grow("g")
+    second = run_chain(counted.steps(), chain(store))
+    assert second.decision is not None
+    assert counted.done[2:] == ["trained", "evaluated", "evaluated"], "the best so far is measured on the new version"
+    assert second.decision.number == 2
+    assert second.decision.best is not None
+    assert second.decision.best.identity == first.decision.candidate.identity
+    assert second.decision.best.evaluation != first.decision.candidate.evaluation
+    assert second.decision.candidate.uri != first.decision.candidate.uri
+
+
+@pytest.mark.slow
+def test_a_chain_that_was_killed_before_its_decision_trains_nothing_again(store: Path) -> None:
+    counted = Counted()
+
+    def killed(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_chain(Steps(ingest=run_ingest, train=counted.train, evaluate=killed), chain(store))
+    assert run_chain(counted.steps(), chain(store)).decision
+    assert counted.done == ["trained", "reused", "evaluated"]
+
+
+@pytest.mark.slow
+def test_finetuning_starts_from_the_best_so_far(store: Path, grow: Callable[[str], None]) -> None:
+    counted = Counted()
+    first = run_chain(counted.steps(), chain(store, from_best=True))
+    assert first.decision is not None
+    assert "init_from" not in first.plan[0]
+    grow("g")
+    plan = plan_chain(chain(store, from_best=True))
+    assert f"init_from={first.decision.candidate.uri}" in plan.overrides
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "inverse/luck"}, "no measure"),
+        ({"overrides": ["data.datasets.0.uri=elsewhere"]}, "does not train on"),
+        ({"overrides": ["train.stepz=1"]}, "stepz"),
+        ({"evaluate_on": "nowhere"}, "nowhere"),
+    ],
+)
+def test_a_mistake_shows_before_anything_is_trained(store: Path, options: dict[str, Any], message: str) -> None:
+    counted = Counted()
+    with pytest.raises(UserError, match=message):
+        run_chain(counted.steps(), chain(store, **options))
+    assert counted.done == []
+
+
+@pytest.mark.slow
+def test_a_metric_that_was_not_measured_names_those_that_were(store: Path) -> None:
+    with pytest.raises(UserError, match=r"choose one of .*video/latent_mse"):
+        run_chain(Counted().steps(), chain(store, metric="policy/psnr"))
+
+
+def test_a_form_says_the_same_as_key_value_pairs() -> None:
+    form = Settings(
+        data=[Data(uri="s3://b/droid", version=3, weight=4), Data(uri="stores/video", collections=["kitchen"])],
+        name="mine",
+        steps=10,
+        batch_size=2,
+        lr=1e-3,
+        seed=7,
+        save_every=5,
+        init_from="runs/uwm",
+        output="runs/x",
+    )
+    config = make_config("uwm_finetune", form.overrides())
+    assert [(ref.uri, ref.version, ref.weight) for ref in config.data.datasets] == [
+        ("s3://b/droid", 3, 4),
+        ("stores/video", None, 1),
+    ]
+    assert config.data.datasets[1].collections == ("kitchen",)
+    assert (config.name, config.folder, config.init_from) == ("mine", "runs/x", "runs/uwm")
+    assert (config.train.steps, config.train.batch_size, config.train.seed, config.train.save_every) == (10, 2, 7, 5)
+    assert config.optim.lr == 1e-3
+
+
+def test_an_empty_form_changes_nothing() -> None:
+    assert Settings().overrides() == ()

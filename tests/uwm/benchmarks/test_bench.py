@@ -1,0 +1,47 @@
+"""The benchmarks run at toy size and print what they promise. Nothing is timed here."""
+
+import json
+
+import pytest
+
+from flows.cli import run
+from storage_schemas.episode import EncodedFrames
+from storage_schemas.synthetic import generate
+from uwm.benchmarks.loader import bench_loader
+from uwm.benchmarks.measure import interleave
+
+KEYS = {"jpeg", "lossless", "latents", "published", "published_4_frames", "decode_only", "mp4", "lance"}
+
+
+def test_every_layout_is_measured_on_the_same_frames() -> None:
+    result = bench_loader(episodes=1, steps=40, rounds=1, batch=2)
+    left_out = set(result.left_out)
+    assert result.samples_per_cpu_second.keys() | left_out >= KEYS
+    assert result.bytes_per_frame.keys() == result.samples_per_cpu_second.keys()
+    assert result.bytes_per_frame["jpeg"] < result.bytes_per_frame["published"] / 6
+    assert result.frames_per_sample == 12
+
+
+def test_contenders_take_turns_and_do_equal_work() -> None:
+    seen: list[tuple[str, int]] = []
+    interleave({name: lambda piece, name=name: seen.append((name, piece)) for name in "ab"}, rounds=2, pieces=2)
+    assert seen == [(name, turn * 2 + piece) for turn in range(3) for name in "ab" for piece in range(2)]
+
+
+def test_content_is_the_same_every_time_and_like_a_photo() -> None:
+    one, two = (generate(1, 3)[0].frames for _ in range(2))
+    assert one == two
+    for frames in one.values():
+        assert isinstance(frames, EncodedFrames)
+        assert 20_000 < len(frames.jpegs[0]) < 35_000
+
+
+@pytest.mark.parametrize("command", ["bench ingest --rounds 1 --episodes 1", "bench store --largest 100"])
+def test_figures_come_as_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*command.split(), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)
+
+
+def test_latents_need_a_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["latents", "debug", "data.datasets.0.uri=x"]) == 2
+    assert "data.latents=NAME" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""What `uwm bench` measures of reading and learning: this code and its rivals, interleaved."""

@@ -1,0 +1,187 @@
+"""`uwm bench sampling`: the policy, and all modes of an evaluation, with published settings and with ours.
+
+The policy is sampled from an encoded observation, whose own cost is `observation`; all modes include encoding.
+
+Published: every mode encodes what it needs, samples by itself, and computes the whole of AdaLN in every step. Ours: the
+observation's share of AdaLN once, all modes in one batch, and one encode or cached latents. The policy on action and
+register tokens is another model: it has to be trained with `model.token_dropout`.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from dataclasses import replace as with_fields
+from pathlib import Path
+
+import torch
+
+from uwm.benchmarks.droid import droid_run, published_sizes
+from uwm.benchmarks.measure import Cost, Work, interleave
+from uwm.config import RunConfig, replace
+from uwm.data.batch import Batch
+from uwm.model.uwm import Encoded, UWMPolicy
+from uwm.policy import Mode, Sample
+
+_SHOWS = tuple(mode for mode in Mode if mode is not Mode.POLICY)
+"""Modes that take the next observation's latents, or are compared with them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingResult:
+    """What `uwm bench sampling` found; milliseconds of one batch."""
+
+    images: str
+    batch: int
+    steps: int
+    threads: int
+    cpu_ms: dict[str, float]
+    wall_ms: dict[str, float]
+    speedup: dict[str, float]
+    """Over the published settings, by CPU time."""
+    speedup_wall: dict[str, float]
+    largest_difference: dict[str, float]
+    """Between our exact samples and the published settings', on the same noise; actions lie in [-1, 1]."""
+
+
+def bench_sampling(*, batch: int = 1, rounds: int = 1, bf16: bool = False, evaluation: bool = True) -> SamplingResult:
+    """Measure all ways to sample in turn.
+
+    Args:
+        batch: samples.
+        rounds: of all in turn.
+        bf16: also the policy with bf16 weights.
+        evaluation: also all modes, which take most of the time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(published_sizes(droid_run("uwm", Path(folder))), batch, rounds, bf16, evaluation)
+
+
+def _measure(config: RunConfig, size: int, rounds: int, bf16: bool, evaluation: bool) -> SamplingResult:
+    ours = _policy(config)
+    plain = _twin(ours, diffusion=replace(config.diffusion, hoist=False))
+    dropped = _twin(ours, _token_dropout=0.5)
+    images = _batch(config, size)
+    seen = _seen(ours, images)
+    work: dict[str, Callable[[], object]] = {
+        "observation": lambda: _seen(ours, images),
+        "policy, published": lambda: plain.sample_encoded(seen, Mode.POLICY, _generator()),
+        "policy, exact": lambda: ours.sample_encoded(seen, Mode.POLICY, _generator()),
+        "policy, action tokens": lambda: dropped.sample_encoded(seen, Mode.POLICY, _generator()),
+    }
+    if evaluation:
+        with torch.no_grad():
+            cached = with_fields(images, next_latents=ours.encode(images.next_obs).transpose(2, 3))
+        work |= {
+            "modes, published": lambda: _one_by_one(plain, images),
+            "modes, one encode": lambda: _together(ours, images),
+            "modes, cached latents": lambda: _together(ours, cached),
+        }
+    if bf16:
+        small = _policy(config)
+        for part in small.children():
+            part.to(torch.bfloat16)
+        small_seen = _seen(small, images)
+        work["policy, bf16 weights"] = lambda: small.sample_encoded(small_seen, Mode.POLICY, _generator())
+    for name in ("policy, action tokens", "policy, bf16 weights"):  # reads all weights, and is short
+        work.get(name, tuple)()
+    results: dict[str, object] = {}
+    costs = interleave({name: _keep(results, name, call) for name, call in work.items()}, rounds=rounds, warm=True)
+    height, width = config.data.crop
+    return SamplingResult(
+        images=f"{height}x{width}",
+        batch=size,
+        steps=config.diffusion.sample_steps,
+        threads=torch.get_num_threads(),
+        cpu_ms={name: round(cost.cpu_ms, 1) for name, cost in costs.items()},
+        wall_ms={name: round(cost.wall_ms, 1) for name, cost in costs.items()},
+        speedup=_ratios(costs, lambda cost: cost.cpu_ms),
+        speedup_wall=_ratios(costs, lambda cost: cost.wall_ms),
+        largest_difference={
+            name.split(",")[0]: _difference(results[f"{name.split(',')[0]}, published"], results[name])
+            for name in ("policy, exact", "modes, one encode")
+            if name in results
+        },
+    )
+
+
+def _policy(config: RunConfig) -> UWMPolicy:
+    """The network with weights off zero, for at its start AdaLN is zero and every condition is ignored."""
+    torch.manual_seed(0)
+    policy = UWMPolicy(config).eval()
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "adaLN_modulation" in name:
+                parameter.normal_(std=0.02)
+    return policy
+
+
+def _twin(policy: UWMPolicy, **settings: object) -> UWMPolicy:
+    """The same network and weights under other settings of sampling."""
+    twin = copy.copy(policy)
+    for name, value in settings.items():
+        setattr(twin, name, value)
+    return twin
+
+
+def _batch(config: RunConfig, size: int) -> Batch:
+    data, draw = config.data, torch.Generator().manual_seed(0)
+    views, (height, width) = len(data.cameras), data.crop
+    return Batch(
+        obs=torch.rand(size, views, data.obs_frames, 3, height, width, generator=draw),
+        obs_mask=torch.ones(size, views, data.obs_frames, dtype=torch.bool),
+        next_obs=torch.rand(size, views, data.next_frames, 3, height, width, generator=draw),
+        next_mask=torch.ones(size, views, data.next_frames, dtype=torch.bool),
+        action=torch.rand(size, data.action_steps, data.action_dim, generator=draw) * 2 - 1,
+        action_mask=torch.ones(size, data.action_steps, dtype=torch.bool),
+    )
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@torch.no_grad()
+def _seen(policy: UWMPolicy, batch: Batch) -> Encoded:
+    """The observation alone, which is what a robot has."""
+    return policy.encode_batch(batch, next_obs=False)
+
+
+@torch.no_grad()
+def _one_by_one(policy: UWMPolicy, batch: Batch) -> Mapping[Mode, Sample]:
+    found = {}
+    for mode in Mode:
+        encoded = policy.encode_batch(batch, next_obs=mode in _SHOWS)
+        found[mode] = policy.sample_encoded(encoded, mode, _generator())
+    return found
+
+
+@torch.no_grad()
+def _together(policy: UWMPolicy, batch: Batch) -> Mapping[Mode, Sample]:
+    return policy.sample_modes(policy.encode_batch(batch), tuple(Mode), _generator())
+
+
+def _keep(results: dict[str, object], name: str, call: Callable[[], object]) -> Work:
+    def work(piece: int) -> None:
+        del piece
+        results[name] = call()
+
+    return work
+
+
+def _ratios(costs: Mapping[str, Cost], of: Callable[[Cost], float]) -> dict[str, float]:
+    found = {}
+    for name, cost in costs.items():
+        kind, _, way = name.partition(", ")
+        if way not in ("", "published"):
+            found[name] = round(of(costs[f"{kind}, published"]) / of(cost), 2)
+    return found
+
+
+def _difference(one: object, two: object) -> float:
+    if isinstance(one, Sample) and isinstance(two, Sample):
+        pairs = ((one.action, two.action), (one.next_obs, two.next_obs))
+        return max(float((a - b).abs().max()) for a, b in pairs if a is not None and b is not None)
+    assert isinstance(one, Mapping)
+    assert isinstance(two, Mapping)
+    return max(_difference(one[mode], two[mode]) for mode in one)

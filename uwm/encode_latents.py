@@ -1,0 +1,173 @@
+"""Encode the datasets of a run ahead of its training: plan batches of parts, encode them anywhere, declare it done."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from storage_schemas.errors import UserError
+from storage_schemas.store.latents import LatentSpec
+from uwm.config import RunConfig
+from uwm.data.latents import EncodeReport, encode_parts, finish, prepare
+from uwm.data.mixture import Member, open_member
+from uwm.device import resolve_device, resolve_precision
+from uwm.model.tokenizer import Tokenizer, load_tokenizer
+from uwm.train.resume import resolve_paths
+
+BATCH_EPISODES = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeBatch:
+    """Some parts of one dataset. Picklable, and valid wherever dataset and tokenizer can be reached."""
+
+    number: int
+    config: str
+    """The run's, as JSON, with its datasets pinned."""
+    dataset: int
+    """Its place in the run's."""
+    spec: LatentSpec
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedBatch:
+    """What became of a batch."""
+
+    number: int
+    encoded: int
+    """Latents written now: frames x variants."""
+    total: int
+    """Latents of the batch."""
+
+
+Carry = Callable[[Sequence[EncodeBatch]], Iterable[EncodedBatch]]
+"""Has `encode_batch` do batches, anywhere and in any order, and hands back the outcomes in their order."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A run's datasets and tokenizer in this process."""
+
+    config: RunConfig
+    members: tuple[Member, ...]
+    tokenizer: Tokenizer
+    device: torch.device
+    dtype: torch.dtype
+
+
+def encode_run(
+    config: RunConfig,
+    *,
+    variants: int = 1,
+    seed: int = 0,
+    batch_episodes: int = BATCH_EPISODES,
+    carry: Carry | None = None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[EncodeReport, ...]:
+    """Encode every dataset of a run, training and held-out episodes, with the run's tokenizer and settings.
+
+    Args:
+        config: of the run.
+        variants: of every frame.
+        seed: of the variants.
+        batch_episodes: episodes per batch, at least; a batch consists of whole parts.
+        carry: who encodes the batches; this process, one after another, when None.
+        progress: called with encoded and all batches.
+
+    Raises:
+        UserError: when data or tokenizer are missing, or as `uwm.data.latents.encode`.
+    """
+    if not config.data.datasets:
+        raise UserError("the run names no dataset: set data.datasets.0.uri=<store>")
+    if not config.data.latents:
+        raise UserError("give the latents a name: data.latents=NAME")
+    opened = _open(resolve_paths(config))
+    specs = [prepare(m, opened.config.data, opened.tokenizer, variants=variants, seed=seed) for m in opened.members]
+    batches = list(_plan(opened, specs, batch_episodes))
+    encoded: Counter[int] = Counter()
+    total: Counter[int] = Counter()
+    carried = carry(batches) if carry else (encode_batch(batch, opened) for batch in batches)
+    for place, (batch, done) in enumerate(zip(batches, carried, strict=True), 1):
+        if done.number != batch.number:
+            raise RuntimeError(f"batch {done.number} was handed back in the place of batch {batch.number}")
+        encoded[batch.dataset] += done.encoded
+        total[batch.dataset] += done.total
+        progress(place, len(batches))
+    return tuple(
+        finish(member, opened.config.data, encoded=encoded[i], total=total[i])
+        for i, member in enumerate(opened.members)
+    )
+
+
+def encode_batch(batch: EncodeBatch, opened: Opened | None = None) -> EncodedBatch:
+    """Encode what a batch lacks; done again, it goes on.
+
+    Args:
+        batch: from `encode_run`.
+        opened: the run; this process opens it for all of its batches when None.
+
+    Raises:
+        UserError: when data or tokenizer are missing.
+    """
+    opened = opened or _opened(batch.config, batch.spec.tokenizer)
+    encoded, total = encode_parts(
+        opened.members[batch.dataset],
+        batch.spec,
+        opened.config.data,
+        opened.tokenizer,
+        frozenset(batch.parts),
+        device=opened.device,
+        dtype=opened.dtype,
+    )
+    return EncodedBatch(number=batch.number, encoded=encoded, total=total)
+
+
+@lru_cache(maxsize=1)
+def _opened(text: str, tokenizer: str) -> Opened:
+    """The run with this configuration, whose datasets are pinned; `tokenizer` is the fingerprint of the one meant."""
+    opened = _open(RunConfig.model_validate_json(text))
+    if opened.tokenizer.fingerprint != tokenizer:
+        raise UserError("this worker reads another tokenizer than the run: give its path as every machine sees it")
+    return opened
+
+
+def _open(config: RunConfig) -> Opened:
+    device = resolve_device(config.train.device)
+    return Opened(
+        config=config,
+        members=tuple(open_member(ref, config.data, split=None) for ref in config.data.datasets),
+        tokenizer=load_tokenizer(config.tokenizer).to(device),
+        device=device,
+        dtype=resolve_precision(config.train.precision, device),
+    )
+
+
+def _plan(opened: Opened, specs: Sequence[LatentSpec], batch_episodes: int) -> Iterator[EncodeBatch]:
+    """All parts of all datasets in batches."""
+    refs = tuple(member.ref for member in opened.members)
+    data = opened.config.data.model_copy(update={"datasets": refs})
+    config = opened.config.model_copy(update={"data": data}).model_dump_json()
+    number = 0
+    for dataset, (member, spec) in enumerate(zip(opened.members, specs, strict=True)):
+        episodes = Counter(member.dataset.episodes.parts[row] for row in member.rows.tolist())
+        for parts in _cut(episodes, batch_episodes):
+            yield EncodeBatch(number=number, config=config, dataset=dataset, spec=spec, parts=parts)
+            number += 1
+
+
+def _cut(episodes: Counter[str], count: int) -> Iterator[tuple[str, ...]]:
+    """Parts in groups of at least `count` episodes."""
+    group: list[str] = []
+    held = 0
+    for part, size in episodes.items():
+        group.append(part)
+        held += size
+        if held >= count:
+            yield tuple(group)
+            group, held = [], 0
+    if group:
+        yield tuple(group)

@@ -1,0 +1,212 @@
+"""What an evaluation runs on: a trained policy, held-out segments, and batches of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from storage_schemas.conventions import DROID_ACTION_DIM
+from storage_schemas.episode import SegmentId
+from storage_schemas.errors import UserError
+from uwm.checkpoint import Checkpoint, load_checkpoint, load_weights
+from uwm.config import DatasetRef
+from uwm.config import replace as change
+from uwm.data.augment import evaluation_batch
+from uwm.data.batch import Batch
+from uwm.data.loader import SegmentReader
+from uwm.data.mixture import Member, open_member
+from uwm.data.sampler import Pick
+from uwm.device import Precision, cast_weights, resolve_device
+from uwm.eval.baselines import mean_action
+from uwm.eval.result import Example
+from uwm.policies import build
+from uwm.policy import Mode, Policy, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A policy in evaluation mode and the segments that it is asked about."""
+
+    checkpoint: Checkpoint
+    policy: Policy
+    parameters: int
+    member: Member
+    segments: tuple[SegmentId, ...]
+    short_episodes: int
+    """Episodes without one full window."""
+    mean_action: Tensor  # (A,), normalized
+    device: torch.device
+
+    def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
+        """All segments in order: their places among `segments` (B,), and the batch."""
+        data = self.checkpoint.config.data
+        reader = SegmentReader([self.member.dataset], data)
+        for start in range(0, len(self.segments), batch_size):
+            chosen = self.segments[start : start + batch_size]
+            raw = reader.read([Pick(start + index, 0, segment) for index, segment in enumerate(chosen)])
+            places = np.arange(start, start + len(chosen))
+            yield places, evaluation_batch(raw, data, self.checkpoint.normalizer, device=self.device)
+
+    def example(self, place: int) -> Example:
+        """Where the segment at `place` comes from."""
+        segment = self.segments[place]
+        row = self.member.dataset.episodes.row(segment.episode)
+        return Example(
+            episode_id=row.episode_id,
+            source_uri=row.source_uri,
+            collection=row.collection,
+            step=segment.step,
+            language=next((text for text in row.language if text), ""),
+        )
+
+    def physical(self, action: Tensor) -> Tensor:
+        """Normalized actions (..., A) in the store's units."""
+        return self.checkpoint.normalizer.denormalize(action)
+
+    @property
+    def action_names(self) -> tuple[str, ...]:
+        """Names of the action's dimensions."""
+        count = self.checkpoint.config.data.action_dim
+        if count == DROID_ACTION_DIM:  # the one 10-dim convention that the stores know
+            return ("x", "y", "z", *(f"rot {index}" for index in range(1, 7)), "gripper")
+        return tuple(f"action {index}" for index in range(count))
+
+
+def open_bench(
+    checkpoint: str,
+    dataset_uri: str,
+    *,
+    version: int | None,
+    split: str,
+    collections: Sequence[str],
+    samples: int,
+    device: str,
+    precision: Precision = "fp32",
+    steps: int | None = None,
+) -> Bench:
+    """Load a policy and choose held-out segments.
+
+    Raises:
+        UserError: when the checkpoint or the dataset is missing or unfit, or no episode of the split
+            has one full window.
+    """
+    loaded = _with_steps(load_checkpoint(checkpoint), steps)
+    if loaded.config.stage == "tokenizer":
+        raise UserError(f"{loaded.path} is a tokenizer: evaluate the checkpoint of a policy")
+    ref = DatasetRef(uri=dataset_uri, version=version, collections=tuple(collections))
+    member = open_member(ref, loaded.config.data, split=split)
+    last = loaded.config.data.segment_spec.last
+    segments = full_windows(member.rows, member.lengths, last, samples)
+    if not segments:
+        raise UserError(
+            f"no {split} episode of {dataset_uri} has the {last + 1} steps of one segment: ingest longer ones"
+        )
+    place = resolve_device(device)
+    policy = _policy(loaded, place, precision)
+    return Bench(
+        checkpoint=loaded,
+        policy=policy,
+        parameters=sum(parameter.numel() for parameter in cast(nn.Module, policy).parameters()),
+        member=member,
+        segments=segments,
+        short_episodes=int((member.lengths <= last).sum()),
+        mean_action=mean_action(_training_member(member), loaded.normalizer),
+        device=place,
+    )
+
+
+def _policy(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Policy:
+    """The policy of a checkpoint, with its averaged weights, ready to be sampled."""
+    network = build(checkpoint.config)
+    load_weights(network, checkpoint, ema=True)
+    network = network.to(device).eval()
+    cast_weights(network, precision)
+    if not isinstance(network, Policy):
+        raise TypeError(f"{type(network).__name__} is no policy")
+    return network
+
+
+def full_windows(rows: NDArray[np.int64], lengths: NDArray[np.int64], last: int, samples: int) -> tuple[SegmentId, ...]:
+    """Segments that lie wholly inside their episodes, evenly spaced over all there are.
+
+    Args:
+        rows: (n,) the episodes.
+        lengths: (n,) their steps.
+        last: offset from the current step of the last one that a segment needs.
+        samples: how many segments; fewer when there are not so many.
+
+    Returns:
+        Segments in the order of the rows; empty when every episode is too short.
+    """
+    counts = np.maximum(lengths - last, 0)
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    places = spread(total, samples)
+    episodes = np.searchsorted(ends, places, side="right")
+    steps = places - (ends - counts)[episodes]
+    return tuple(SegmentId(int(rows[episode]), int(step)) for episode, step in zip(episodes, steps, strict=True))
+
+
+def spread(total: int, count: int) -> NDArray[np.int64]:
+    """At most `count` different numbers of range(total), evenly spaced, none at the very edge by preference."""
+    chosen = min(total, count)
+    return (2 * np.arange(chosen, dtype=np.int64) + 1) * total // (2 * max(chosen, 1))
+
+
+class Asker:
+    """Samples modes for one batch; what they share is encoded once.
+
+    Args:
+        policy: any policy.
+        batch: see `Batch`.
+        seed: of the noise, which is the same in every mode.
+    """
+
+    @torch.no_grad()
+    def __init__(self, policy: Policy, batch: Batch, seed: tuple[int, ...]) -> None:
+        self._policy = policy
+        self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._encoded = policy.encode_batch(batch)
+
+    @property
+    def next_latents(self) -> Tensor | None:
+        """(B, V, C, N, h, w) of the true next observation; None when the policy predicts none."""
+        return self._encoded.latents
+
+    @torch.no_grad()
+    def ask(self, modes: Sequence[Mode]) -> Mapping[Mode, Sample]:
+        """What the modes predict, all from the same noise.
+
+        Raises:
+            UserError: when a prediction is not finite.
+        """
+        found = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
+        for mode, sample in found.items():
+            for values in (sample.action, sample.next_obs):
+                if values is not None and not bool(values.isfinite().all()):
+                    raise UserError(
+                        f"the checkpoint predicts numbers that are not finite in mode {mode}: it has diverged"
+                    )
+        return found
+
+
+def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
+    """The checkpoint with another number of sampling steps, if one is given. Raises UserError when it can't be."""
+    if steps is None:
+        return checkpoint
+    config = checkpoint.config
+    most = config.diffusion.train_timesteps
+    if not 0 < steps <= most:
+        raise UserError(f"{steps} sampling steps: this checkpoint takes 1 to {most}")
+    changed = change(config, diffusion=change(config.diffusion, sample_steps=steps))
+    return replace(checkpoint, config=changed)
+
+
+def _training_member(member: Member) -> Member:
+    """The training episodes beside the held-out ones; there may be none."""
+    rows = member.dataset.episodes.select(split="train", collections=member.ref.collections)
+    return replace(member, rows=np.asarray(rows, np.int64))
