@@ -184,8 +184,8 @@ def ui(
 
     Example: uwm ui --port 4300
     """
-    from flows.deploy.server import local_server
     from flows.lineage.pages import HOME_KEY
+    from flows.runtime.server import local_server
 
     home = folder / "prefect"
     if not home.is_dir():

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 
-def leashed(command: Sequence[str]) -> list[str]:
+def ending_with_parent(command: Sequence[str]) -> list[str]:
     """The command line that runs `command` as a child of this process that doesn't outlive it in secret."""
     return [sys.executable, "-IS", __file__, str(os.getpid()), *command]  # without site-packages it starts in 20 ms
 
