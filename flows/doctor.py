@@ -6,15 +6,9 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-<<<<<<< HEAD
 from flows.runtime.user_errors import as_function, failing_on_user_error
-from pipelines.doctor import Diagnosis, DoctorProgress, diagnose
-from pipelines.doctor_page import markdown, verdict
-=======
-from flows.runtime.user_errors import refusing, settled
 from pipelines.doctor.diagnose import Diagnosis, DoctorProgress, diagnose
 from pipelines.doctor.page import markdown, verdict
->>>>>>> redraw
 from storage_schemas.location import locate
 
 

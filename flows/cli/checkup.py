@@ -63,13 +63,8 @@ def _carried_out(
         from flows.doctor import doctor as run
         from flows.runtime.user_errors import as_function
 
-<<<<<<< HEAD
         return as_function(run)(target, format, version)
-    from pipelines.doctor import diagnose
-=======
-        return settled(run)(target, format, version)
     from pipelines.doctor.diagnose import diagnose
->>>>>>> redraw
 
     with progress_bar(quiet=quiet) as display:
         task = display.add_task("doctor", total=None)
