@@ -17,6 +17,7 @@ from flows.lineage.pages import HOME_KEY, slug
 from flows.lineage.sections import facts_of
 from flows.runtime.user_errors import as_function, failing_on_user_error
 from flows.train import train
+from storage_schemas.markdown import table
 
 
 def as_flows(*, hours: float | None = None) -> Steps:
@@ -105,5 +106,4 @@ def _page(decision: Decision) -> str:
     best = decision.best
     rows = [("dataset", decision.dataset), ("candidate", decision.candidate.checkpoint)]
     rows += [("evaluation", decision.candidate.evaluation), ("best so far", best.checkpoint if best else "none")]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"{_verdict(decision)}\n\n| decision {decision.number} | |\n|---|---|\n{table}\n"
+    return f"{_verdict(decision)}\n\n{table((f'decision {decision.number}', ''), rows)}"
