@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
+from pipelines.checks.filters import Filter, chosen
+from pipelines.checks.quality import Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
 from pipelines.files import printable
-from pipelines.filters import Filter, chosen
 from pipelines.options import SourceOptions
-from pipelines.quality import Rejection
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.commits import Committer, commit
@@ -116,7 +116,7 @@ def ingest(
             at 4 GB of raw data.
         run_id: for lineage; a new one when None.
         val_percent: share of held-out episodes of a new dataset.
-        reject: names of `pipelines.filters.FILTERS`; the format's own when None, no filter when empty.
+        reject: names of `pipelines.checks.filters.FILTERS`; the format's own when None, no filter when empty.
         carry: who converts the batches; this process, one after another, when None.
         progress: called after every reference; after every batch when `carry` is given.
 
