@@ -10,8 +10,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from flows.lineage.picture import MAX_DRAWN, data_url, svg
+from flows.lineage.picture import MAX_DRAWN, svg
 from flows.lineage.sections import Section, facts_of
+from storage_schemas.images import data_url
 from storage_schemas.lineage.records import KINDS, LineageGraph, LineageRecord, kind_of
 from storage_schemas.markdown import plain, table
 
@@ -89,7 +90,7 @@ def _neighbourhood(graph: LineageGraph, node: str, up: Sequence[str], down: Sequ
 
 
 def _picture(graph: LineageGraph, note: str, focus: str) -> str:
-    return f"![lineage graph]({data_url(svg(graph, focus))}){note}"
+    return f"![lineage graph]({data_url(svg(graph, focus).encode(), 'image/svg+xml')}){note}"
 
 
 def _facts(record: LineageRecord, details: Sequence[Section]) -> str:

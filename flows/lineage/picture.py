@@ -1,6 +1,5 @@
 """The drawing of a lineage graph, as SVG."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -149,8 +148,3 @@ def _shorten(name: str) -> str:
         return name
     half = (LABEL_LETTERS - 1) // 2
     return f"{name[:half]}…{name[-half:]}"
-
-
-def data_url(drawing: str) -> str:
-    """An SVG document as a URL that a markdown image can hold."""
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
