@@ -1,16 +1,15 @@
 """The flow `latents`: the datasets of a run are encoded ahead of its training."""
 
-from typing import Literal
-
 from prefect import flow, get_run_logger
 
-from flows.deploy.forms import AS_THE_RECIPE, RecipeName, Settings
-from flows.jobs.train import make_config
+from flows.deploy.forms import AS_THE_RECIPE, Settings
+from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
 from flows.runtime.gpu_slots import gpu_slot
-from flows.runtime.task_runners import Sealed, batch_task, carried_by, choose
+from flows.runtime.task_runners import Sealed, batch_task, carried_by
 from flows.runtime.user_errors import refusing
 from uwm.data.latents import EncodeReport
 from uwm.encode_latents import BATCH_EPISODES, EncodeBatch, EncodedBatch, encode_batch, encode_run
+from uwm.recipes import RecipeName, apply_overrides, get_recipe
 
 
 @batch_task("encode")
@@ -28,9 +27,7 @@ def latents(
     variants: int = 1,
     seed: int = 0,
     batch_episodes: int = BATCH_EPISODES,
-    runner: Literal["threads", "processes", "dask", "ray"] | None = None,
-    workers: int | None = None,
-    cluster: str | None = None,
+    runner: RunnerOptions = RUNNER_DEFAULTS,
 ) -> tuple[EncodeReport, ...]:
     """Encode the datasets of a run once, so that it trains without its tokenizer; only what is missing is encoded.
 
@@ -41,17 +38,15 @@ def latents(
         variants: augmented variants of every frame.
         seed: of the variants.
         batch_episodes: episodes per task run, at least.
-        runner: what carries out the task runs; threads by default.
-        workers: batches at once: one thread by default, or as many processes as there are cores.
-        cluster: address of a Dask or Ray cluster that runs already.
+        runner: what carries out the task runs.
     """
     logger = get_run_logger()
     with gpu_slot():
         return encode_run(
-            make_config(recipe, (*settings.overrides(), *overrides)),
+            apply_overrides(settings.applied_to(get_recipe(recipe)), overrides),
             variants=variants,
             seed=seed,
             batch_episodes=batch_episodes,
-            carry=carried_by(choose(runner, workers, cluster), encode_parts),
+            carry=carried_by(runner.choose(), encode_parts),
             progress=lambda done, total: logger.info("%s of %s batches", done, total),
         )

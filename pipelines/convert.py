@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from pipelines.filters import Filter, Verdict
-from pipelines.options import SourceOptions
+from pipelines.options import IngestOptions
 from pipelines.quality import Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
@@ -31,8 +32,9 @@ class Batch:
     """References to convert and all that it takes. Picklable, and valid wherever source and store can be reached."""
 
     source: str
-    format: str
-    options: SourceOptions
+    options: IngestOptions
+    """With the format filled in."""
+    dataset: DatasetSpec
     reject: frozenset[str]
     """Some of `pipelines.filters.FILTERS`."""
     store_uri: str
@@ -109,14 +111,14 @@ def convert(
     Raises:
         UserError: when source or store can't be reached.
     """
-    reader = reader or _opened(batch.source, batch.format, batch.options, batch.run_id)
+    reader = reader or _opened(batch.source, batch.options, batch.dataset, batch.run_id)
     return _Converter(batch, reader).run(on_reference)
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, format: str, options: SourceOptions, run_id: str) -> SourceReader:  # noqa: A002
+def _opened(source: str, options: IngestOptions, dataset: DatasetSpec, run_id: str) -> SourceReader:
     """`run_id` makes a new run look at the source anew."""
-    return open_source(source, format, options)
+    return open_source(source, options, dataset)
 
 
 @dataclass

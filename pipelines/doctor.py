@@ -13,7 +13,7 @@ from typing import Any
 from pipelines.content import Finding, check_times, examine
 from pipelines.duplicates import Seen
 from pipelines.files import printable
-from pipelines.options import SourceOptions
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.quality import BadDataError, Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef, Timed
 from pipelines.sources.registry import open_source
@@ -75,9 +75,8 @@ class Diagnosis:
 
 def diagnose(
     target: str,
+    options: IngestOptions = INGEST_DEFAULTS,
     *,
-    format: str | None = None,  # noqa: A002
-    options: SourceOptions | None = None,
     version: int | None = None,
     progress: Callable[[DoctorProgress], None] | None = None,
 ) -> Diagnosis:
@@ -85,8 +84,7 @@ def diagnose(
 
     Args:
         target: a dataset, or what ingestion takes as a source.
-        format: of a source, found by its files' names when None.
-        options: how a source is read.
+        options: how a source is read; a dataset is taken for raw data when they name a format.
         version: of a dataset; the newest when None.
         progress: called after every reference or episode.
 
@@ -95,8 +93,8 @@ def diagnose(
     """
     started = time.monotonic()
     tell = progress or (lambda _: None)
-    stored = format is None and dataset_exists(target)
-    visit = _Visit(_Store(open_dataset(target, version)) if stored else _Source(open_source(target, format, options)))
+    stored = options.format is None and dataset_exists(target)
+    visit = _Visit(_Store(open_dataset(target, version)) if stored else _Source(open_source(target, options)))
     visit.run(tell)
     return Diagnosis(
         target=printable(locate(target).uri),

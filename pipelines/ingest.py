@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
 from pipelines.files import printable
 from pipelines.filters import Filter, chosen
-from pipelines.options import SourceOptions
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.quality import Rejection
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
@@ -31,7 +31,6 @@ from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.store.dataset import Dataset, open_dataset
 
-BATCH_EPISODES = 64
 _BATCH_BYTES = 4 << 30
 """Raw bytes at which a batch ends: what a killed worker loses, and a killed run between two commits, is bounded."""
 
@@ -95,13 +94,9 @@ class _Plan:
 def ingest(
     source: str,
     store_uri: str,
+    options: IngestOptions = INGEST_DEFAULTS,
     *,
-    format: str | None = None,  # noqa: A002
-    options: SourceOptions | None = None,
-    batch_episodes: int = BATCH_EPISODES,
     run_id: str | None = None,
-    val_percent: int | None = None,
-    reject: Sequence[str] | None = None,
     carry: Carry | None = None,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
@@ -110,13 +105,8 @@ def ingest(
     Args:
         source: path or fsspec URI of a file, a folder or a glob.
         store_uri: the dataset.
-        format: format of the source, found by its files' names when None.
-        options: collection, camera and video settings; `dataset` is filled in here.
-        batch_episodes: references (robot episodes or video files) per batch, which is one commit; a batch also ends
-            at 4 GB of raw data.
+        options: how the source becomes episodes; a batch of them also ends at 4 GB of raw data.
         run_id: for lineage; a new one when None.
-        val_percent: share of held-out episodes of a new dataset.
-        reject: names of `pipelines.filters.FILTERS`; the format's own when None, no filter when empty.
         carry: who converts the batches; this process, one after another, when None.
         progress: called after every reference; after every batch when `carry` is given.
 
@@ -124,22 +114,19 @@ def ingest(
         UserError: when there is nothing to read or the dataset does not fit the source.
     """
     started = time.monotonic()
-    if batch_episodes < 1:
-        raise UserError(f"a batch of {batch_episodes} episodes: give at least 1")
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
-    options = replace(options or SourceOptions(), dataset=dataset.spec if dataset else None)
-    reader = open_source(source, format, options)
-    fit = Filter(reader, chosen(reject, reader.unwanted))
-    dataset = dataset or _create(store_uri, reader, val_percent)
-    _check_fits(dataset, reader, val_percent)
+    reader = open_source(source, options, dataset.spec if dataset else None)
+    fit = Filter(reader, chosen(options.reject, reader.unwanted))
+    dataset = dataset or _create(store_uri, reader, options.val_percent)
+    _check_fits(dataset, reader, options.val_percent)
     plan = _plan(reader, dataset, fit)
     if plan.todo:
         fit.remember(dataset)
     place = locate(source)
     blank = Batch(
         source=place.path if place.is_local else source,
-        format=reader.format,
-        options=options,
+        options=options.model_copy(update={"format": reader.format}),
+        dataset=dataset.spec,
         reject=fit.names,
         store_uri=locate(store_uri).uri,
         run_id=run_id or uuid.uuid4().hex,
@@ -148,7 +135,7 @@ def ingest(
     )
     ledger = _Ledger(blank.store_uri, blank.run_id, plan, fit)
     _record(store_uri, plan.rejected, blank.run_id)
-    batches = [replace(blank, number=i, refs=refs) for i, refs in enumerate(_cut(plan.todo, batch_episodes))]
+    batches = [replace(blank, number=i, refs=refs) for i, refs in enumerate(_cut(plan.todo, options.batch_episodes))]
     for converted in _carried(batches, carry, reader, ledger, progress):
         ledger.take(converted)
     ledger.close()

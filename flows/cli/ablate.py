@@ -7,7 +7,7 @@ import typer
 
 from flows.cli.console import note, say, say_json, say_table
 from flows.cli.data import AsJson, Flow, Store
-from flows.cli.execution import carried_out
+from flows.cli.execution import jobs_of
 from flows.cli.training import Overrides, Samples
 
 Ablations = Annotated[
@@ -47,7 +47,7 @@ def ablate(
     from flows.jobs.ablations import run_ablations
 
     study = run_ablations(
-        carried_out(flow, quiet=True),
+        jobs_of(flow, quiet=True),
         base,
         store,
         overrides=tuple(overrides or ()),

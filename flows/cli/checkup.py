@@ -37,7 +37,7 @@ def doctor(
 
     Example: uwm doctor /data/videos --html report.html
     """
-    found = _carried_out(target, format, version, flow, quiet=json)
+    found = _jobs_of(target, format, version, flow, quiet=json)
     if html is not None:
         from pipelines.doctor_page import write_page
 
@@ -51,7 +51,7 @@ def doctor(
     return 0 if found.ok else 1
 
 
-def _carried_out(
+def _jobs_of(
     target: str,
     format: str | None,  # noqa: A002
     version: int | None,

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.cli.console import count, note, progress_bar, say, say_json, say_table
-from flows.cli.execution import carried_out
+from flows.cli.execution import jobs_of
+from flows.cli.options import expanded
+from flows.jobs.options import RunnerOptions
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +40,7 @@ Cluster = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    app.command()(ingest)
+    app.command()(expanded(ingest))
     app.command()(inspect)
     app.command()(verify)
     app.command()(diff)
@@ -50,32 +53,8 @@ def register(app: typer.Typer) -> None:
 def ingest(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, file or glob of raw data.")],
     store: Store,
-    format: Annotated[  # noqa: A002 - the option's name
-        str | None, typer.Option(help="droid-rlds, video, ...; found out from the source by default.")
-    ] = None,
-    collection: Annotated[
-        str | None, typer.Option(help="Name of the collection; by default the lab or folder.")
-    ] = None,
-    camera: Annotated[str | None, typer.Option(help="Camera that video frames count as.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Most steps per second of video (15).")] = None,
-    clip_steps: Annotated[
-        int | None, typer.Option(min=1, help="Most steps of an episode cut from video (150).")
-    ] = None,
-    backend: Annotated[str | None, typer.Option(help="Decoder of videos: pyav or decord (pyav).")] = None,
-    val_percent: Annotated[
-        int | None, typer.Option(min=0, max=100, help="Per cent of episodes held out, fixed for a new store (10).")
-    ] = None,
-    reject: Annotated[
-        str | None,
-        typer.Option(
-            help="What to keep out, by the doctor's names: black,static,idle,duplicate,copy,missing_camera,"
-            "out_of_range,time_gap,too_short; none for no filter (video: black,static,copy)."
-        ),
-    ] = None,
-    batch: Batch = None,
-    runner: RunnerName = None,
-    workers: Workers = None,
-    cluster: Cluster = None,
+    options: IngestOptions,
+    runner: RunnerOptions,
     json: AsJson = False,
     flow: Flow = None,
 ) -> int:
@@ -88,20 +67,7 @@ def ingest(
 
     Example: uwm ingest /data/droid stores/droid --runner dask --workers 8 --batch 128
     """
-    options: dict[str, Any] = {
-        "format": format,
-        "collection": collection,
-        "camera": camera,
-        "fps": fps,
-        "clip_steps": clip_steps,
-        "backend": backend,
-        "val_percent": val_percent,
-        "reject": None if reject is None else reject.split(","),
-        "batch_episodes": batch,
-        **spread(runner, workers, cluster),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    result = carried_out(flow, quiet=json).ingest(source, store, **given)
+    result = jobs_of(flow, quiet=json).ingest(source, store, options, runner)
     if json:
         say_json(result.report)
     else:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from flows.jobs.evaluate import Evaluated
     from flows.jobs.ingest import Ingested
-    from flows.jobs.pipeline import Steps
+    from flows.jobs.pipeline import Jobs
     from flows.jobs.train import Trained
     from uwm.data.latents import EncodeReport
     from uwm.events import TrainEvent
@@ -37,13 +37,13 @@ def use_flow(flow: bool | None) -> bool:
     return True
 
 
-def carried_out(flow: bool | None, *, quiet: bool) -> "Steps":
+def jobs_of(flow: bool | None, *, quiet: bool) -> "Jobs":
     """The three jobs as flows or as plain functions; `quiet` shows no progress of the latter."""
     if use_flow(flow):
-        from flows.pipeline import as_flows
+        from flows.pipeline import FlowJobs
 
-        return as_flows()
-    return Here(quiet=quiet).steps()
+        return FlowJobs()
+    return LocalJobs(quiet=quiet)
 
 
 def encoded(flow: bool | None, *, quiet: bool) -> "Callable[..., tuple[EncodeReport, ...]]":
@@ -53,7 +53,7 @@ def encoded(flow: bool | None, *, quiet: bool) -> "Callable[..., tuple[EncodeRep
         from flows.runtime.user_errors import settled
 
         return settled(latents)
-    return Here(quiet=quiet).encode
+    return LocalJobs(quiet=quiet).encode
 
 
 def without_runner(options: dict[str, Any]) -> dict[str, Any]:
@@ -67,17 +67,11 @@ def without_runner(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in ("runner", "workers", "cluster")}
 
 
-class Here:
+class LocalJobs:
     """The jobs in this process, with their progress on stderr."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
-
-    def steps(self) -> "Steps":
-        """All three of them."""
-        from flows.jobs.pipeline import Steps
-
-        return Steps(ingest=self.ingest, train=self.train, evaluate=self.evaluate)
 
     def ingest(self, source: str, store: str, **options: Any) -> "Ingested":
         """Ingest with a bar of references."""

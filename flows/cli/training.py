@@ -7,7 +7,7 @@ import typer
 
 from flows.cli.console import say, say_json, say_table
 from flows.cli.data import AsJson, Flow, Store, Version
-from flows.cli.execution import carried_out, use_flow
+from flows.cli.execution import jobs_of, use_flow
 
 if TYPE_CHECKING:
     from flows.jobs.evaluate import Evaluated
@@ -45,7 +45,7 @@ def train(
 
     Example: uwm train debug data.datasets.0.uri=runs/droid train.steps=20
     """
-    result = carried_out(flow, quiet=json).train(recipe, tuple(overrides or ()))
+    result = jobs_of(flow, quiet=json).train(recipe, tuple(overrides or ()))
     if json:
         say_json({"path": result.path, "step": result.step, "reused": result.reused, "node": result.record.node})
     else:
@@ -85,7 +85,7 @@ def evaluate(
         "steps": steps,
         "device": device,
     }
-    result = carried_out(flow, quiet=json).evaluate(checkpoint, store, **options)
+    result = jobs_of(flow, quiet=json).evaluate(checkpoint, store, **options)
     if json:
         say(result.evaluation.to_json().rstrip())
     else:
@@ -178,7 +178,7 @@ def pretrain_then_finetune(
     else:
         from flows.jobs.pipeline import pretrain_then_finetune as run_plainly
 
-        result = run_plainly(carried_out(False, quiet=json), pretrain, finetune, **given)
+        result = run_plainly(jobs_of(False, quiet=json), pretrain, finetune, **given)
     if json:
         say_json(
             {

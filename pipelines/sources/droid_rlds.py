@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines import quality
 from pipelines.files import SourceFile, find, printable
-from pipelines.options import SourceOptions
+from pipelines.options import IngestOptions
 from pipelines.quality import BadDataError, Rejection
 from pipelines.source import SourceRef, rejecting
 from pipelines.tfrecord import Damage, Example, Record, check_record, scan
@@ -144,7 +144,7 @@ def is_mine(name: str) -> bool:
     return ".tfrecord" in name
 
 
-def open_reader(source: str, options: SourceOptions) -> DroidRlds:
+def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | None) -> DroidRlds:
     """For the registry."""
     return DroidRlds(source, collection=options.collection)
 

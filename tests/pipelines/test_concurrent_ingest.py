@@ -27,7 +27,7 @@ def run(source: str, store: str, barrier: Any = None) -> None:
 
     if barrier is not None:
         barrier.wait(60)
-    ingest(source, store, batch_episodes=2)
+    ingest(source, store, IngestOptions(batch_episodes=2))
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ def ingested(away: Path) -> Ingested:
     raw.mkdir()
     for path in (EXAMPLES / "video").glob("*.m*"):
         shutil.copy(path, raw / f"take #{path.name}")
-    return run_ingest(str(raw), str(away / "data" / "clips"), fps=5)
+    return run_ingest(str(raw), str(away / "data" / "clips"), IngestOptions(fps=5))
 
 
 def said(line: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "data"
 
 def test_ingesting_twice_makes_one_version_and_one_record(away: Path) -> None:
     store = str(away / "data" / "robot")
-    first = run_ingest(str(EXAMPLES / "droid"), store, val_percent=25)
+    first = run_ingest(str(EXAMPLES / "droid"), store, IngestOptions(val_percent=25))
     assert first.dataset is not None
     assert first.dataset.upstream == (first.source.node,)
     assert first.dataset.facts["episodes"] == first.report.added
@@ -34,7 +34,7 @@ def test_a_source_without_anything_good_leaves_no_version_and_a_reason(away: Pat
     folder = away / "raw"
     folder.mkdir()
     (folder / "broken.mp4").write_bytes(b"this is no video")
-    result = run_ingest(str(folder), str(away / "data" / "clips"), format="video")
+    result = run_ingest(str(folder), str(away / "data" / "clips"), IngestOptions(format="video"))
     assert result.dataset is None
     assert [item.reason for item in result.report.quarantined]
     assert list(graph(result.root).records) == [result.source.node]

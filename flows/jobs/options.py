@@ -1,0 +1,39 @@
+"""Who does the task runs of a job; what the jobs themselves can be told stands with what does them."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.runtime.task_runners import Runner, choose
+from storage_schemas.errors import UserError
+
+
+class RunnerOptions(BaseModel):
+    """What carries out the task runs of a flow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+
+    runner: Literal["threads", "processes", "dask", "ray"] | None = Field(
+        None, description="who does the task runs: threads, processes, dask or ray; threads by default."
+    )
+    workers: int | None = Field(
+        None, ge=1, description="task runs at once; by default one thread, or a process per core."
+    )
+    cluster: str | None = Field(
+        None, description="a cluster that runs already: tcp://HOST:8786 (Dask), ray://HOST:10001 (Ray)."
+    )
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        try:
+            self.choose()
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def choose(self) -> Runner:
+        """The runner that is meant."""
+        return choose(self.runner, self.workers, self.cluster)
+
+
+RUNNER_DEFAULTS = RunnerOptions()
