@@ -10,7 +10,7 @@ from flows.runtime.dataset_events import announce
 from flows.runtime.task_runners import Sealed, batch_task, carried_by
 from flows.runtime.user_errors import refusing, settled
 from pipelines.convert import Batch, Converted, convert
-from pipelines.folder_snapshot import Look, look, settle
+from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import IngestProgress
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.catalog.table import dataset_exists
@@ -89,10 +89,10 @@ def watch(
     """
     logger = get_run_logger()
     memory = _memory(source, store, options)
-    if _remembered(memory) == _state(look(source), store):
+    if _remembered(memory) == _state(take_snapshot(source), store):
         logger.info("%s is as it was when it was ingested", source)
         return None
-    seen = settle(source, quiet=quiet, patience=patience)
+    seen = wait_until_quiet(source, quiet=quiet, patience=patience)
     if seen is None:
         logger.warning("%s was still being written to after %g s: the next run takes it", source, patience)
         return None
@@ -114,6 +114,6 @@ def _remembered(place: Location) -> str:
     return place.read_bytes(0, 1000).decode("utf-8", "replace") if place.exists() else ""
 
 
-def _state(seen: Look, store: str) -> str:
+def _state(seen: FolderSnapshot, store: str) -> str:
     """What a source and its dataset are now: also when somebody took episodes out of the dataset, all is compared."""
     return f"{seen.digest} {pin_dataset(store).identity if dataset_exists(store) else 'none'}"

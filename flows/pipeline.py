@@ -20,6 +20,7 @@ from flows.lineage.sections import facts_of
 from flows.runtime.user_errors import refusing, settled
 from flows.train import train_config
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
+from storage_schemas.markdown import table
 from uwm.config import RunConfig
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 from uwm.recipes import RecipeName, apply_overrides, get_recipe
@@ -122,5 +123,4 @@ def _page(decision: Decision) -> str:
     best = decision.best
     rows = [("dataset", decision.dataset), ("candidate", decision.candidate.checkpoint)]
     rows += [("evaluation", decision.candidate.evaluation), ("best so far", best.checkpoint if best else "none")]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"{_verdict(decision)}\n\n| decision {decision.number} | |\n|---|---|\n{table}\n"
+    return f"{_verdict(decision)}\n\n{table((f'decision {decision.number}', ''), rows)}"

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pipelines.filters import Filter, Verdict
+from pipelines.checks.filters import Filter, Verdict
+from pipelines.checks.quality import Rejection
 from pipelines.options import IngestOptions
-from pipelines.quality import Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
@@ -36,7 +36,7 @@ class Batch:
     """With the format filled in."""
     dataset: DatasetSpec
     reject: frozenset[str]
-    """Some of `pipelines.filters.FILTERS`."""
+    """Some of `pipelines.checks.filters.FILTERS`."""
     store_uri: str
     run_id: str
     number: int

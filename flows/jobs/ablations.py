@@ -58,9 +58,10 @@ def run_ablations(
     Raises:
         UserError: when the recipe, an ablation, a setting or the dataset is not as it should be.
     """
+    from storage_schemas import markdown
     from uwm.ablations import BASE, find_ablations, variants
     from uwm.config import replace
-    from uwm.report.ablations import ResultsLog, Row, markdown, table
+    from uwm.report.ablations import ResultsLog, Row, table
 
     config = make_config(base, (f"data.datasets.0.uri={dataset}", *overrides))
     found = variants(config, find_ablations(ablations))
@@ -78,6 +79,6 @@ def run_ablations(
             evaluated = jobs.evaluate(trained.path, dataset, EvalOptions(samples=samples))
             log.add(Row.of(run, seed, settings, evaluated.evaluation, evaluated.folder))
             lines = table(found, log.rows())
-            (folder / TABLE).write_bytes(markdown(lines).encode())
+            (folder / TABLE).write_bytes(markdown.table(lines[0], lines[1:]).encode())
             reused += trained.reused
     return Study(log=(folder / LOG).uri, table=(folder / TABLE).uri, lines=lines, runs=seeds * len(plan), reused=reused)

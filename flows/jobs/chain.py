@@ -105,7 +105,7 @@ def plan_chain(chain: Chain) -> Plan:
 
 
 def _configure(chain: Chain, dataset: DatasetPin, identity: str, start: Contender | None) -> RunConfig:
-    """The run with its name, folder, parent and pinned version. Raises UserError when it does not train on the dataset."""
+    """The run with name, folder, parent and version. Raises UserError when it does not train on the dataset."""
     config = make_config(chain.recipe, chain.overrides)
     uri, refs = dataset.uri, config.data.datasets
     pinned = [replace(ref, version=dataset.version) if locate(ref.uri) == locate(uri) else ref for ref in refs]

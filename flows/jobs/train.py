@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from flows.lineage.openlineage import Start, emitting
 from flows.lineage.records import CheckpointPin, DatasetPin, checkpoint_root, record_checkpoint
 from flows.runtime.child_process import follow, python_module
+from storage_schemas.documents import write_document
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import Fact, LineageRecord
+from storage_schemas.location import locate
 
 if TYPE_CHECKING:
     from uwm.config import RunConfig
@@ -93,7 +95,7 @@ def _train(config: "RunConfig", on_event: "Callable[[TrainEvent], None] | None")
 
     with tempfile.TemporaryDirectory(prefix="uwm-") as folder:
         path = Path(folder) / "config.json"
-        path.write_text(config.model_dump_json())
+        write_document(locate(path), config)
         follow(python_module("uwm.train", str(path)), on_line)
     return finished[-1]
 

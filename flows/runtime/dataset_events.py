@@ -1,6 +1,5 @@
 """Tell the Prefect server of a new dataset version, once, so that automations can act on it."""
 
-import json
 import uuid
 from datetime import UTC, datetime
 
@@ -9,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
+from storage_schemas.documents import write_document
 from storage_schemas.lineage.records import LineageRecord, digest
 from storage_schemas.location import locate
 
@@ -42,7 +42,7 @@ def announce(root: str, dataset: LineageRecord) -> bool:
     event = _event(dataset)
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event]).raise_for_status()
-    mark.write_bytes((json.dumps(event, indent=1) + "\n").encode())
+    write_document(mark, event)
     return True
 
 

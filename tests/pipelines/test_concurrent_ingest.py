@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from s3_server import FaultProxy
 
+from pipelines.options import IngestOptions
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset
 

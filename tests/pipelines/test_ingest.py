@@ -320,7 +320,7 @@ def dying(*args, **options):
     return result
 
 setattr(module, name, dying)
-pipelines.ingest.ingest(source, store, batch_episodes=2)
+pipelines.ingest.ingest(source, store, pipelines.options.IngestOptions(batch_episodes=2))
 """
 
 
@@ -351,7 +351,8 @@ def test_killed_at_a_moment(episodes: Make, store: str, name: str, moment: str, 
 def test_killed_at_any_time(tmp_path: Path, write_rlds: Make, make_features: Make, store: str) -> None:
     records = [make_features(5, path=f"LAB/success/day/{number}/x.h5", seed=number) for number in range(40)]
     source = str(write_rlds(tmp_path / "set", records))
-    code = "import sys; from pipelines.ingest import ingest; ingest(*sys.argv[1:], batch_episodes=1)"
+    code = "import sys; from pipelines.ingest import ingest; from pipelines.options import IngestOptions; "
+    code += "ingest(*sys.argv[1:], IngestOptions(batch_episodes=1))"
     for delay in (0.4, 0.6, 0.8, 1.0):
         process = subprocess.Popen([sys.executable, "-c", code, source, store])
         time.sleep(delay)

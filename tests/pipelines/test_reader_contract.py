@@ -10,9 +10,9 @@ import fsspec
 import numpy as np
 import pytest
 
+from pipelines.checks.quality import Rejection
 from pipelines.files import raw_path
 from pipelines.options import IngestOptions
-from pipelines.quality import Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef
 from pipelines.sources.registry import FORMATS, detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode
@@ -62,7 +62,7 @@ class ReaderContract:
         """Change the content of one reference, which stays good."""
 
     def open(self, source: Path | str, **options: Any) -> SourceReader:
-        return open_source(str(source), IngestOptions(format=self.format))
+        return open_source(str(source), IngestOptions(format=self.format, **options))
 
     def test_is_registered_and_detected(self, source: Path) -> None:
         assert self.format in FORMATS
@@ -206,7 +206,7 @@ class TestVideo(ReaderContract):
 
 class TestVideoByDecord(TestVideo):
     def open(self, source: Path | str, **options: Any) -> SourceReader:
-        return super().open(source, video=VideoOptions(backend="decord"), **options)
+        return super().open(source, backend="decord", **options)
 
 
 def test_unknown_format_suggests_the_nearest(tmp_path: Path) -> None:

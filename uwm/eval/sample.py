@@ -5,7 +5,6 @@ size.
 """
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage_schemas.documents import write_document
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 from uwm.data.batch import Batch
@@ -110,7 +110,7 @@ def sample(
             strips.append(_write_strip(folder / f"{mode}-{place:03d}.png", batch, row, predicted))
             records.append(_record(bench, batch, row, place, None if actions is None else actions[row]))
     content = {"mode": mode, "seed": seed, "action_names": bench.action_names, "segments": records}
-    (folder / ACTIONS_FILE).write_bytes(json.dumps(content, indent=1).encode())
+    write_document(folder / ACTIONS_FILE, content)
     return SampleFiles(strips=tuple(strips), actions=(folder / ACTIONS_FILE).uri)
 
 

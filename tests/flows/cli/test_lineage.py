@@ -8,6 +8,7 @@ import pytest
 
 from flows.cli import run
 from flows.jobs.ingest import Ingested, run_ingest
+from pipelines.options import IngestOptions
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "data"
 

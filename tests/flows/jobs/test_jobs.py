@@ -12,6 +12,7 @@ from flows.cli import run
 from flows.jobs.evaluate import run_evaluation
 from flows.jobs.ingest import run_ingest
 from flows.jobs.train import run_training
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import graph
 

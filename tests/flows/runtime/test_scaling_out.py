@@ -20,6 +20,7 @@ import simplejpeg
 from flows.deploy.server import Server, client_environment, local_server
 from pipelines.benchmarks.rlds import write_rlds
 from pipelines.ingest import ingest
+from pipelines.options import IngestOptions
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset

@@ -4,15 +4,16 @@ import io
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.quality import BadDataError
-from pipelines.video_io import TimedFrame, VideoInfo, _resample, probe, steady_frames
+from pipelines.checks.quality import BadDataError
+from pipelines.options import Backend
+from pipelines.video.decode import TimedFrame, VideoInfo, _resample, probe, steady_frames
 
 Make = Callable[..., Path]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.containers import check_whole
+from pipelines.checks.quality import MAX_PIXELS, BadDataError
 from pipelines.options import Backend
-from pipelines.quality import MAX_PIXELS, BadDataError
+from pipelines.video.containers import check_whole
 
 if TYPE_CHECKING:
     from av import VideoFrame
