@@ -3,12 +3,12 @@
 from prefect import flow, get_run_logger
 
 from flows.deploy.forms import AS_THE_RECIPE, Settings
-from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
+from flows.jobs.options import LATENTS_DEFAULTS, RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.task_runners import Sealed, batch_task, carried_by
 from flows.runtime.user_errors import refusing
 from uwm.data.latents import EncodeReport
-from uwm.encode_latents import BATCH_EPISODES, EncodeBatch, EncodedBatch, encode_batch, encode_run
+from uwm.encode_latents import EncodeBatch, EncodedBatch, encode_batch, encode_run
 from uwm.recipes import RecipeName, apply_overrides, get_recipe
 
 
@@ -24,9 +24,7 @@ def latents(
     recipe: RecipeName,
     overrides: tuple[str, ...] = (),
     settings: Settings = AS_THE_RECIPE,
-    variants: int = 1,
-    seed: int = 0,
-    batch_episodes: int = BATCH_EPISODES,
+    options: LatentsOptions = LATENTS_DEFAULTS,
     runner: RunnerOptions = RUNNER_DEFAULTS,
 ) -> tuple[EncodeReport, ...]:
     """Encode the datasets of a run once, so that it trains without its tokenizer; only what is missing is encoded.
@@ -35,18 +33,16 @@ def latents(
         recipe: of the run that shall train on them.
         overrides: key=value pairs that replace fields of its configuration; data.latents=NAME is needed.
         settings: the fields of the recipe that are most often replaced.
-        variants: augmented variants of every frame.
-        seed: of the variants.
-        batch_episodes: episodes per task run, at least.
+        options: how the datasets are encoded.
         runner: what carries out the task runs.
     """
     logger = get_run_logger()
     with gpu_slot():
         return encode_run(
             apply_overrides(settings.applied_to(get_recipe(recipe)), overrides),
-            variants=variants,
-            seed=seed,
-            batch_episodes=batch_episodes,
+            variants=options.variants,
+            seed=options.seed,
+            batch_episodes=options.batch_episodes,
             carry=carried_by(runner.choose(), encode_parts),
             progress=lambda done, total: logger.info("%s of %s batches", done, total),
         )

@@ -16,7 +16,6 @@ from uwm.device import resolve_device, resolve_precision
 from uwm.model.tokenizer import Tokenizer, load_tokenizer
 from uwm.train.resume import resolve_paths
 
-BATCH_EPISODES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,7 @@ def encode_run(
     *,
     variants: int = 1,
     seed: int = 0,
-    batch_episodes: int = BATCH_EPISODES,
+    batch_episodes: int = 64,
     carry: Carry | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[EncodeReport, ...]:

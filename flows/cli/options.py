@@ -19,6 +19,25 @@ from storage_schemas.errors import UserError
 M = TypeVar("M", bound=BaseModel)
 R = TypeVar("R")
 
+Store = Annotated[str, typer.Argument(metavar="STORE", help="Dataset: a folder or a URI such as s3://bucket/droid.")]
+Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or of one of its checkpoints.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Fields of the recipe to replace: train.steps=100")
+]
+Version = Annotated[
+    str | None, typer.Option("--version", metavar="NUMBER|TAG", help="Dataset version; the newest by default.")
+]
+Root = Annotated[
+    str | None, typer.Option(help="Folder of lineage records; by default UWM_LINEAGE, else the one found from here.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Flow = Annotated[
+    bool | None,
+    typer.Option(
+        "--flow/--no-flow", help="Run as a Prefect flow; by default when PREFECT_API_URL or a profile is set."
+    ),
+]
+
 FLAGS = {"batch_episodes": "--batch", "collections": "--collection"}
 """Options that are not called after their field."""
 WITH_COMMAS = ("reject",)

@@ -216,8 +216,8 @@ def deployments(site: Site) -> tuple[Deployment, ...]:
 
 
 def _watch(watch: Watch) -> Deployment:
-    given = watch.model_dump(exclude_unset=True)
-    models = {"options": IngestOptions, "runner": RunnerOptions}
+    given = watch.model_dump(mode="json", exclude_unset=True)
+    models: dict[str, type[BaseModel]] = {"options": IngestOptions, "runner": RunnerOptions}
     parts = {name: {key: given[key] for key in model.model_fields if key in given} for name, model in models.items()}
     return Deployment(
         name=f"ingest-{watch.name}",

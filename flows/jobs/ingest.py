@@ -9,6 +9,7 @@ from flows.lineage.records import DatasetPin, record_dataset, record_source
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.lineage.records import Fact, LineageRecord, lineage_root
 from storage_schemas.location import locate
+from uwm.config import DatasetVersion
 
 if TYPE_CHECKING:
     from pipelines.ingest import Carry, IngestProgress, IngestReport
@@ -87,15 +88,15 @@ def _record_ingested(root: str, report: "IngestReport", source: LineageRecord, r
     return record_dataset(root, pin, sources=(source.node,) if used else (), facts=facts, run_url=run_url)
 
 
-def summary_of(store: str, version: int | None = None) -> "DatasetSummary":
+def summary_of(store: str, version: DatasetVersion = None) -> "DatasetSummary":
     """What a dataset version holds, in numbers."""
     from storage_schemas.store.dataset import open_dataset, summary
 
     return summary(open_dataset(store, version))
 
 
-def pin_dataset(store: str, version: int | None = None) -> DatasetPin:
-    """The newest or a given version of a dataset, pinned."""
+def pin_dataset(store: str, version: DatasetVersion = None) -> DatasetPin:
+    """A version of a dataset, pinned to its number. Raises UserError when there is none."""
     from storage_schemas.store.dataset import open_dataset
 
     dataset = open_dataset(store, version)

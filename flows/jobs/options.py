@@ -1,4 +1,4 @@
-"""Who does the task runs of a job; what the jobs themselves can be told stands with what does them."""
+"""What a job can be told beside what `pipelines.options` and `uwm.eval.options` declare."""
 
 from typing import Literal, Self
 
@@ -37,3 +37,16 @@ class RunnerOptions(BaseModel):
 
 
 RUNNER_DEFAULTS = RunnerOptions()
+
+
+class LatentsOptions(BaseModel):
+    """How the datasets of a run are encoded."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+
+    variants: int = Field(1, ge=1, description="augmented variants of every frame.")
+    seed: int = Field(0, description="of the variants.")
+    batch_episodes: int = Field(64, ge=1, description="episodes per task run, at least.")
+
+
+LATENTS_DEFAULTS = LatentsOptions()

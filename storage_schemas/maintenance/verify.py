@@ -46,7 +46,7 @@ class VerifyReport:
 
 def verify(
     uri: str | os.PathLike[str],
-    version: int | None = None,
+    version: Version = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:

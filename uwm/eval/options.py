@@ -1,11 +1,10 @@
 """What an evaluation can be told, whoever asks: command, flow or form. Imports no torch."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-DatasetVersion = Annotated[int, Field(ge=0)] | str | None
-"""A dataset version: its number, a tag, or None for the newest."""
+from uwm.config import DatasetVersion
 
 
 class EvalOptions(BaseModel):
