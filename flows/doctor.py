@@ -6,7 +6,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from pipelines.doctor.diagnose import Diagnosis, DoctorProgress, diagnose
 from pipelines.doctor.page import markdown, verdict
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
@@ -15,7 +15,7 @@ from uwm.config import DatasetVersion
 
 
 @task(name="examine", cache_policy=NO_CACHE)
-@refusing
+@failing_on_user_error
 def examine(target: str, options: IngestOptions, version: DatasetVersion) -> Diagnosis:
     """Look at every frame and publish what was found."""
     logger = get_run_logger()
@@ -40,7 +40,7 @@ def artifact_key(target: str) -> str:
 
 
 @flow(name="doctor", flow_run_name="doctor {target}")
-@refusing
+@failing_on_user_error
 def doctor(target: str, options: IngestOptions = INGEST_DEFAULTS, version: DatasetVersion = None) -> Diagnosis:
     """Say all that is wrong with a source or a dataset; nothing is changed.
 
@@ -49,4 +49,4 @@ def doctor(target: str, options: IngestOptions = INGEST_DEFAULTS, version: Datas
         options: how raw data is read.
         version: of a dataset, its number or a tag; the newest by default.
     """
-    return settled(examine)(target, options, version)
+    return as_function(examine)(target, options, version)

@@ -6,7 +6,7 @@ from flows.deploy.forms import AS_THE_RECIPE, Settings
 from flows.jobs.options import LATENTS_DEFAULTS, RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.task_runners import Sealed, batch_task, carried_by
-from flows.runtime.user_errors import refusing
+from flows.runtime.user_errors import failing_on_user_error
 from uwm.data.latents import EncodeReport
 from uwm.encode_latents import EncodeBatch, EncodedBatch, encode_batch, encode_run
 from uwm.recipes import RecipeName, apply_overrides, get_recipe
@@ -19,7 +19,7 @@ def encode_parts(sealed: Sealed[EncodeBatch]) -> EncodedBatch:
 
 
 @flow(name="latents", flow_run_name="latents of {recipe}")
-@refusing
+@failing_on_user_error
 def latents(
     recipe: RecipeName,
     overrides: tuple[str, ...] = (),

@@ -9,13 +9,13 @@ from flows.jobs.evaluate import Evaluated, run_evaluation
 from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.runtime.gpu_slots import gpu_slot
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 from uwm.report.tables import markdown_table
 
 
 @task(name="evaluate checkpoint", cache_policy=NO_CACHE)
-@refusing
+@failing_on_user_error
 def evaluate_checkpoint(checkpoint: str, store: str, options: EvalOptions, run_url: str) -> Evaluated:
     """Measure all modes of a checkpoint against the trivial baselines."""
     result = run_evaluation(checkpoint, store, options, run_url=run_url)
@@ -24,7 +24,7 @@ def evaluate_checkpoint(checkpoint: str, store: str, options: EvalOptions, run_u
 
 
 @flow(name="evaluate", flow_run_name="evaluate {checkpoint} on {store}")
-@refusing
+@failing_on_user_error
 def evaluate(checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> Evaluated:
     """Measure a checkpoint in all modes it has against trivial baselines.
 
@@ -34,7 +34,7 @@ def evaluate(checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) 
         options: on what it is asked, and how it samples.
     """
     with gpu_slot():
-        result = settled(evaluate_checkpoint)(checkpoint, store, options, flow_run.ui_url or "")
+        result = as_function(evaluate_checkpoint)(checkpoint, store, options, flow_run.ui_url or "")
     create_markdown_artifact(
         markdown_table(result.evaluation), key=f"result-{slug(result.record.node)}", description=result.record.node
     )

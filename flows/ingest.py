@@ -6,9 +6,9 @@ from prefect.runtime import flow_run
 from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
 from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
 from flows.publish import publish_lineage
-from flows.runtime.dataset_events import announce
+from flows.runtime.dataset_events import emit_dataset_event
 from flows.runtime.task_runners import Sealed, batch_task, carried_by
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from pipelines.convert import Batch, Converted, convert
 from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import IngestProgress
@@ -27,7 +27,7 @@ def convert_batch(sealed: Sealed[Batch]) -> Converted:
 
 
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
-@refusing
+@failing_on_user_error
 def ingest(
     source: str,
     store: str,
@@ -59,13 +59,13 @@ def ingest(
     for rejection in result.report.quarantined:
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
-    if result.dataset and announce(result.root, result.dataset):
-        get_run_logger().info("announced %s", result.dataset.node)
+    if result.dataset and emit_dataset_event(result.root, result.dataset):
+        get_run_logger().info("told the server of %s", result.dataset.node)
     return result
 
 
 @flow(name="watch", flow_run_name="watch {source} for {store}")
-@refusing
+@failing_on_user_error
 def watch(
     source: str,
     store: str,
@@ -99,7 +99,7 @@ def watch(
     if not seen.holds(options.format):
         logger.info("%s holds nothing to ingest yet", source)
         return None
-    result = settled(ingest)(source, store, options, runner)
+    result = as_function(ingest)(source, store, options, runner)
     memory.write_bytes(_state(seen, store).encode())
     return result
 

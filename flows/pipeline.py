@@ -17,7 +17,7 @@ from flows.jobs.promotion import Decision
 from flows.jobs.train import Trained
 from flows.lineage.pages import HOME_KEY, slug
 from flows.lineage.sections import facts_of
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from flows.train import train_config
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.markdown import table
@@ -44,19 +44,19 @@ class FlowJobs:
         runner: RunnerOptions = RUNNER_DEFAULTS,
     ) -> Ingested:
         """The flow `ingest`."""
-        return settled(ingest)(source, store, options, runner)
+        return as_function(ingest)(source, store, options, runner)
 
     def train(self, config: RunConfig) -> Trained:
         """The flow `train-config`."""
-        return settled(train_config)(config, self._hours)
+        return as_function(train_config)(config, self._hours)
 
     def evaluate(self, checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> Evaluated:
         """The flow `evaluate`."""
-        return settled(evaluate)(checkpoint, store, options)
+        return as_function(evaluate)(checkpoint, store, options)
 
 
 @flow(name="pretrain-then-finetune", flow_run_name="{pretrain} then {finetune}")
-@refusing
+@failing_on_user_error
 def pretrain_then_finetune(
     pretrain: RecipeName,
     finetune: RecipeName,
@@ -93,7 +93,7 @@ def pretrain_then_finetune(
 
 
 @flow(name="chain", flow_run_name="{chain.track} from {chain.dataset}")
-@refusing
+@failing_on_user_error
 def chain(chain: Chain, dry_run: bool = False) -> Chained:
     """Train on a dataset's newest version, evaluate, and promote the checkpoint when it is better than the best.
 

@@ -16,7 +16,7 @@ from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.runtime.child_process import ChildError
 from flows.runtime.gpu_slots import gpu_slot
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from uwm.config import RunConfig
 from uwm.events import TrainEvent, TrainFinished, TrainProgress, TrainStarted
 from uwm.recipes import RecipeName, apply_overrides, get_recipe
@@ -62,14 +62,14 @@ def _child_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     retry_delay_seconds=[10, 60],
     retry_condition_fn=_child_failed,
 )
-@refusing
+@failing_on_user_error
 def run_process(config: RunConfig, run_url: str) -> Trained:
     """Run the training process to its end; cancelling lets it write a checkpoint, and a retry goes on from the last."""
     return run_training(config, run_url=run_url, on_event=FlowFollower())
 
 
 @flow(name="train", flow_run_name="train {recipe}")
-@refusing
+@failing_on_user_error
 def train(
     recipe: RecipeName,
     overrides: tuple[str, ...] = (),
@@ -88,7 +88,7 @@ def train(
 
 
 @flow(name="train-config", flow_run_name="train {config.name}")
-@refusing
+@failing_on_user_error
 def train_config(config: RunConfig, hours: float | None = None) -> Trained:
     """Train a configuration that a pipeline, a chain or the command line has put together.
 
@@ -102,6 +102,6 @@ def train_config(config: RunConfig, hours: float | None = None) -> Trained:
 def _train(config: RunConfig, hours: float | None) -> Trained:
     limit = 3600 * hours if hours else None
     with gpu_slot():
-        result = settled(run_process.with_options(timeout_seconds=limit))(config, flow_run.ui_url or "")
+        result = as_function(run_process.with_options(timeout_seconds=limit))(config, flow_run.ui_url or "")
     publish_lineage(result.root, [result.record.node])
     return result

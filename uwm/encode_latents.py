@@ -17,7 +17,6 @@ from uwm.model.tokenizer import Tokenizer, load_tokenizer
 from uwm.train.resume import resolve_paths
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class EncodeBatch:
     """Some parts of one dataset. Picklable, and valid wherever dataset and tokenizer can be reached."""

@@ -27,8 +27,8 @@ def ui(
 
     Example: uwm ui --port 4300
     """
-    from flows.deploy.server import local_server
     from flows.lineage.pages import HOME_KEY
+    from flows.runtime.server import local_server
 
     home = folder / "prefect"
     if not home.is_dir():
@@ -73,7 +73,7 @@ def demo(
 @contextlib.contextmanager
 def _flow_jobs(folder: Path) -> "Iterator[Jobs]":
     """The jobs as flows: on the configured server, or on a private one for as long as the block runs."""
-    from flows.deploy.server import client_environment, configured_api_url, local_server, require_server
+    from flows.runtime.server import client_environment, configured_api_url, local_server, require_server
 
     configured = configured_api_url()
     if configured:

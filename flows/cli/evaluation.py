@@ -11,8 +11,8 @@ from flows.cli.options import AsJson, Checkpoint, Flow, Store
 from uwm.eval.options import EvalOptions, SampleOptions
 
 if TYPE_CHECKING:
-    from uwm.device import Precision
     from flows.jobs.evaluate import Evaluated
+    from uwm.device import Precision
 
 
 def evaluate(
@@ -62,7 +62,7 @@ def sample(
     """
     from flows.jobs.evaluate import run_sample
 
-    precision: "Precision" = "bf16" if bf16 else "fp32"
+    precision: Precision = "bf16" if bf16 else "fp32"
     files = run_sample(checkpoint, store, mode, str(output), options, precision=precision)
     if json:
         say_json(files)

@@ -83,12 +83,14 @@ def doctor(
     return 0 if diagnosis.ok else 1
 
 
-def _diagnose(target: str, options: IngestOptions, version: str | None, flow: bool | None, *, quiet: bool) -> "Diagnosis":
+def _diagnose(
+    target: str, options: IngestOptions, version: str | None, flow: bool | None, *, quiet: bool
+) -> "Diagnosis":
     if use_flow(flow):
         from flows.doctor import doctor as run
-        from flows.runtime.user_errors import settled
+        from flows.runtime.user_errors import as_function
 
-        return settled(run)(target, options, version)
+        return as_function(run)(target, options, version)
     from pipelines.doctor.diagnose import diagnose
 
     with progress_bar(quiet=quiet) as display:

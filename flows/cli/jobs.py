@@ -28,7 +28,7 @@ def use_flow(flow: bool | None) -> bool:
     """
     if flow is False:
         return False
-    from flows.deploy.server import configured_api_url, require_server
+    from flows.runtime.server import configured_api_url, require_server
 
     api_url = configured_api_url()
     if not api_url:
@@ -97,9 +97,7 @@ class LocalJobs:
                 progress=lambda done, total: display.update(task, completed=done, total=total),
             )
 
-    def encode(
-        self, config: "RunConfig", options: LatentsOptions, runner: RunnerOptions
-    ) -> "tuple[EncodeReport, ...]":
+    def encode(self, config: "RunConfig", options: LatentsOptions, runner: RunnerOptions) -> "tuple[EncodeReport, ...]":
         """Encode latents with a bar of batches."""
         from uwm.encode_latents import encode_run
 

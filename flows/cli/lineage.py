@@ -1,21 +1,19 @@
 """Commands about where things come from and how they look: lineage, ui, demo."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.console import count, note, say, say_json, say_table
+from flows.cli.console import count, note, say, say_json
 from flows.cli.options import AsJson, Root
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
-    from flows.jobs.evaluate import Evaluated
     from storage_schemas.lineage.records import LineageGraph
 
-Format = Literal["text", "json", "dot", "html"]
+Format = Literal["text", "json"]
 Kind = Literal["source", "dataset", "checkpoint", "evaluation"]
 
 
@@ -31,9 +29,7 @@ def lineage(
     file: Annotated[
         str | None, typer.Option(metavar="PATH|URI", help="List everything that saw this raw file.")
     ] = None,
-    format: Annotated[  # noqa: A002 - the option's name
-        Format, typer.Option(help="json, dot for Graphviz, or html: one page that needs no network.")
-    ] = "text",
+    format: Annotated[Format, typer.Option(help="Lines to read, or what --json prints.")] = "text",  # noqa: A002
     publish: Annotated[
         bool, typer.Option("--publish", help="Bring the pages to the configured Prefect server.")
     ] = False,
@@ -67,17 +63,11 @@ def _shown(found: "LineageGraph", node: str | None, kind: Kind | None, chosen: F
     from json import dumps
 
     from flows.lineage.details import details_of
-    from flows.lineage.dot import dot
-    from flows.lineage.html import html
     from flows.lineage.text import as_json, described, listing, outline
     from storage_schemas.lineage.records import kind_of
 
     if kind:
         found = found.part([name for name in found.nodes if kind_of(name) == kind])
-    if chosen == "dot":
-        return dot(found.around(node) if node else found, node or "").rstrip()
-    if chosen == "html":
-        return html(found, details_of(found, found.around(node).nodes if node else found.nodes), node).rstrip()
     if chosen == "json":
         details = details_of(found, [node] if node else [])
         return dumps(as_json(found, node, details), indent=1, ensure_ascii=False)
@@ -113,8 +103,6 @@ def _seen_by(found: "LineageGraph", file: str, chosen: Format) -> int:
 
 
 def _say_answer(answer: object, lines: Sequence[str], chosen: Format) -> None:
-    if chosen not in ("text", "json"):
-        raise UserError("--files and --file print text or json")
     if chosen == "json":
         say_json(answer)
     elif lines:

@@ -74,9 +74,9 @@ def latents(
     pairs = tuple(overrides or ())
     if use_flow(flow):
         from flows.encode_latents import latents as run
-        from flows.runtime.user_errors import settled
+        from flows.runtime.user_errors import as_function
 
-        reports = settled(run)(recipe, pairs, options=options, runner=runner)
+        reports = as_function(run)(recipe, pairs, options=options, runner=runner)
     else:
         from flows.jobs.train import make_config
 
@@ -116,9 +116,9 @@ def pretrain_then_finetune(
     pairs, stores, options = tuple(overrides or ()), tuple(evaluate_on or ()), EvalOptions(samples=samples)
     if use_flow(flow):
         from flows.pipeline import pretrain_then_finetune as run
-        from flows.runtime.user_errors import settled
+        from flows.runtime.user_errors import as_function
 
-        result = settled(run)(pretrain, finetune, pairs, stores, options)
+        result = as_function(run)(pretrain, finetune, pairs, stores, options)
     else:
         first = make_config(pretrain, overrides_of("pretrain", pairs))
         second = make_config(finetune, overrides_of("finetune", pairs))

@@ -97,8 +97,8 @@ def _facts(record: LineageRecord, details: Sequence[Section]) -> str:
     again = {row[0] for section in details for row in section.rows if len(row) == NAME_AND_VALUE}
     rows = {"where": _code(record.uri), "made": _when(record), "identity": _code(record.identity)}
     rows |= {name: plain(value) for name, value in facts_of(record) if name.replace("_", " ") not in again}
-    if record.run_url:
-        rows["flow run"] = f"[open the flow run]({run_link(record.run_url)})"
+    if link := run_link(record.run_url):
+        rows["flow run"] = f"[open the flow run]({link})"
     return table(("", "on record"), [(plain(name), value) for name, value in rows.items()])
 
 
@@ -119,7 +119,8 @@ def _list(title: str, nodes: Sequence[str], graph: LineageGraph, links: Mapping[
     lines = []
     for node in nodes[:PAGE_ROWS]:
         record = graph.records.get(node)
-        run = f" · [flow run]({run_link(record.run_url)})" if record and record.run_url else ""
+        link = run_link(record.run_url) if record else ""
+        run = f" · [flow run]({link})" if link else ""
         unknown = "" if record else " · no record"
         lines.append(f"- [{plain(node)}](/artifacts/key/{links[node]}){run}{unknown}")
     if len(nodes) > PAGE_ROWS:
@@ -202,11 +203,13 @@ def _when(record: LineageRecord) -> str:
 
 
 def run_link(url: str) -> str:
-    """A flow run's URL as a page should link it.
+    """A flow run's URL as a page should link it; empty when it leads nowhere on the web.
 
     A server on this machine may come back on another port, so its links leave out the host.
     """
     parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        return ""
     return parts.path if parts.hostname in ("127.0.0.1", "localhost", "::1") else url
 
 

@@ -19,6 +19,7 @@ from pipelines.source import Rejected, SourceReader, SourceRef, Timed
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.table import dataset_exists
+from storage_schemas.catalog.versions import Version
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta, Frames
 from storage_schemas.errors import DamagedError
 from storage_schemas.location import locate
@@ -77,7 +78,7 @@ def diagnose(
     target: str,
     options: IngestOptions = INGEST_DEFAULTS,
     *,
-    version: int | None = None,
+    version: Version = None,
     progress: Callable[[DoctorProgress], None] | None = None,
 ) -> Diagnosis:
     """Examine a source or a dataset, every frame of it.

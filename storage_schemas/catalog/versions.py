@@ -29,7 +29,7 @@ class Tag:
     """ISO 8601 in UTC."""
 
 
-def set_tag(uri: str | os.PathLike[str], name: str, version: int | None = None, *, move: bool = False) -> Tag:
+def set_tag(uri: str | os.PathLike[str], name: str, version: Version = None, *, move: bool = False) -> Tag:
     """Give a version, the newest when None, a name.
 
     Args:
@@ -44,9 +44,9 @@ def set_tag(uri: str | os.PathLike[str], name: str, version: int | None = None, 
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} can't be a tag: use a letter, then letters, digits, '.', '-' and '_'")
     location = locate(uri)
-    table = open_dataset_table(location, version)
+    snapshot = load_version(location, version)
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    tag = Tag(name=name, version=table.version(), table_id=str(table.metadata().id), created=now)
+    tag = Tag(name=name, version=snapshot.version, table_id=snapshot.table_id, created=now)
     place = _place(location, name)
     try:
         write_document(place, tag, exclusive=not move)

@@ -10,6 +10,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.catalog.versions import Version
 from storage_schemas.errors import DamagedError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import StoreSchema, part_metadata, shard_key
