@@ -77,7 +77,8 @@ def _options(model: type[BaseModel]) -> Iterator[inspect.Parameter]:
     for name, field in model.model_fields.items():
         default = field.get_default()
         metavar = "NUMBER|TAG" if name == "version" else None
-        option = typer.Option(flag(name), help=field.description, metavar=metavar, show_default=default is not None)
+        text = field.description or ""
+        option = typer.Option(flag(name), help=text[:1].upper() + text[1:], metavar=metavar)
         yield inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
