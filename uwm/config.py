@@ -6,14 +6,20 @@ A named run is a function in `recipes.py` that returns a `RunConfig`; variants d
 
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from storage_schemas.episode import SegmentSpec
 
 Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 """Which of SDPA's kernels attention runs on."""
 
-DatasetVersion = Annotated[int, Field(ge=0)] | str | None
+
+
+def _as_number(version: object) -> object:
+    return int(version) if isinstance(version, str) and version.isdecimal() else version
+
+
+DatasetVersion = Annotated[Annotated[int, Field(ge=0)] | str | None, BeforeValidator(_as_number)]
 """A dataset version: its number, a tag, or None for the newest."""
 
 C = TypeVar("C", bound="Config")
