@@ -37,8 +37,6 @@ class Batch:
     """Some of `pipelines.filters.FILTERS`."""
     store_uri: str
     run_id: str
-    number: int
-    """Its place in the plan, from 0."""
     refs: tuple[SourceRef, ...]
 
 
@@ -86,8 +84,6 @@ class ConvertedRef:
 class Converted:
     """What became of a batch."""
 
-    number: int
-    """The batch's."""
     refs: tuple[ConvertedRef, ...]
     tally: Tally
 
@@ -141,7 +137,7 @@ class _Converter:
             found.append(self._convert(ref))
             on_reference(ref, self._tally)
         self._flush()
-        return Converted(number=self.batch.number, refs=tuple(found), tally=self._tally)
+        return Converted(refs=tuple(found), tally=self._tally)
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []

@@ -34,8 +34,11 @@ class Snapshot:
     episodes: EpisodeTable
 
 
-def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
+def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
     """Create an empty dataset, version 0; does nothing when there is one with the same spec.
+
+    Returns:
+        The newest version.
 
     Raises:
         UserError: when there is one with another spec, or the path can't hold a dataset.
@@ -43,9 +46,10 @@ def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
     location = locate(uri)
     if not is_table(location / "episodes"):
         create_table(location / "episodes", ROW_SCHEMA, {_SPEC_KEY: spec.to_json()})
-    found = dataset_spec(location)
-    if found != spec:
-        raise UserError(f"{location.uri} exists with other settings: {found.to_json()}, not {spec.to_json()}")
+    snapshot = load(location)
+    if snapshot.spec != spec:
+        raise UserError(f"{location.uri} exists with other settings: {snapshot.spec.to_json()}, not {spec.to_json()}")
+    return snapshot
 
 
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:
@@ -94,14 +98,6 @@ def in_order(table: "DeltaTable") -> Any:
 def _statistics(location: Location, version: int) -> pa.Table:
     table = open_dataset_table(location, version)
     return persistent(location, lambda: table.to_pyarrow_table(columns=["ordinal", "statistics"]))
-
-
-def known_sources(uri: str | os.PathLike[str]) -> set[tuple[str, str]]:
-    """(source_uri, source_fingerprint) of all episodes of the newest version."""
-    location = locate(uri)
-    table = open_dataset_table(location)
-    held = persistent(location, lambda: table.to_pyarrow_table(columns=["source_uri", "source_fingerprint"]))
-    return set(zip(held["source_uri"].to_pylist(), held["source_fingerprint"].to_pylist(), strict=True))
 
 
 def is_table(location: Location) -> bool:
