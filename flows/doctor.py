@@ -7,8 +7,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.runtime.user_errors import refusing, settled
-from pipelines.doctor import Diagnosis, DoctorProgress, diagnose
-from pipelines.doctor_page import markdown, verdict
+from pipelines.doctor.diagnose import Diagnosis, DoctorProgress, diagnose
+from pipelines.doctor.page import markdown, verdict
 from storage_schemas.location import locate
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from pipelines.filters import Filter, Verdict
+from pipelines.checks.filters import Filter, Verdict
+from pipelines.checks.quality import Rejection
 from pipelines.options import SourceOptions
-from pipelines.quality import Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
@@ -34,8 +35,10 @@ class Batch:
     format: str
     options: SourceOptions
     reject: frozenset[str]
-    """Some of `pipelines.filters.FILTERS`."""
+    """Some of `pipelines.checks.filters.FILTERS`."""
     store_uri: str
+    spec: DatasetSpec
+    """Of the store."""
     run_id: str
     refs: tuple[SourceRef, ...]
 
@@ -182,7 +185,8 @@ class _Converter:
     def _flush(self) -> None:
         """Write what is in memory as a part."""
         if self._buffer:
-            rows = write_part(self.batch.store_uri, [episode for _, episode in self._buffer], run_id=self.batch.run_id)
+            episodes, batch = [episode for _, episode in self._buffer], self.batch
+            rows = write_part(batch.store_uri, episodes, run_id=batch.run_id, spec=batch.spec)
             for (candidate, _), row in zip(self._buffer, rows, strict=True):
                 candidate.row = row
         self._buffer, self._bytes = [], 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote_to_bytes
 
-from pipelines.quality import Rejection
+from pipelines.checks.quality import Rejection
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 

@@ -17,11 +17,11 @@ from concurrent.futures import Executor
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 
+from pipelines.checks.filters import Filter, chosen
+from pipelines.checks.quality import Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
 from pipelines.files import printable
-from pipelines.filters import Filter, chosen
 from pipelines.options import SourceOptions
-from pipelines.quality import Rejection
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.commits import Committer, commit
@@ -116,7 +116,7 @@ def ingest(
             at 4 GB of raw data.
         run_id: for lineage; a new one when None.
         val_percent: share of held-out episodes of a new dataset.
-        reject: names of `pipelines.filters.FILTERS`; the format's own when None, no filter when empty.
+        reject: names of `pipelines.checks.filters.FILTERS`; the format's own when None, no filter when empty.
         executor: who converts the batches, anywhere and in any order; this process, one after another, when None.
         in_flight: batches that the executor is given before the first of them is committed.
         progress: called after every reference; after every batch when there is an executor.
@@ -143,6 +143,7 @@ def ingest(
         options=options,
         reject=fit.names,
         store_uri=locate(store_uri).uri,
+        spec=dataset.spec,
         run_id=run_id or uuid.uuid4().hex,
         refs=(),
     )

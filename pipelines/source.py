@@ -8,8 +8,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile
-from pipelines.quality import BadDataError, Rejection
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
 
@@ -61,7 +61,7 @@ class SourceReader(Protocol):
 
     format: ClassVar[str]
     unwanted: ClassVar[frozenset[str]]
-    """Filters of `pipelines.filters` that apply to its episodes unless the user says otherwise."""
+    """Filters of `pipelines.checks.filters` that apply to its episodes unless the user says otherwise."""
 
     def spec(self) -> DatasetSpec:
         """The dataset that this source would start: its cameras and action."""

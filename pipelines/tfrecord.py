@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.quality import BadDataError
+from pipelines.checks.quality import BadDataError
 
 _HEADER, _FOOTER = 12, 4
 

@@ -50,7 +50,7 @@ def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     return [
         _statistics(dataset),
         _samples(dataset),
-        *_changes(graph, record),
+        *_changes(graph, record, dataset),
         _cameras(dataset),
         _collections(dataset),
         _actions(dataset),
@@ -127,7 +127,7 @@ def _strips(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
             yield ", ".join(filter(None, words)), strip(frames)
 
 
-def _changes(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+def _changes(graph: LineageGraph, record: LineageRecord, dataset: Dataset) -> list[Section]:
     """Against the version that the record names as its parent; without one everything is new."""
     before = next((graph.records[name] for name in record.upstream if _same_log(graph, name, record)), None)
     found = diff(record.uri, int(before.version) if before else 0, int(record.version))
@@ -137,7 +137,7 @@ def _changes(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     text = f"{counts}, {found.unchanged:,} as before; {found.steps:+,} steps."
     header = ("", "episode", "steps", "raw file")
     sections = [table(f"What changed {since}", header, rows if before else [], text=text)]
-    turned_away = _turned_away(record, found)
+    turned_away = _turned_away(dataset, found)
     if turned_away:
         sections.append(table("Turned away", ("reason", "raw file", "detail"), turned_away))
     return sections
@@ -153,15 +153,15 @@ def _lengths(change: EpisodeChange) -> str:
     return " -> ".join(f"{length:,}" for length in (change.length_before, change.length_after) if length is not None)
 
 
-def _turned_away(record: LineageRecord, found: VersionDiff) -> Sequence[tuple[str, str, str]]:
+def _turned_away(dataset: Dataset, found: VersionDiff) -> Sequence[tuple[str, str, str]]:
     """What the ingestions of this version quarantined, and why what is gone was removed."""
     fresh = {change.episode_id for change in found.changes if change.kind != "removed"}
     gone = {change.source_uri for change in found.changes if change.kind == "removed"}
-    episodes = open_dataset(record.uri, int(record.version)).episodes
+    episodes = dataset.episodes
     pairs = zip(episodes.episode_ids, episodes.column("run_id"), strict=True)
     runs = {run for name, run in pairs if name in fresh}
     return [
         (entry.reason, entry.source_uri, entry.detail)
-        for entry in quarantined(record.uri)
+        for entry in quarantined(dataset.uri, episodes)
         if entry.run_id in runs or entry.source_uri in gone
     ]

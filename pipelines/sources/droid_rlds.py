@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import quality
+from pipelines.checks import quality
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile, find, printable
 from pipelines.options import SourceOptions
-from pipelines.quality import BadDataError, Rejection
 from pipelines.source import SourceRef, rejecting
 from pipelines.tfrecord import Damage, Example, Record, check_record, scan
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS, DROID_FPS, droid_action

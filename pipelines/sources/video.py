@@ -11,11 +11,11 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile, find, printable
-from pipelines.isolation import decoding, frame_times
 from pipelines.options import SourceOptions, VideoOptions
-from pipelines.quality import BadDataError, Rejection
 from pipelines.source import SourceRef, rejecting
+from pipelines.video.isolation import decoding, frame_times
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.errors import UserError

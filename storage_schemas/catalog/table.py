@@ -44,9 +44,10 @@ def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
         UserError: when there is one with another spec, or the path can't hold a dataset.
     """
     location = locate(uri)
-    if not is_table(location / "episodes"):
-        create_table(location / "episodes", ROW_SCHEMA, {_SPEC_KEY: spec.to_json()})
-    snapshot = load(location)
+    if is_table(location / "episodes"):
+        snapshot = load(location)
+    else:
+        snapshot = _snapshot(location, create_table(location / "episodes", ROW_SCHEMA, {_SPEC_KEY: spec.to_json()}))
     if snapshot.spec != spec:
         raise UserError(f"{location.uri} exists with other settings: {snapshot.spec.to_json()}, not {spec.to_json()}")
     return snapshot
@@ -68,7 +69,10 @@ def load(location: Location, version: int | None = None) -> Snapshot:
     Raises:
         UserError: when there is no dataset or no such version.
     """
-    table = open_dataset_table(location, version)
+    return _snapshot(location, open_dataset_table(location, version))
+
+
+def _snapshot(location: Location, table: "DeltaTable") -> Snapshot:
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
     pool = pa.system_memory_pool()  # the default one keeps 50 MB more of what decoding took
@@ -110,8 +114,8 @@ def is_table(location: Location) -> bool:
     return persistent(location, lambda: bool(DeltaTable.is_deltatable(uri, storage_options=options)))
 
 
-def create_table(location: Location, schema: pa.Schema, configuration: dict[str, str]) -> None:
-    """Create a Delta table that keeps all its versions; another creator may have been faster.
+def create_table(location: Location, schema: pa.Schema, configuration: dict[str, str]) -> "DeltaTable":
+    """Create a Delta table that keeps all its versions and open it; another creator may have been faster.
 
     Raises:
         UserError: when the path can't hold a Delta table.
@@ -122,7 +126,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     if location.is_local and unquote(location.path) != location.path:
         raise UserError(f"{location.uri}: Delta Lake can't write below a folder with a percent code in its name")
     try:
-        persistent(
+        return persistent(
             location,
             lambda: DeltaTable.create(
                 location.delta_uri(),
@@ -136,6 +140,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     except (DeltaError, StorageError):
         if not is_table(location):  # there is one: by another creator at the same time, or ours after a lost answer
             raise
+        return open_table(location)
 
 
 def open_table(location: Location, version: int | None = None) -> "DeltaTable":

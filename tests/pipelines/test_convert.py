@@ -152,7 +152,7 @@ def test_a_batch_is_written_in_parts_of_bounded_size(
 
 
 def test_threads_commit_what_comes_before_a_failure(troubled: str, tmp_path: Path) -> None:
-    """The third of six batches fails: two commits are made, and what has not begun by then is never begun."""
+    """The third of six batches fails: the first two are stored, and what has not begun by then is never begun."""
     begun: list[int] = []
 
     class Failing(ThreadPoolExecutor):
@@ -168,7 +168,7 @@ def test_threads_commit_what_comes_before_a_failure(troubled: str, tmp_path: Pat
     store = str(tmp_path / "store")
     with Failing(1) as executor, pytest.raises(OSError, match="the disk is gone"):
         ingest(troubled, store, batch_episodes=2, executor=executor, in_flight=2)
-    assert open_dataset(store).version == 2
+    assert len(open_dataset(store)) == 2, "one of four records is bad, and one is another's double"
     assert len(begun) <= 4
     assert ingest(troubled, store, batch_episodes=2).added > 0
     assert verify(store).ok

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from pipelines.quality import Rejection
+from pipelines.checks.quality import Rejection
 from pipelines.source import Rejected
 from pipelines.sources.droid_rlds import DroidRlds
 from storage_schemas.conventions import DROID_CAMERAS, droid_action

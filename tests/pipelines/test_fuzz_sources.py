@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.doctor import diagnose
+from pipelines.checks.quality import Rejection
+from pipelines.doctor.diagnose import diagnose
 from pipelines.files import printable
 from pipelines.ingest import ingest
-from pipelines.quality import Rejection
 from pipelines.source import Rejected, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined

@@ -10,9 +10,9 @@ import fsspec
 import numpy as np
 import pytest
 
+from pipelines.checks.quality import Rejection
 from pipelines.files import raw_path
 from pipelines.options import SourceOptions, VideoOptions
-from pipelines.quality import Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef
 from pipelines.sources.registry import FORMATS, detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode

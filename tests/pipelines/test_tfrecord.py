@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.quality import BadDataError
+from pipelines.checks.quality import BadDataError
 from pipelines.tfrecord import Damage, Example, Record, read_record, scan
 
 RECORDS = st.lists(st.binary(max_size=40), min_size=1, max_size=5)

@@ -41,18 +41,20 @@ def test_no_more_are_given_out_than_there_is_room_for() -> None:
 
 
 def test_the_first_failure_cancels_what_has_not_begun() -> None:
-    begun, failing = [], threading.Event()
+    begun: list[int] = []
+    raised = threading.Event()
 
     def work(item: int) -> None:
         begun.append(item)
         if item == 1:
-            failing.wait(10)
             raise ValueError("one")
+        if item == 2:
+            raised.wait(10)
 
     with ThreadPoolExecutor(1) as executor:
         results = in_order(executor, work, range(10), 8)
         next(results)
-        failing.set()
         with pytest.raises(ValueError, match="one"):
             next(results)
+        raised.set()
     assert begun in ([0, 1], [0, 1, 2])

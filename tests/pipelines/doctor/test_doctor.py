@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from pipelines.doctor import Diagnosis, diagnose
-from pipelines.doctor_page import MAX_SHOWN, markdown, verdict, write_page
+from pipelines.doctor.diagnose import Diagnosis, diagnose
+from pipelines.doctor.page import MAX_SHOWN, markdown, verdict, write_page
 from pipelines.ingest import ingest
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.quarantine import quarantined

@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipelines.content import CHECKS, Finding
-from pipelines.doctor import Diagnosis
+from pipelines.checks.content import CHECKS, Finding
+from pipelines.doctor.diagnose import Diagnosis
 from storage_schemas.location import locate
 
 MAX_SHOWN = 50
@@ -56,14 +56,14 @@ def write_page(diagnosis: Diagnosis, path: str) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines", "."),
+        loader=jinja2.PackageLoader("pipelines.doctor", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    page = environment.get_template("doctor.html").render(
+    page = environment.get_template("page.html").render(
         diagnosis=diagnosis,
         groups=groups(diagnosis),
         verdict=verdict(diagnosis),

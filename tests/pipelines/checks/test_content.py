@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from pipelines.content import CHECKS, Finding, check_times, examine, picture
-from pipelines.duplicates import Seen
-from pipelines.quality import BadDataError
+from pipelines.checks.content import CHECKS, Finding, check_times, examine, picture
+from pipelines.checks.duplicates import Seen
+from pipelines.checks.quality import BadDataError
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
 
 CAMERAS = ("left", "wrist")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.content import CHECKS, COVERED, check_times, examine, samples, sketch
-from pipelines.duplicates import Seen
+from pipelines.checks.content import CHECKS, COVERED, check_times, examine, samples, sketch
+from pipelines.checks.duplicates import Seen
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
-from pipelines.quality import BadDataError, Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef, Timed
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.errors import UserError
@@ -39,7 +39,7 @@ def chosen(names: Iterable[str] | None, default: frozenset[str]) -> frozenset[st
 
 
 Sketches = Mapping[str, NDArray[np.float32]]
-"""Blocks (N, R, C) of an episode's cameras, see `pipelines.duplicates`."""
+"""Blocks (N, R, C) of an episode's cameras, see `pipelines.checks.duplicates`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipelines.content import Finding, check_times, examine
-from pipelines.duplicates import Seen
+from pipelines.checks.content import Finding, check_times, examine
+from pipelines.checks.duplicates import Seen
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import printable
 from pipelines.options import SourceOptions
-from pipelines.quality import BadDataError, Rejection
 from pipelines.source import Rejected, SourceReader, SourceRef, Timed
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined

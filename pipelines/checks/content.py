@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.duplicates import SAMPLES, Seen
-from pipelines.quality import BadDataError
+from pipelines.checks.duplicates import SAMPLES, Seen
+from pipelines.checks.quality import BadDataError
 from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import EncodedFrames, Episode, Frames
 
