@@ -5,10 +5,10 @@ from prefect.runtime import flow_run
 
 from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
 from flows.publish import publish_lineage
-from flows.runtime.dataset_events import announce
+from flows.runtime.dataset_events import emit_dataset_event
 from flows.runtime.task_runners import RunnerName, TaskExecutor, choose
-from flows.runtime.user_errors import refusing, settled
-from pipelines.folder_snapshot import Look, look, settle
+from flows.runtime.user_errors import as_function, failing_on_user_error
+from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import BATCH_EPISODES, IngestProgress
 from storage_schemas.catalog.table import dataset_exists
 from storage_schemas.lineage.records import digest, lineage_root
@@ -18,7 +18,7 @@ FOLDER = "watched"
 
 
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
-@refusing
+@failing_on_user_error
 def ingest(
     source: str,
     store: str,
@@ -81,13 +81,13 @@ def ingest(
     for rejection in result.report.quarantined:
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
-    if result.dataset and announce(result.root, result.dataset):
-        get_run_logger().info("announced %s", result.dataset.node)
+    if result.dataset and emit_dataset_event(result.root, result.dataset):
+        get_run_logger().info("told the server of %s", result.dataset.node)
     return result
 
 
 @flow(name="watch", flow_run_name="watch {source} for {store}")
-@refusing
+@failing_on_user_error
 def watch(
     source: str,
     store: str,
@@ -127,17 +127,17 @@ def watch(
         "reject": reject,
     }
     memory = _memory(source, store, str(sorted(options.items())))
-    if _remembered(memory) == _state(look(source), store):
+    if _remembered(memory) == _state(take_snapshot(source), store):
         logger.info("%s is as it was when it was ingested", source)
         return None
-    seen = settle(source, quiet=quiet, patience=patience)
+    seen = wait_until_quiet(source, quiet=quiet, patience=patience)
     if seen is None:
         logger.warning("%s was still being written to after %g s: the next run takes it", source, patience)
         return None
     if not seen.holds(format):
         logger.info("%s holds nothing to ingest yet", source)
         return None
-    result = settled(ingest)(source, store, **options)  # type: ignore[arg-type]
+    result = as_function(ingest)(source, store, **options)  # type: ignore[arg-type]
     memory.write_bytes(_state(seen, store).encode())
     return result
 
@@ -152,6 +152,6 @@ def _remembered(place: Location) -> str:
     return place.read_bytes(0, 1000).decode("utf-8", "replace") if place.exists() else ""
 
 
-def _state(seen: Look, store: str) -> str:
+def _state(seen: FolderSnapshot, store: str) -> str:
     """What a source and its dataset are now: also when somebody took episodes out of the dataset, all is compared."""
     return f"{seen.digest} {pin_dataset(store).identity if dataset_exists(store) else 'none'}"

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from flows.lineage.sections import Section, pictures, strip, table
+from storage_schemas.documents import read_document
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.location import locate
@@ -15,7 +16,6 @@ from uwm.events import DatasetUse
 
 T = TypeVar("T")
 
-MAX_JSON_BYTES = 16 << 20
 EXAMPLES = 3
 _ELSEWHERE = ("data.datasets", "output", "init_from")
 """Settings that name places; the page shows those as links."""
@@ -137,10 +137,4 @@ def _examples(folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _read(record: LineageRecord, name: str, kind: type[T]) -> T:
-    place = locate(record.uri) / name
-    try:
-        return TypeAdapter(kind).validate_json(place.read_bytes(0, MAX_JSON_BYTES))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{place.uri} does not exist") from error
-    except ValidationError as error:
-        raise UserError(f"{place.uri} is damaged: {error.errors()[0]['msg']}") from error
+    return read_document(locate(record.uri) / name, kind)

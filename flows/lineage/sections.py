@@ -1,13 +1,12 @@
 """What a page says about a node beyond its record: titled text, tables and small pictures."""
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage_schemas.images import data_url, encoded, tiled
 from storage_schemas.lineage.records import Fact, LineageRecord
 
 MAX_ROWS = 30
@@ -58,13 +57,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], *
 
 def strip(frames: Iterable[NDArray[np.uint8]]) -> bytes:
     """A JPEG of frames (H, W, 3) side by side, each brought to a height of `STRIP_HEIGHT` pixels."""
-    from PIL import Image
-
-    small = [_shrunk(frame) for frame in frames]
-    picture = Image.fromarray(np.concatenate(small, axis=1))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=70, optimize=True)
-    return buffer.getvalue()
+    return encoded(tiled([map(_shrunk, frames)]), "JPEG")
 
 
 def _shrunk(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -83,5 +76,5 @@ def pictures(strips: Iterable[tuple[str, bytes]]) -> tuple[Picture, ...]:
         left -= len(jpeg)
         if left < 0:
             break
-        found.append(Picture(caption=caption, url="data:image/jpeg;base64," + base64.b64encode(jpeg).decode()))
+        found.append(Picture(caption=caption, url=data_url(jpeg, "image/jpeg")))
     return tuple(found)

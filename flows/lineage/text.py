@@ -1,6 +1,5 @@
 """Lineage as plain text and as plain values for JSON."""
 
-import json
 from collections.abc import Iterator, Sequence
 
 from flows.lineage.details import Details
@@ -73,7 +72,7 @@ def sightings_listing(found: Sightings) -> list[str]:
 
 def as_json(graph: LineageGraph, node: str | None, details: Details | None = None) -> dict[str, object]:
     """The graph, or one node with its walks and its details, as plain values for JSON; without pictures."""
-    records = {name: json.loads(record.to_json()) for name, record in graph.records.items()}
+    records = {name: record.document() for name, record in graph.records.items()}
     if node is None:
         known = [records.get(name, {"node": name, "kind": kind_of(name), "unknown": True}) for name in graph.nodes]
         return {"root": graph.root, "nodes": known}

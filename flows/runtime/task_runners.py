@@ -166,7 +166,7 @@ def _task(name: str) -> "Task[[Sealed[Any]], Any]":
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    from flows.runtime.user_errors import not_a_refusal, refusing
+    from flows.runtime.user_errors import failing_on_user_error, may_be_retried
 
     def call(sealed: Sealed[Any]) -> Any:
         return sealed.call()
@@ -178,9 +178,9 @@ def _task(name: str) -> "Task[[Sealed[Any]], Any]":
         persist_result=False,
         retries=len(_RETRY_SECONDS),
         retry_delay_seconds=_RETRY_SECONDS,
-        retry_condition_fn=not_a_refusal,
+        retry_condition_fn=may_be_retried,
     )
-    return cast("Task[[Sealed[Any]], Any]", decorate(refusing(call)))
+    return cast("Task[[Sealed[Any]], Any]", decorate(failing_on_user_error(call)))
 
 
 def _finish(future: Future[Any], done: "PrefectFuture[Any]") -> None:

@@ -20,10 +20,10 @@ from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.table import dataset_exists
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta, Frames
+from storage_schemas.errors import DamagedError
 from storage_schemas.location import locate
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import Dataset, open_dataset
-from storage_schemas.store.shards import DamagedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ untouched. Letters: T steps, D dimensions of a field.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -22,8 +21,9 @@ from pipelines.options import SourceOptions
 from pipelines.source import SourceRef, rejecting
 from pipelines.tfrecord import Damage, Example, Record, check_record, scan
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS, DROID_FPS, droid_action
+from storage_schemas.documents import find_document
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
-from storage_schemas.errors import UserError
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location
 from storage_schemas.schema import DatasetSpec, check_field_names
 
@@ -216,12 +216,9 @@ def _open_folder(shards: list[SourceFile], whole: bool) -> _Folder:
 def _read_json(place: Location) -> dict[str, Any] | Rejection | None:
     """The object in a JSON file, None when there is no file."""
     try:
-        value = json.loads(place.read_bytes(0, _MAX_JSON))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        return _rejection(printable(place.uri), 0, "bad_metadata", f"not JSON: {error}")
-    return value if isinstance(value, dict) else _rejection(printable(place.uri), 0, "bad_metadata", "not an object")
+        return find_document(place, dict[str, Any])
+    except DamagedError as error:
+        return _rejection(printable(place.uri), 0, "bad_metadata", str(error))
 
 
 def _promised(info: dict[str, Any], default: str) -> tuple[dict[str, int], str]:

@@ -27,13 +27,13 @@ from storage_schemas.catalog.statistics import FieldStatistics
 from storage_schemas.catalog.table import Snapshot, create_dataset, dataset_exists
 from storage_schemas.catalog.versions import Version, load_version
 from storage_schemas.episode import Segment, SegmentId, SegmentSpec
-from storage_schemas.errors import UserError
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import DatasetSpec, StoreSchema, shard_key
 from storage_schemas.store.frames import decode_frames
 from storage_schemas.store.parts import write_part
 from storage_schemas.store.remote import RemoteParts
-from storage_schemas.store.shards import DamagedError, LocalParts, PartReader, ShardRead
+from storage_schemas.store.shards import LocalParts, PartReader, ShardRead
 
 __all__ = [
     "CommitResult",

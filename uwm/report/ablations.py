@@ -11,7 +11,7 @@ from storage_schemas.errors import UserError
 from storage_schemas.location import Location
 from uwm.ablations import BASE, Variant
 from uwm.eval.result import Estimate, Evaluation, Metric, ModeName, Result
-from uwm.report.tables import METRIC_LABELS, MODE_LABELS, markdown_line, with_error
+from uwm.report.tables import METRIC_LABELS, MODE_LABELS, with_error
 
 HEADLINES: tuple[tuple[ModeName, Metric], ...] = (
     ("forward", Metric.LATENT_MSE),
@@ -109,12 +109,6 @@ def table(variants: Sequence[Variant], rows: Sequence[Row]) -> tuple[tuple[str, 
         level = f"{variant.level.name} (base)" if variant.run == BASE else variant.level.name
         lines.append((variant.ablation.name, level, variant.level.origin, *_cells(variant.run, rows)))
     return (head, *lines)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of a table as GitHub markdown; the first is the head."""
-    head, *body = lines
-    return "\n".join([markdown_line(head), markdown_line("---" for _ in head), *map(markdown_line, body)]) + "\n"
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

@@ -1,8 +1,9 @@
 """Result tables: typed text rows that the report, the command line and the flows all print."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from storage_schemas.markdown import table
 from uwm.eval.result import Estimate, Evaluation, Metric, Score, Verdict
 
 MODE_LABELS = {
@@ -135,10 +136,4 @@ def markdown_table(evaluation: Evaluation) -> str:
         (row.mode, f"{row.metric} {row.arrow}", row.model, row.baseline, row.reference, row.change, row.mark)
         for row in score_rows(evaluation)
     )
-    lines = [markdown_line(head), markdown_line("---" for _ in head), *map(markdown_line, body)]
-    return "\n".join(lines) + "\n"
-
-
-def markdown_line(cells: Iterable[str]) -> str:
-    """One line of a GitHub markdown table."""
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    return table(head, body)

@@ -48,6 +48,6 @@ def test_the_flow_opens_it_no_more_often(away: Path, opens: list[str], monkeypat
     """The body of the flow, without a server: its pages and its event are tested with one."""
     monkeypatch.setattr(flows.ingest, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(flows.ingest, "publish_lineage", lambda *_: 0)
-    monkeypatch.setattr(flows.ingest, "announce", lambda *_: False)
+    monkeypatch.setattr(flows.ingest, "emit_dataset_event", lambda *_: False)
     monkeypatch.setattr(flows.ingest, "TaskExecutor", lambda *_: ThreadPoolExecutor(1))
     assert counts(opens, flows.ingest.ingest.fn) == [3, 3, 2]

@@ -275,7 +275,7 @@ def test_the_report_in_three_forms(clips: Path, tmp_path: Path) -> None:
     assert all(base64.b64decode(text).startswith(b"\xff\xd8") for text in pictures)
     text = markdown(found)
     assert "<script>" not in text
-    assert text.count("\n| ") == len(found.findings) + 1
+    assert text.count("\n| ") == len(found.findings) + 2
     assert verdict(found) in text
 
 
