@@ -34,16 +34,16 @@ class Placed:
 
 def columns(graph: LineageGraph) -> dict[str, int]:
     """Column of each node: one right of its rightmost parent, so that every edge points right."""
-    found: dict[str, int] = {}
+    placed: dict[str, int] = {}
     pending = list(graph.nodes)
     while pending:
-        ready = [node for node in pending if all(parent in found for parent in graph.parents(node))]
+        ready = [node for node in pending if all(parent in placed for parent in graph.parents(node))]
         if not ready:  # records are write-once, so only a forged one closes a circle
             ready = pending[:1]
         for node in ready:
-            found[node] = 1 + max((found.get(parent, -1) for parent in graph.parents(node)), default=-1)
-        pending = [node for node in pending if node not in found]
-    return found
+            placed[node] = 1 + max((placed.get(parent, -1) for parent in graph.parents(node)), default=-1)
+        pending = [node for node in pending if node not in placed]
+    return placed
 
 
 def layout(graph: LineageGraph) -> list[Placed]:

@@ -12,9 +12,9 @@ from storage_schemas.lineage.records import Fact, LineageRecord
 MAX_ROWS = 30
 """Rows of one table; a line below it says how many more there are."""
 MAX_PICTURE_BYTES = 36_000
-"""Of all JPEG data of one node: an artifact stays a small row of the server's database."""
+"""Most bytes of all JPEGs of one node: an artifact stays a small row of the server's database."""
 STRIP_HEIGHT = 84
-"""Pixels."""
+"""Height in pixels of a strip of frames."""
 
 
 class _Value(BaseModel):
@@ -70,11 +70,11 @@ def _shrunk(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def pictures(strips: Iterable[tuple[str, bytes]]) -> tuple[Picture, ...]:
     """Captions and JPEGs as pictures, as many as fit into `MAX_PICTURE_BYTES`."""
-    found: list[Picture] = []
+    shown: list[Picture] = []
     left = MAX_PICTURE_BYTES
     for caption, jpeg in strips:
         left -= len(jpeg)
         if left < 0:
             break
-        found.append(Picture(caption=caption, url=data_url(jpeg, "image/jpeg")))
-    return tuple(found)
+        shown.append(Picture(caption=caption, url=data_url(jpeg, "image/jpeg")))
+    return tuple(shown)
