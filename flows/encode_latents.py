@@ -5,17 +5,11 @@ from prefect import flow, get_run_logger
 from flows.deploy.forms import AS_THE_RECIPE, Settings
 from flows.jobs.options import LATENTS_DEFAULTS, RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
 from flows.runtime.gpu_slots import gpu_slot
-from flows.runtime.task_runners import Sealed, batch_task, carried_by
+from flows.runtime.task_runners import TaskExecutor
 from flows.runtime.user_errors import failing_on_user_error
 from uwm.data.latents import EncodeReport
-from uwm.encode_latents import EncodeBatch, EncodedBatch, encode_batch, encode_run
+from uwm.encode_latents import encode_run
 from uwm.recipes import RecipeName, apply_overrides, get_recipe
-
-
-@batch_task("encode")
-def encode_parts(sealed: Sealed[EncodeBatch]) -> EncodedBatch:
-    """Encode the parts of one batch, as far as they lack it."""
-    return encode_batch(sealed.item)
 
 
 @flow(name="latents", flow_run_name="latents of {recipe}")
@@ -37,12 +31,14 @@ def latents(
         runner: what carries out the task runs.
     """
     logger = get_run_logger()
-    with gpu_slot():
+    chosen = runner.choose()
+    with gpu_slot(), TaskExecutor(chosen, "encode") as executor:
         return encode_run(
             apply_overrides(settings.applied_to(get_recipe(recipe)), overrides),
             variants=options.variants,
             seed=options.seed,
             batch_episodes=options.batch_episodes,
-            carry=carried_by(runner.choose(), encode_parts),
+            executor=executor,
+            in_flight=chosen.in_flight,
             progress=lambda done, total: logger.info("%s of %s batches", done, total),
         )

@@ -7,9 +7,8 @@ from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
 from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
 from flows.publish import publish_lineage
 from flows.runtime.dataset_events import emit_dataset_event
-from flows.runtime.task_runners import Sealed, batch_task, carried_by
+from flows.runtime.task_runners import TaskExecutor
 from flows.runtime.user_errors import as_function, failing_on_user_error
-from pipelines.convert import Batch, Converted, convert
 from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import IngestProgress
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
@@ -18,12 +17,6 @@ from storage_schemas.lineage.records import digest, lineage_root
 from storage_schemas.location import Location, locate
 
 FOLDER = "watched"
-
-
-@batch_task("convert")
-def convert_batch(sealed: Sealed[Batch]) -> Converted:
-    """Read, check and write one batch; nothing of it is visible before the flow commits it."""
-    return convert(sealed.item)
 
 
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
@@ -47,15 +40,18 @@ def ingest(
     def log(progress: IngestProgress) -> None:
         logger.info("%s of %s references", progress.done, progress.total)
 
-    result = run_ingest(
-        source,
-        store,
-        options,
-        run_id=str(flow_run.id or ""),
-        run_url=flow_run.ui_url or "",
-        carry=carried_by(runner.choose(), convert_batch),
-        progress=log,
-    )
+    chosen = runner.choose()
+    with TaskExecutor(chosen, "convert") as executor:
+        result = run_ingest(
+            source,
+            store,
+            options,
+            run_id=str(flow_run.id or ""),
+            run_url=flow_run.ui_url or "",
+            executor=executor,
+            in_flight=chosen.in_flight,
+            progress=log,
+        )
     for rejection in result.report.quarantined:
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])

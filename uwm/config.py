@@ -14,7 +14,6 @@ Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 """Which of SDPA's kernels attention runs on."""
 
 
-
 def _as_number(version: object) -> object:
     return int(version) if isinstance(version, str) and version.isdecimal() else version
 

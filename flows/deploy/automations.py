@@ -17,8 +17,8 @@ from storage_schemas.location import locate
 
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 """Events after which no heartbeat is missed."""
-NOBODY = UUID(int=0)
-"""In a dry run, a deployment that is not there yet."""
+NOT_YET_DEPLOYED = UUID(int=0)
+"""Stands for a deployment that a dry run would create."""
 
 
 def automations(
@@ -40,7 +40,7 @@ def automations(
         yield _resume(site)
     for item in table:
         if item.listens_to:
-            yield _started_by(item, ids.get(item.name, NOBODY), workspace)
+            yield _started_by(item, ids.get(item.name, NOT_YET_DEPLOYED), workspace)
 
 
 def _crashed(flows: list[str], silence: float) -> AutomationCore:

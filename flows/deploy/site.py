@@ -68,7 +68,7 @@ class Triggered(Chain):
 
     @property
     def chain(self) -> Chain:
-        """What the flow gets."""
+        """The chain as the flow's parameter."""
         return Chain(**{name: getattr(self, name) for name in Chain.model_fields})
 
 
@@ -118,7 +118,7 @@ class Deployment:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     when: Scheduled = ON_REQUEST
     gpu: bool = False
-    """Whether it trains, evaluates or encodes, so that it belongs into the queue of the GPU machines."""
+    """Whether the flow trains, evaluates or encodes, so that it belongs into the queue of the GPU machines."""
     single: bool = False
     """At most one run at a time; others wait."""
     listens_to: str = ""

@@ -12,7 +12,9 @@ from storage_schemas.location import locate
 from uwm.config import DatasetVersion
 
 if TYPE_CHECKING:
-    from pipelines.ingest import Carry, IngestProgress, IngestReport
+    from concurrent.futures import Executor
+
+    from pipelines.ingest import IngestProgress, IngestReport
     from storage_schemas.store.dataset import DatasetSummary
 
 
@@ -40,7 +42,8 @@ def run_ingest(
     *,
     run_id: str = "",
     run_url: str = "",
-    carry: "Carry | None" = None,
+    executor: "Executor | None" = None,
+    in_flight: int = 16,
     progress: "Callable[[IngestProgress], None] | None" = None,
 ) -> Ingested:
     """Bring a source into a store; a second call adds only what is new.
@@ -51,7 +54,8 @@ def run_ingest(
         options: how the source becomes episodes.
         run_id: written into every row; a new one when empty.
         run_url: the flow run, for the lineage.
-        carry: who converts the batches; this process when None.
+        executor: who converts the batches; this process when None.
+        in_flight: batches that the executor is given before the first of them is committed.
         progress: called after every reference, or every batch.
 
     Raises:
@@ -61,7 +65,15 @@ def run_ingest(
 
     start = Start(job="ingest", about=locate(store).name, inputs=(source,), outputs=(store,))
     with emitting(start, run_url) as made:
-        report = ingest(source, store, options, run_id=run_id or None, carry=carry, progress=progress)
+        report = ingest(
+            source,
+            store,
+            options,
+            run_id=run_id or None,
+            executor=executor,
+            in_flight=in_flight,
+            progress=progress,
+        )
         root = lineage_root(store)
         facts: dict[str, Fact] = {"format": report.source_format, "collection": options.collection}
         uri, fingerprint = report.source_uri, report.source_fingerprint
@@ -73,7 +85,11 @@ def run_ingest(
 
 
 def _record_ingested(root: str, report: "IngestReport", source: LineageRecord, run_url: str) -> LineageRecord:
-    found = summary_of(report.store_uri, report.version)
+    from storage_schemas.store.dataset import open_dataset, summary
+
+    dataset = open_dataset(report.store_uri, report.version)
+    pin = DatasetPin(uri=dataset.uri, version=dataset.version, table_id=dataset.table_id)
+    found = summary(dataset)
     facts: dict[str, Fact] = {
         "episodes": found.episodes,
         "steps": found.steps,
@@ -84,7 +100,6 @@ def _record_ingested(root: str, report: "IngestReport", source: LineageRecord, r
         "quarantined": len(report.quarantined),
     }
     used = report.added + report.replaced + report.present > 0
-    pin = pin_dataset(report.store_uri, report.version)
     return record_dataset(root, pin, sources=(source.node,) if used else (), facts=facts, run_url=run_url)
 
 

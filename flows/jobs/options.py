@@ -1,10 +1,10 @@
 """What a job can be told beside what `pipelines.options` and `uwm.eval.options` declare."""
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flows.runtime.task_runners import Runner, choose
+from flows.runtime.task_runners import Runner, RunnerName, choose
 from storage_schemas.errors import UserError
 
 
@@ -13,15 +13,13 @@ class RunnerOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
-    runner: Literal["threads", "processes", "dask", "ray"] | None = Field(
-        None, description="who does the task runs: threads, processes, dask or ray; threads by default."
+    runner: RunnerName | None = Field(
+        None, description="who does the task runs: threads, processes or dask; threads by default."
     )
     workers: int | None = Field(
         None, ge=1, description="task runs at once; by default one thread, or a process per core."
     )
-    cluster: str | None = Field(
-        None, description="a cluster that runs already: tcp://HOST:8786 (Dask), ray://HOST:10001 (Ray)."
-    )
+    cluster: str | None = Field(None, description="a Dask cluster that runs already: tcp://HOST:8786.")
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

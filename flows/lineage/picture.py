@@ -1,6 +1,5 @@
 """The drawing of a lineage graph, as SVG."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -35,16 +34,16 @@ class Placed:
 
 def columns(graph: LineageGraph) -> dict[str, int]:
     """Column of each node: one right of its rightmost parent, so that every edge points right."""
-    found: dict[str, int] = {}
+    placed: dict[str, int] = {}
     pending = list(graph.nodes)
     while pending:
-        ready = [node for node in pending if all(parent in found for parent in graph.parents(node))]
+        ready = [node for node in pending if all(parent in placed for parent in graph.parents(node))]
         if not ready:  # records are write-once, so only a forged one closes a circle
             ready = pending[:1]
         for node in ready:
-            found[node] = 1 + max((found.get(parent, -1) for parent in graph.parents(node)), default=-1)
-        pending = [node for node in pending if node not in found]
-    return found
+            placed[node] = 1 + max((placed.get(parent, -1) for parent in graph.parents(node)), default=-1)
+        pending = [node for node in pending if node not in placed]
+    return placed
 
 
 def layout(graph: LineageGraph) -> list[Placed]:
@@ -149,8 +148,3 @@ def _shorten(name: str) -> str:
         return name
     half = (LABEL_LETTERS - 1) // 2
     return f"{name[:half]}…{name[-half:]}"
-
-
-def data_url(drawing: str) -> str:
-    """An SVG document as a URL that a markdown image can hold."""
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
