@@ -8,7 +8,7 @@ from flows.deploy.forms import AS_THE_RECIPE, RecipeName, Settings
 from flows.jobs.train import make_config
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.task_runners import Sealed, batch_task, carried_by, choose
-from flows.runtime.user_errors import refusing
+from flows.runtime.user_errors import failing_on_user_error
 from uwm.data.latents import EncodeReport
 from uwm.encode_latents import BATCH_EPISODES, EncodeBatch, EncodedBatch, encode_batch, encode_run
 
@@ -20,7 +20,7 @@ def encode_parts(sealed: Sealed[EncodeBatch]) -> EncodedBatch:
 
 
 @flow(name="latents", flow_run_name="latents of {recipe}")
-@refusing
+@failing_on_user_error
 def latents(
     recipe: RecipeName,
     overrides: tuple[str, ...] = (),

@@ -7,9 +7,9 @@ from prefect.runtime import flow_run
 
 from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
 from flows.publish import publish_lineage
-from flows.runtime.dataset_events import announce
+from flows.runtime.dataset_events import emit_dataset_event
 from flows.runtime.task_runners import Sealed, batch_task, carried_by, choose
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from pipelines.convert import Batch, Converted, convert
 from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import BATCH_EPISODES, IngestProgress
@@ -27,7 +27,7 @@ def convert_batch(sealed: Sealed[Batch]) -> Converted:
 
 
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
-@refusing
+@failing_on_user_error
 def ingest(
     source: str,
     store: str,
@@ -87,13 +87,13 @@ def ingest(
     for rejection in result.report.quarantined:
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
-    if result.dataset and announce(result.root, result.dataset):
-        get_run_logger().info("announced %s", result.dataset.node)
+    if result.dataset and emit_dataset_event(result.root, result.dataset):
+        get_run_logger().info("told the server of %s", result.dataset.node)
     return result
 
 
 @flow(name="watch", flow_run_name="watch {source} for {store}")
-@refusing
+@failing_on_user_error
 def watch(
     source: str,
     store: str,
@@ -143,7 +143,7 @@ def watch(
     if not seen.holds(format):
         logger.info("%s holds nothing to ingest yet", source)
         return None
-    result = settled(ingest)(source, store, **options)  # type: ignore[arg-type]
+    result = as_function(ingest)(source, store, **options)  # type: ignore[arg-type]
     memory.write_bytes(_state(seen, store).encode())
     return result
 

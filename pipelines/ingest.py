@@ -342,7 +342,9 @@ class _Ledger:
         _, uri = self.plan.taken.setdefault(candidate.episode_id, (ref.fingerprint, ref.uri))
         if uri != ref.uri:
             self.total["present"] += 1
-        elif unwanted := self.fit.judge(candidate.source_uri, ref.fingerprint, candidate.verdict):
+            return
+        duplicate = self.fit.duplicate(candidate.source_uri, ref.fingerprint, candidate.sketches)
+        if unwanted := duplicate or candidate.rejection:
             del self.plan.taken[candidate.episode_id]
             self._unrecorded.append(unwanted)
         elif candidate.row is None:  # a double of one in its batch

@@ -61,9 +61,9 @@ def _carried_out(
 ) -> "Diagnosis":
     if use_flow(flow):
         from flows.doctor import doctor as run
-        from flows.runtime.user_errors import settled
+        from flows.runtime.user_errors import as_function
 
-        return settled(run)(target, format, version)
+        return as_function(run)(target, format, version)
     from pipelines.doctor.diagnose import diagnose
 
     with progress_bar(quiet=quiet) as display:

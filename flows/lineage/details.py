@@ -18,7 +18,7 @@ FOLDER = "details"
 FORMAT = 1
 
 Details = Mapping[str, Sequence[Section]]
-"""Node -> its sections."""
+"""The sections of each node."""
 
 
 class _Kept(BaseModel):
@@ -41,27 +41,26 @@ def details_of(graph: LineageGraph, nodes: Iterable[str], *, keep: bool = False)
 
 
 def _details(graph: LineageGraph, record: LineageRecord, keep: bool) -> Sequence[Section]:
-    place = locate(graph.root) / FOLDER / record.kind / f"{record.name}@{record.version}.json"
-    held = _held(place, record)
-    if held is not None:
-        return held
+    location = locate(graph.root) / FOLDER / record.kind / f"{record.name}@{record.version}.json"
+    kept = _read_kept(location, record)
+    if kept is not None:
+        return kept
     try:
         sections = tuple(_gatherers()[record.kind](graph, record))
     except (UserError, OSError) as error:  # gone, or not what it was
         return (Section(title="Details", text=f"They can't be read: {error}"),)
     if keep and (record.kind != "source" or graph.children(record.node)):
-        kept = _Kept(format=FORMAT, identity=record.identity, sections=sections)
-        write_document(place, kept)
+        write_document(location, _Kept(format=FORMAT, identity=record.identity, sections=sections))
     return sections
 
 
-def _held(place: Location, record: LineageRecord) -> Sequence[Section] | None:
+def _read_kept(location: Location, record: LineageRecord) -> Sequence[Section] | None:
     """What was kept; None when nothing was, or nothing that this version of the code can use."""
     try:
-        found = find_document(place, _Kept)
+        kept = find_document(location, _Kept)
     except DamagedError:
         return None
-    return found.sections if found and (found.format, found.identity) == (FORMAT, record.identity) else None
+    return kept.sections if kept and (kept.format, kept.identity) == (FORMAT, record.identity) else None
 
 
 def _gatherers() -> Mapping[str, Callable[[LineageGraph, LineageRecord], list[Section]]]:

@@ -66,15 +66,15 @@ def _trained_on(state: _State) -> Section:
 def _against_recipe(config: Mapping[str, Any]) -> Section:
     from uwm.recipes import RECIPES
 
-    made = ((name, make()) for name, make in RECIPES.items())
-    found = next(((name, recipe) for name, recipe in made if recipe.name == config.get("name")), None)
-    if found is None:
+    recipes = ((name, make()) for name, make in RECIPES.items())
+    match = next(((name, recipe) for name, recipe in recipes if recipe.name == config.get("name")), None)
+    if match is None:
         return Section(title="Settings", text=f"No recipe of this version makes runs named {config.get('name')}.")
-    return _difference(f"Settings that differ from the recipe {found[0]}", config, found[1].model_dump(mode="json"))
+    return _difference(f"Settings that differ from the recipe {match[0]}", config, match[1].model_dump(mode="json"))
 
 
-def _difference(title: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> Section:
-    mine, theirs = flat(here), flat(there)
+def _difference(title: str, settings: Mapping[str, Any], others: Mapping[str, Any]) -> Section:
+    mine, theirs = flat(settings), flat(others)
     names = [name for name in {**theirs, **mine} if not name.startswith(_ELSEWHERE)]
     rows = [
         (name, mine.get(name) or "-", theirs.get(name) or "-") for name in names if mine.get(name) != theirs.get(name)
@@ -84,13 +84,13 @@ def _difference(title: str, here: Mapping[str, Any], there: Mapping[str, Any]) -
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names and their JSON."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            named |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            named[prefix + name] = value if isinstance(value, str) else json.dumps(value)
+    return named
 
 
 def of_evaluation(graph: LineageGraph, record: LineageRecord) -> list[Section]:

@@ -14,7 +14,8 @@ from storage_schemas.location import locate
 
 COMMITTED = "uwm.dataset.committed"
 """Name of the event. Its resource is the dataset at one place; the version is a label of it."""
-FOLDER = "announced"
+MARKS = "announced"
+"""Folder of the lineage in which each event that the server took leaves a mark."""
 
 
 def resource_of(uri: str) -> str:
@@ -22,8 +23,8 @@ def resource_of(uri: str) -> str:
     return f"uwm.dataset.{locate(uri).uri}"
 
 
-@task(name="announce version", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
-def announce(root: str, dataset: LineageRecord) -> bool:
+@task(name="emit dataset event", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
+def emit_dataset_event(root: str, dataset: LineageRecord) -> bool:
     """Send the event of a dataset version unless it was sent before.
 
     A mark beside the lineage is written after the server took the event. A run that is killed in between sends it
@@ -36,7 +37,7 @@ def announce(root: str, dataset: LineageRecord) -> bool:
     Returns:
         Whether it was sent now.
     """
-    mark = locate(root) / FOLDER / f"{dataset.name}@{dataset.version}-{digest(dataset.identity)[:8]}.json"
+    mark = locate(root) / MARKS / f"{dataset.name}@{dataset.version}-{digest(dataset.identity)[:8]}.json"
     if mark.exists():
         return False
     event = _event(dataset)

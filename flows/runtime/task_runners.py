@@ -111,7 +111,7 @@ def batch_task(name: str) -> Callable[[Callable[[Sealed[T]], R]], "Task[[Sealed[
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    from flows.runtime.user_errors import not_a_refusal, refusing
+    from flows.runtime.user_errors import failing_on_user_error, may_be_retried
 
     def decorate(function: Callable[[Sealed[T]], R]) -> "Task[[Sealed[T]], R]":
         made: Any = task(
@@ -121,8 +121,8 @@ def batch_task(name: str) -> Callable[[Callable[[Sealed[T]], R]], "Task[[Sealed[
             persist_result=False,
             retries=len(_RETRY_SECONDS),
             retry_delay_seconds=_RETRY_SECONDS,
-            retry_condition_fn=not_a_refusal,
-        )(refusing(function))
+            retry_condition_fn=may_be_retried,
+        )(failing_on_user_error(function))
         return cast("Task[[Sealed[T]], R]", made)
 
     return decorate

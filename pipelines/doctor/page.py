@@ -1,12 +1,12 @@
 """The doctor's report: a table in Markdown, and one HTML file with pictures that needs no network."""
 
-import base64
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pipelines.checks.content import CHECKS, Finding
 from pipelines.doctor.diagnose import Diagnosis
+from storage_schemas.images import data_url
 from storage_schemas.location import locate
 from storage_schemas.markdown import plain, table
 
@@ -63,7 +63,7 @@ def write_page(diagnosis: Diagnosis, path: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+    environment.filters["data_url"] = data_url
     page = environment.get_template("page.html").render(
         diagnosis=diagnosis,
         groups=groups(diagnosis),

@@ -121,11 +121,11 @@ def headline_rows(evaluations: Sequence[Evaluation]) -> tuple[HeadlineRow, ...]:
     rows = []
     for mode, metric in HEADLINES:
         scores = [evaluation.score(mode, metric) for evaluation in evaluations]
-        found = next((score for score in scores if score), None)
-        if found:
+        first = next((score for score in scores if score), None)
+        if first:
             cells = tuple(score_row(score) if score else None for score in scores)
             label = f"{MODE_LABELS[mode]}, {METRIC_LABELS[metric]}"
-            rows.append(HeadlineRow(label=label, baseline=found.baseline, cells=cells))
+            rows.append(HeadlineRow(label=label, baseline=first.baseline, cells=cells))
     return tuple(rows)
 
 

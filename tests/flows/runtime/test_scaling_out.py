@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from flows.deploy.server import Server, client_environment, local_server
+from flows.runtime.server import Server, client_environment, local_server
 from pipelines.benchmarks.rlds import write_rlds
 from pipelines.ingest import ingest
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
