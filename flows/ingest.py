@@ -1,16 +1,13 @@
 """The flows `ingest`, a source becomes a dataset version, and `watch`, which does it with a folder that others fill."""
 
-from typing import Literal
-
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
 from flows.publish import publish_lineage
 from flows.runtime.dataset_events import emit_dataset_event
-from flows.runtime.task_runners import Sealed, batch_task, carried_by, choose
+from flows.runtime.task_runners import RunnerName, TaskExecutor, choose
 from flows.runtime.user_errors import as_function, failing_on_user_error
-from pipelines.convert import Batch, Converted, convert
 from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import BATCH_EPISODES, IngestProgress
 from storage_schemas.catalog.table import dataset_exists
@@ -18,12 +15,6 @@ from storage_schemas.lineage.records import digest, lineage_root
 from storage_schemas.location import Location, locate
 
 FOLDER = "watched"
-
-
-@batch_task("convert")
-def convert_batch(sealed: Sealed[Batch]) -> Converted:
-    """Read, check and write one batch; nothing of it is visible before the flow commits it."""
-    return convert(sealed.item)
 
 
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
@@ -40,7 +31,7 @@ def ingest(
     val_percent: int | None = None,
     reject: list[str] | None = None,
     batch_episodes: int = BATCH_EPISODES,
-    runner: Literal["threads", "processes", "dask", "ray"] | None = None,
+    runner: RunnerName | None = None,
     workers: int | None = None,
     cluster: str | None = None,
 ) -> Ingested:
@@ -60,30 +51,33 @@ def ingest(
         batch_episodes: episodes or video files per task run, which is one commit; 64 to 256 for large sources.
         runner: what carries out the task runs; threads by default.
         workers: batches at once: one thread by default, or as many processes as there are cores.
-        cluster: address of a Dask or Ray cluster that runs already.
+        cluster: address of a Dask scheduler that runs already.
     """
     logger = get_run_logger()
 
     def log(progress: IngestProgress) -> None:
         logger.info("%s of %s references", progress.done, progress.total)
 
-    result = run_ingest(
-        source,
-        store,
-        format=format,
-        collection=collection,
-        camera=camera,
-        fps=fps,
-        clip_steps=clip_steps,
-        backend=backend,
-        val_percent=val_percent,
-        reject=reject,
-        batch_episodes=batch_episodes,
-        run_id=str(flow_run.id or ""),
-        run_url=flow_run.ui_url or "",
-        carry=carried_by(choose(runner, workers, cluster), convert_batch),
-        progress=log,
-    )
+    chosen = choose(runner, workers, cluster)
+    with TaskExecutor(chosen, "convert") as executor:
+        result = run_ingest(
+            source,
+            store,
+            format=format,
+            collection=collection,
+            camera=camera,
+            fps=fps,
+            clip_steps=clip_steps,
+            backend=backend,
+            val_percent=val_percent,
+            reject=reject,
+            batch_episodes=batch_episodes,
+            run_id=str(flow_run.id or ""),
+            run_url=flow_run.ui_url or "",
+            executor=executor,
+            in_flight=chosen.in_flight,
+            progress=log,
+        )
     for rejection in result.report.quarantined:
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])

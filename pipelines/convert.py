@@ -21,6 +21,7 @@ from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
@@ -37,9 +38,9 @@ class Batch:
     reject: frozenset[str]
     """Some of `pipelines.checks.filters.FILTERS`."""
     store_uri: str
+    spec: DatasetSpec
+    """Of the store."""
     run_id: str
-    number: int
-    """Its place in the plan, from 0."""
     refs: tuple[SourceRef, ...]
 
 
@@ -90,8 +91,6 @@ class ConvertedRef:
 class Converted:
     """What became of a batch."""
 
-    number: int
-    """The batch's."""
     refs: tuple[ConvertedRef, ...]
     tally: Tally
 
@@ -145,7 +144,7 @@ class _Converter:
             found.append(self._convert(ref))
             on_reference(ref, self._tally)
         self._flush()
-        return Converted(number=self.batch.number, refs=tuple(found), tally=self._tally)
+        return Converted(refs=tuple(found), tally=self._tally)
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []
@@ -194,7 +193,8 @@ class _Converter:
     def _flush(self) -> None:
         """Write what is in memory as a part."""
         if self._buffer:
-            rows = write_part(self.batch.store_uri, [episode for _, episode in self._buffer], run_id=self.batch.run_id)
+            episodes, batch = [episode for _, episode in self._buffer], self.batch
+            rows = write_part(batch.store_uri, episodes, run_id=batch.run_id, spec=batch.spec)
             for (candidate, _), row in zip(self._buffer, rows, strict=True):
                 candidate.row = row
         self._buffer, self._bytes = [], 0

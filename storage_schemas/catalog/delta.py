@@ -28,8 +28,8 @@ def is_table(location: Location) -> bool:
     return persistent(location, lambda: bool(DeltaTable.is_deltatable(uri, storage_options=options)))
 
 
-def create_table(location: Location, schema: pa.Schema, configuration: dict[str, str]) -> None:
-    """Create a Delta table that keeps all its versions; another creator may have been faster.
+def create_table(location: Location, schema: pa.Schema, configuration: dict[str, str]) -> "DeltaTable":
+    """Create a Delta table that keeps all its versions and open it; another creator may have been faster.
 
     Raises:
         UserError: when the path can't hold a Delta table.
@@ -40,7 +40,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     if location.is_local and unquote(location.path) != location.path:
         raise UserError(f"{location.uri}: Delta Lake can't write below a folder with a percent code in its name")
     try:
-        persistent(
+        return persistent(
             location,
             lambda: DeltaTable.create(
                 location.delta_uri(),
@@ -54,6 +54,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     except (DeltaError, StorageError):
         if not is_table(location):  # there is one: by another creator at the same time, or ours after a lost answer
             raise
+        return open_table(location)
 
 
 def open_table(location: Location, version: int | None = None) -> "DeltaTable":

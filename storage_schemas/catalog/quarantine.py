@@ -11,7 +11,7 @@ import pyarrow as pa
 from storage_schemas.catalog.commits import CommitResult, attempt, commit
 from storage_schemas.catalog.delta import append, create_table, is_table, open_table
 from storage_schemas.catalog.rows import EpisodeTable
-from storage_schemas.catalog.table import known_sources, open_dataset_table
+from storage_schemas.catalog.table import load, open_dataset_table
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
 
@@ -86,7 +86,9 @@ def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = Non
         UserError: when there is no dataset.
     """
     location = locate(uri)
-    known = known_sources(location.uri) if episodes is None else episodes.sources()
+    if episodes is None:
+        episodes = load(location, open_dataset_table(location)).episodes
+    known = episodes.sources()
     known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
     if not is_table(location / "quarantine"):
         return []

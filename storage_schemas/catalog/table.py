@@ -30,18 +30,24 @@ class Snapshot:
     episodes: EpisodeTable
 
 
-def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
+def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
     """Create an empty dataset, version 0; does nothing when there is one with the same spec.
+
+    Returns:
+        The newest version.
 
     Raises:
         UserError: when there is one with another spec, or the path can't hold a dataset.
     """
     location = locate(uri)
-    if not is_table(location / "episodes"):
-        create_table(location / "episodes", ROW_SCHEMA, {_SPEC_KEY: spec.to_json()})
-    existing = dataset_spec(location)
-    if existing != spec:
-        raise UserError(f"{location.uri} exists with other settings: {existing.to_json()}, not {spec.to_json()}")
+    if is_table(location / "episodes"):
+        table = open_table(location / "episodes")
+    else:
+        table = create_table(location / "episodes", ROW_SCHEMA, {_SPEC_KEY: spec.to_json()})
+    snapshot = load(location, table)
+    if snapshot.spec != spec:
+        raise UserError(f"{location.uri} exists with other settings: {snapshot.spec.to_json()}, not {spec.to_json()}")
+    return snapshot
 
 
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:
@@ -83,14 +89,6 @@ def load(location: Location, table: "DeltaTable") -> Snapshot:
 def _statistics(location: Location, version: int) -> pa.Table:
     table = open_table(location / "episodes", version)
     return persistent(location, lambda: table.to_pyarrow_table(columns=["ordinal", "statistics"]))
-
-
-def known_sources(uri: str | os.PathLike[str]) -> set[tuple[str, str]]:
-    """(source_uri, source_fingerprint) of all episodes of the newest version."""
-    location = locate(uri)
-    table = open_dataset_table(location)
-    rows = persistent(location, lambda: table.to_pyarrow_table(columns=["source_uri", "source_fingerprint"]))
-    return set(zip(rows["source_uri"].to_pylist(), rows["source_fingerprint"].to_pylist(), strict=True))
 
 
 def _spec(location: Location, table: "DeltaTable") -> DatasetSpec:
