@@ -1,7 +1,6 @@
 """Commands that show it all: demo, ui."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,7 +72,7 @@ def demo(
 @contextlib.contextmanager
 def _flow_jobs(folder: Path) -> "Iterator[Jobs]":
     """The jobs as flows: on the configured server, or on a private one for as long as the block runs."""
-    from flows.runtime.server import client_environment, configured_api_url, local_server, require_server
+    from flows.runtime.server import become_client, configured_api_url, local_server, require_server
 
     configured = configured_api_url()
     if configured:
@@ -82,7 +81,7 @@ def _flow_jobs(folder: Path) -> "Iterator[Jobs]":
         return
     note("starting a Prefect server of its own, this takes up to a minute")
     with local_server(folder / "prefect") as server:
-        os.environ.update(client_environment(server))  # before prefect is imported: it reads its settings once
+        become_client(server)
         yield jobs_of(True, quiet=False)
 
 

@@ -59,7 +59,7 @@ def verify(
 
     Args:
         uri: The dataset.
-        version: None takes the newest.
+        version: By number or tag; None takes the newest.
         progress: Called with how many episodes are done, and of how many.
 
     Raises:
