@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
-from storage_schemas.catalog.table import is_table, open_dataset_table, open_table, read_columns
+from storage_schemas.catalog.delta import is_table, open_table, read_columns
+from storage_schemas.catalog.table import open_dataset_table
 from storage_schemas.errors import DamagedError
 from storage_schemas.location import FileInfo, Location, locate
 
