@@ -7,8 +7,8 @@ from flows.jobs.options import LATENTS_DEFAULTS, RUNNER_DEFAULTS, LatentsOptions
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.task_runners import TaskExecutor
 from flows.runtime.user_errors import failing_on_user_error
-from uwm.data.latents import EncodeReport
-from uwm.encode_latents import encode_run
+from uwm.latents.encode import encode_run
+from uwm.latents.shards import EncodeReport
 from uwm.recipes import RecipeName, apply_overrides, get_recipe
 
 

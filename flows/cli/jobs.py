@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from flows.jobs.pipeline import Jobs
     from flows.jobs.train import Trained
     from uwm.config import RunConfig
-    from uwm.data.latents import EncodeReport
     from uwm.events import TrainEvent
+    from uwm.latents.shards import EncodeReport
 
 
 def use_flow(flow: bool | None) -> bool:
@@ -99,7 +99,7 @@ class LocalJobs:
 
     def encode(self, config: "RunConfig", options: LatentsOptions, runner: RunnerOptions) -> "tuple[EncodeReport, ...]":
         """Encode latents with a bar of batches."""
-        from uwm.encode_latents import encode_run
+        from uwm.latents.encode import encode_run
 
         _needs_no_runner(runner)
         with progress_bar(quiet=self.quiet) as display:
