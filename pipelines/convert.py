@@ -16,11 +16,12 @@ from functools import lru_cache
 from pipelines.checks.content import Sketches
 from pipelines.checks.filters import Filter
 from pipelines.checks.quality import BadDataError, Rejection
-from pipelines.options import SourceOptions
+from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
@@ -32,14 +33,14 @@ class Batch:
     """References to convert and all that it takes. Picklable, and valid wherever source and store can be reached."""
 
     source: str
-    format: str
-    options: SourceOptions
+    options: IngestOptions
+    """With the format filled in."""
     reject: frozenset[str]
     """Some of `pipelines.checks.filters.FILTERS`."""
     store_uri: str
+    spec: DatasetSpec
+    """Of the store."""
     run_id: str
-    number: int
-    """Its place in the plan, from 0."""
     refs: tuple[SourceRef, ...]
 
 
@@ -90,8 +91,6 @@ class ConvertedRef:
 class Converted:
     """What became of a batch."""
 
-    number: int
-    """The batch's."""
     refs: tuple[ConvertedRef, ...]
     tally: Tally
 
@@ -113,14 +112,14 @@ def convert(
     Raises:
         UserError: when source or store can't be reached.
     """
-    reader = reader or _opened(batch.source, batch.format, batch.options, batch.run_id)
+    reader = reader or _opened(batch.source, batch.options, batch.spec, batch.run_id)
     return _Converter(batch, reader).run(on_reference)
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, format: str, options: SourceOptions, run_id: str) -> SourceReader:  # noqa: A002
+def _opened(source: str, options: IngestOptions, spec: DatasetSpec, run_id: str) -> SourceReader:
     """`run_id` makes a new run look at the source anew."""
-    return open_source(source, format, options)
+    return open_source(source, options, spec)
 
 
 @dataclass
@@ -145,7 +144,7 @@ class _Converter:
             found.append(self._convert(ref))
             on_reference(ref, self._tally)
         self._flush()
-        return Converted(number=self.batch.number, refs=tuple(found), tally=self._tally)
+        return Converted(refs=tuple(found), tally=self._tally)
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []
@@ -194,7 +193,8 @@ class _Converter:
     def _flush(self) -> None:
         """Write what is in memory as a part."""
         if self._buffer:
-            rows = write_part(self.batch.store_uri, [episode for _, episode in self._buffer], run_id=self.batch.run_id)
+            episodes, batch = [episode for _, episode in self._buffer], self.batch
+            rows = write_part(batch.store_uri, episodes, run_id=batch.run_id, spec=batch.spec)
             for (candidate, _), row in zip(self._buffer, rows, strict=True):
                 candidate.row = row
         self._buffer, self._bytes = [], 0

@@ -50,7 +50,7 @@ def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     return [
         _statistics(dataset),
         _samples(dataset),
-        *_changes(graph, record),
+        *_changes(graph, record, dataset),
         _cameras(dataset),
         _collections(dataset),
         _actions(dataset),
@@ -129,7 +129,7 @@ def _strips(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
             yield ", ".join(filter(None, words)), strip(frames)
 
 
-def _changes(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+def _changes(graph: LineageGraph, record: LineageRecord, dataset: Dataset) -> list[Section]:
     """Against the version that the record names as its parent; without one everything is new."""
     before = next((graph.records[name] for name in record.upstream if _same_log(graph, name, record)), None)
     changes = diff(record.uri, int(before.version) if before else 0, int(record.version))
@@ -141,7 +141,7 @@ def _changes(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     text = f"{counts}, {changes.unchanged:,} as before; {changes.steps:+,} steps."
     header = ("", "episode", "steps", "raw file")
     sections = [table(f"What changed {since}", header, rows if before else [], text=text)]
-    rejections = _rejections(record, changes)
+    rejections = _rejections(dataset, changes)
     if rejections:
         sections.append(table("Turned away", ("reason", "raw file", "detail"), rejections))
     return sections
@@ -157,15 +157,15 @@ def _lengths(change: EpisodeChange) -> str:
     return " -> ".join(f"{length:,}" for length in (change.length_before, change.length_after) if length is not None)
 
 
-def _rejections(record: LineageRecord, changes: VersionDiff) -> Sequence[tuple[str, str, str]]:
+def _rejections(dataset: Dataset, changes: VersionDiff) -> Sequence[tuple[str, str, str]]:
     """What the ingestions of this version quarantined, and why what is removed was removed."""
     added = {change.episode_id for change in changes.changes if change.kind != "removed"}
     removed = {change.source_uri for change in changes.changes if change.kind == "removed"}
-    episodes = open_dataset(record.uri, int(record.version)).episodes
+    episodes = dataset.episodes
     pairs = zip(episodes.episode_ids, episodes.column("run_id"), strict=True)
     runs = {run for name, run in pairs if name in added}
     return [
         (entry.reason, entry.source_uri, entry.detail)
-        for entry in quarantined(record.uri)
+        for entry in quarantined(dataset.uri, episodes)
         if entry.run_id in runs or entry.source_uri in removed
     ]
