@@ -7,8 +7,8 @@ from flows.jobs.train import make_config
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.task_runners import RunnerName, TaskExecutor, choose
 from flows.runtime.user_errors import failing_on_user_error
-from uwm.data.latents import EncodeReport
-from uwm.encode_latents import BATCH_EPISODES, encode_run
+from uwm.latents.encode import BATCH_EPISODES, encode_run
+from uwm.latents.shards import EncodeReport
 
 
 @flow(name="latents", flow_run_name="latents of {recipe}")

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from flows.jobs.ingest import Ingested
     from flows.jobs.pipeline import Steps
     from flows.jobs.train import Trained
-    from uwm.data.latents import EncodeReport
     from uwm.events import TrainEvent
+    from uwm.latents.shards import EncodeReport
 
 
 def use_flow(flow: bool | None) -> bool:
@@ -114,7 +114,7 @@ class Here:
     def encode(self, recipe: str, overrides: tuple[str, ...], **options: Any) -> "tuple[EncodeReport, ...]":
         """Encode latents with a bar of batches."""
         from flows.jobs.train import make_config
-        from uwm.encode_latents import encode_run
+        from uwm.latents.encode import encode_run
 
         options = without_runner(options)
         config = make_config(recipe, overrides)
