@@ -18,8 +18,6 @@ from uwm.latents.shards import EncodeReport, encode_parts, finish, prepare
 from uwm.model.tokenizer import Tokenizer, load_tokenizer
 from uwm.train.resume import resolve_paths
 
-BATCH_EPISODES = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeBatch:
@@ -62,7 +60,7 @@ def encode_run(
     *,
     variants: int = 1,
     seed: int = 0,
-    batch_episodes: int = BATCH_EPISODES,
+    batch_episodes: int = 64,
     executor: Executor | None = None,
     in_flight: int = 16,
     progress: Progress = lambda done, total: None,
