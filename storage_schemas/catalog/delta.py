@@ -1,12 +1,13 @@
 """Delta Lake tables: made, opened, read and appended to, with what every table of a dataset needs."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
 from storage_schemas.errors import StorageError, UserError
-from storage_schemas.location import Location, persistent, storage_errors
+from storage_schemas.location import Location, persistent
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
@@ -16,6 +17,7 @@ _CONFIGURATION = {  # Delta's defaults forget old versions after 30 days, also t
     "delta.deletedFileRetentionDuration": "interval 36500 days",
     "delta.enableExpiredLogCleanup": "false",
 }
+_FILE_FACTS = ("path", "num_records", "min.ordinal", "max.ordinal", "min.source_uri", "max.source_uri")
 
 
 def is_table(location: Location) -> bool:
@@ -65,27 +67,59 @@ def open_table(location: Location, version: int | None = None) -> "DeltaTable":
     return persistent(location, lambda: DeltaTable(uri, version=version, storage_options=options))
 
 
-def in_order(table: "DeltaTable") -> Any:
-    """The table's data files as a dataset of pyarrow, oldest rows first, so that they need not be sorted."""
-    from pyarrow.dataset import FileSystemDataset
-
+def data_files(table: "DeltaTable") -> list[dict[str, Any]]:
+    """The data files of a version, oldest rows first: path, number of rows, and bounds of what is searched by."""
     actions = pa.table(table.get_add_actions(flatten=True))
-    files = table.to_pyarrow_dataset()
-    if not len(actions):
-        return files
-    first = dict(zip(actions["path"].to_pylist(), actions["min.ordinal"].to_pylist(), strict=True))
-    ordered = sorted(files.get_fragments(), key=lambda file: first.get(file.path) or 0)
-    return FileSystemDataset(ordered, files.schema, files.format, files.filesystem)
+    files: list[dict[str, Any]] = actions.select(
+        [name for name in _FILE_FACTS if name in actions.column_names]
+    ).to_pylist()
+    for file in files:
+        file["path"] = unquote(file["path"])
+    return sorted(files, key=lambda file: file.get("min.ordinal") or 0)
+
+
+def read_rows(
+    location: Location,
+    table: "DeltaTable",
+    columns: Sequence[str] | None = None,
+    files: Sequence[dict[str, Any]] | None = None,
+) -> pa.Table:
+    """Some columns, or all, of the version that a table is opened at, oldest rows first.
+
+    deltalake's own way goes through a file system written in Python, of which Arrow's threads let go when they like:
+    when that is after the interpreter's end, the process aborts though its work is done (apache/arrow#34314).
+
+    Args:
+        location: Where the table lies.
+        table: It, opened.
+        columns: None reads all.
+        files: Of `data_files`; None reads all.
+
+    Raises:
+        FileNotFoundError: when a data file is gone.
+    """
+    schema = pa.schema(table.schema())
+    schema = pa.schema([schema.field(name) for name in columns or schema.names])
+    names = [file["path"] for file in (data_files(table) if files is None else files)]
+    usual = pa.default_memory_pool()  # keeps what decoding took: half a gigabyte for the statistics of 80,000 episodes
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        rows = [read_columns(location / name, schema.names).cast(schema) for name in names]
+    finally:
+        pa.set_memory_pool(usual)
+    return pa.concat_tables([schema.empty_table(), *rows])
 
 
 def read_columns(file: Location, columns: list[str]) -> pa.Table:
-    """Some columns of one data file of a table. Raises FileNotFoundError."""
-    from pyarrow.parquet import read_table
+    """Some columns of one data file of a table, read in this thread alone. Raises FileNotFoundError."""
+    from pyarrow.parquet import ParquetFile
 
-    if file.is_local:
-        return read_table(file.path, columns=columns, partitioning=None)
-    with storage_errors(file):
-        return read_table(pa.BufferReader(file.read_bytes()), columns=columns)
+    with persistent(file, lambda: _opened(file)) as source, ParquetFile(source, pre_buffer=False) as parquet:
+        return parquet.read(columns, use_threads=False)
+
+
+def _opened(file: Location) -> Any:
+    return pa.OSFile(file.path) if file.is_local else pa.BufferReader(file.read_bytes())
 
 
 def append(table: "DeltaTable", data: pa.Table) -> None:

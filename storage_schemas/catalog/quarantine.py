@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from storage_schemas.catalog.commits import CommitResult, attempt, commit
-from storage_schemas.catalog.delta import append, create_table, is_table, open_table
+from storage_schemas.catalog.delta import append, create_table, is_table, open_table, read_rows
 from storage_schemas.catalog.rows import EpisodeTable
 from storage_schemas.catalog.table import load, open_dataset_table
 from storage_schemas.errors import UserError
-from storage_schemas.location import Location, locate, persistent
+from storage_schemas.location import Location, locate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def add_quarantine(uri: str | os.PathLike[str], rows: Sequence[QuarantineRow]) -
 
 def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
     table = open_table(location)
-    entries = table.to_pyarrow_table(columns=["source_uri", "fingerprint", "reason"]).to_pylist()
+    entries = read_rows(location, table, ["source_uri", "fingerprint", "reason"]).to_pylist()
     seen = {(row["source_uri"], row["fingerprint"], row["reason"]) for row in entries}
     unique = {(row.source_uri, row.fingerprint, row.reason): row for row in rows}
     new = [row for key, row in unique.items() if key not in seen]
@@ -91,7 +91,7 @@ def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = Non
     if not is_table(location / "quarantine"):
         return []
     table = open_table(location / "quarantine")
-    rows = persistent(location, table.to_pyarrow_table).sort_by("time").to_pylist()
+    rows = read_rows(location / "quarantine", table).sort_by("time").to_pylist()
     entries = [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in rows]
     return [row for row in entries if (row.source_uri, row.fingerprint) not in known]
 
@@ -116,7 +116,7 @@ def withdraw(
     location = locate(uri)
     columns = ["episode_id", "source_uri", "source_fingerprint"]
     table = open_dataset_table(location)
-    rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns)).to_pylist()
+    rows = read_rows(location / "episodes", table, columns).to_pylist()
     sources = {row["episode_id"]: (row["source_uri"], row["source_fingerprint"]) for row in rows}
     if absent := [name for name in episode_ids if name not in sources]:
         raise UserError(f"{location.uri} has no episode {absent[0]!r} in version {table.version()}")

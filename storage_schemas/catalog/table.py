@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from storage_schemas.catalog.delta import create_table, in_order, is_table, open_table
+from storage_schemas.catalog.delta import create_table, is_table, open_table, read_rows
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.errors import UserError
-from storage_schemas.location import Location, locate, persistent
+from storage_schemas.location import Location, locate
 from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ def load(location: Location, table: "DeltaTable") -> Snapshot:
     """Read the version of a dataset that its table is opened at. Raises UserError."""
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
-    pool = pa.system_memory_pool()  # the default one keeps 50 MB more of what decoding took
-    rows = persistent(location, lambda: in_order(table).to_table(columns=columns, memory_pool=pool))
-    pool.release_unused()
+    rows = read_rows(location / "episodes", table, columns)
     return Snapshot(
         version=table.version(),
         table_id=str(table.metadata().id),
@@ -88,7 +86,7 @@ def load(location: Location, table: "DeltaTable") -> Snapshot:
 
 def _statistics(location: Location, version: int) -> pa.Table:
     table = open_table(location / "episodes", version)
-    return persistent(location, lambda: table.to_pyarrow_table(columns=["ordinal", "statistics"]))
+    return read_rows(location / "episodes", table, ["ordinal", "statistics"])
 
 
 def _spec(location: Location, table: "DeltaTable") -> DatasetSpec:
