@@ -108,7 +108,7 @@ def demo_overrides(name: str, folder: Path) -> tuple[str, ...]:
     """What the demo's recipes need to know of where the demo is."""
     places = (f"output={folder / name}", f"data.datasets.0.uri={folder / 'droid'}")
     if name == "pretrain":
-        return (*places, f"data.datasets.1.uri={folder / 'video'}", f"tokenizer.path={folder / 'tokenizer'}")
+        return (*places, f"data.datasets.1.uri={folder / 'video'}", f"policy.tokenizer.path={folder / 'tokenizer'}")
     if name == "finetune":
         return (*places, f"init_from={folder / 'pretrain'}")
     return places

@@ -52,7 +52,7 @@ def test_settings_take_the_type_of_their_field() -> None:
         "train.steps=100",
         "optim.lr=3e-4",
         "optim.betas=0.9,0.95",
-        "model.qkv_bias=false",
+        "policy.qkv_bias=false",
         "data.crop=[16, 24]",
         "data.cameras=left",
         "name=123",
@@ -60,11 +60,11 @@ def test_settings_take_the_type_of_their_field() -> None:
         "data.datasets.0.collections=",
         "data.datasets.1.uri=b=c.d",
         "data.datasets.1.weight=2",
-        "diffusion.clip_action=null",
+        "policy.diffusion.clip_action=null",
     )
     assert (config.train.steps, config.optim.lr, config.optim.betas) == (100, 3e-4, (0.9, 0.95))
-    assert (config.model.qkv_bias, config.data.crop, config.data.cameras) == (False, (16, 24), ("left",))
-    assert (config.name, config.diffusion.clip_action) == ("123", None)
+    assert (config.policy.qkv_bias, config.data.crop, config.data.cameras) == (False, (16, 24), ("left",))
+    assert (config.name, config.policy.diffusion.clip_action) == ("123", None)
     assert config.data.datasets == (
         DatasetRef(uri="data/droid", version=7),
         DatasetRef(uri="b=c.d", weight=2),

@@ -250,6 +250,6 @@ def _settings(bench: Bench, *, split: str, seed: int, batch_size: int, requested
         fps=member.dataset.episodes.row(bench.segments[0].episode).fps,
         seed=seed,
         batch_size=batch_size,
-        sample_steps=config.diffusion.sample_steps,
+        sample_steps=config.policy.diffusion.sample_steps if config.policy.diffusion else 1,
         requested=requested,
     )

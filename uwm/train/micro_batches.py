@@ -56,6 +56,7 @@ class ShareReader:
                 run.config.data,
                 run.latents,
                 [share_actions(member.dataset, member.rows) for member in run.members],
+                next_images=run.config.reads_next_obs,
             ),
             mixture_sampler(run.members, run.config.train.seed),
             start=run.position,

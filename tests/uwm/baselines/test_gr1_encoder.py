@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uwm.baselines.gr1_encoder import Gr1ImageEncoder, PerceiverResampler
-from uwm.config import Gr1Config
+from uwm.policies import Gr1EncoderConfig
 
 DIM, HEADS, HEAD_DIM = 16, 2, 4
-CONFIG = Gr1Config(resampler_latents=3, resampler_depth=2, resampler_heads=HEADS, resampler_head_dim=HEAD_DIM)
+CONFIG = Gr1EncoderConfig(
+    kind="vit_small", resampler_latents=3, resampler_depth=2, resampler_heads=HEADS, resampler_head_dim=HEAD_DIM
+)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

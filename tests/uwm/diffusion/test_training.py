@@ -3,19 +3,21 @@
 import pytest
 import torch
 
-from uwm.config import DiffusionConfig
 from uwm.data.batch import StepShare
-from uwm.diffusion.noising import Noised, masked_mse, noise_modality
-from uwm.diffusion.schedule import signal_table
+from uwm.diffusion.schedule import alphas_cumprod
+from uwm.diffusion.training import Noised, masked_mse, noise_modality
+from uwm.policies import UwmDiffusionConfig
 
-CONFIG = DiffusionConfig(prediction="sample", absent_embedding=True)
-SIGNALS = signal_table(CONFIG)
+CONFIG = UwmDiffusionConfig(prediction="sample", absent_embedding=True)
+ALPHAS_CUMPROD = alphas_cumprod(CONFIG)
 CHANCES = [(0.0, 0.0), (0.5, 0.0), (0.3, 0.3)]
 
 
 def noise(clean: torch.Tensor, known: torch.Tensor, draws: torch.Generator, chance: tuple[float, float]) -> Noised:
     dropped, given = chance
-    return noise_modality(clean, known, generator=draws, config=CONFIG, signals=SIGNALS, dropped=dropped, given=given)
+    return noise_modality(
+        clean, known, generator=draws, config=CONFIG, alphas_cumprod=ALPHAS_CUMPROD, dropped=dropped, given=given
+    )
 
 
 def share_of(known: torch.Tensor, first: int, parts: int) -> StepShare:
@@ -57,7 +59,7 @@ def test_shares_leave_out_what_the_whole_does_and_divide_by_the_same(chance: tup
             known[rows],
             generator=torch.Generator().manual_seed(2),
             config=CONFIG,
-            signals=SIGNALS,
+            alphas_cumprod=ALPHAS_CUMPROD,
             dropped=chance[0],
             given=chance[1],
             share=share,
