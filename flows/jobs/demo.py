@@ -1,19 +1,18 @@
 """The whole method on the example data: ingest, train, finetune, evaluate, report. Imports no prefect."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.deploy.server import client_environment, configured_api_url, local_server, require_server
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import Ingested
 from flows.jobs.pipeline import Steps
 from flows.jobs.train import Trained
 from flows.lineage.picture import svg
+from flows.runtime.server import become_client, configured_api_url, local_server, require_server
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, graph, lineage_root
 
@@ -183,7 +182,7 @@ def flow_steps(folder: Path, tell: Callable[[str], None]) -> Iterator[Steps]:
         return
     tell("starting a Prefect server of its own, this takes up to a minute")
     with local_server(folder / "prefect") as server:
-        os.environ.update(client_environment(server))  # before prefect is imported: it reads its settings once
+        become_client(server)
         yield _as_flows()
 
 

@@ -20,8 +20,9 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage_schemas.catalog.delta import exclusive, read_columns, with_columns_of
 from storage_schemas.catalog.rows import EpisodeRow, rows_to_arrow
-from storage_schemas.catalog.table import exclusive, open_dataset_table, read_columns
+from storage_schemas.catalog.table import open_dataset_table
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.location import Location, locate, storage_errors
 
@@ -128,7 +129,7 @@ class Committer:
     def _write(self, table: "DeltaTable", data: pa.Table, gone: Sequence[int]) -> None:
         from deltalake import write_deltalake
 
-        first = self._known.tail()
+        data, first = with_columns_of(table, data), self._known.tail()
         if first is None and not gone:
             write_deltalake(table, data, mode="append", commit_properties=exclusive(table))
             return

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from storage_schemas.catalog.table import in_order, open_dataset_table
+from storage_schemas.catalog.delta import in_order
+from storage_schemas.catalog.versions import open_version
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.location import locate, persistent
@@ -157,7 +158,7 @@ def _recorded(graph: LineageGraph, node: str) -> LineageRecord:
 
 def _asked(record: LineageRecord, uris: Collection[str] | None, held: _Held) -> list[dict[str, Any]]:
     place = locate(record.uri)
-    table = open_dataset_table(place, int(record.version))
+    table = open_version(place, int(record.version))
     if record.identity != f"{table.metadata().id}@{record.version}":
         raise UserError(f"{record.uri} is another dataset by now")
     return persistent(place, lambda: list(_rows(table, uris, held)))

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
-from storage_schemas.catalog.table import is_table, open_dataset_table, open_table
+from storage_schemas.catalog.delta import is_table, open_table
+from storage_schemas.catalog.table import open_dataset_table
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
 from storage_schemas.maintenance.orphans import TABLES, is_unfinished, named_files

@@ -10,11 +10,13 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.catalog.versions import Version
+from storage_schemas.errors import DamagedError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import StoreSchema, part_metadata, shard_key
 from storage_schemas.store.dataset import Dataset, open_dataset
 from storage_schemas.store.frames import check_frame
-from storage_schemas.store.shards import DamagedError, index_bytes, parse_index
+from storage_schemas.store.shards import index_bytes, parse_index
 
 _BLOCK = 256
 """Steps whose frames are held at once."""
@@ -45,7 +47,7 @@ class VerifyReport:
 
 def verify(
     uri: str | os.PathLike[str],
-    version: int | None = None,
+    version: Version = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
@@ -57,7 +59,7 @@ def verify(
 
     Args:
         uri: The dataset.
-        version: None takes the newest.
+        version: By number or tag; None takes the newest.
         progress: Called with how many episodes are done, and of how many.
 
     Raises:
