@@ -70,7 +70,7 @@ def test_the_command_samples_it(run: Callable[..., RunConfig], tmp_path: Path) -
     config = run("train.steps=1")
     path = train(config)
     out = str(tmp_path / "sample")
-    command = ["sample", str(path), config.data.datasets[0].uri, "--mode", "policy", "--out", out, "--json"]
+    command = ["sample", str(path), config.data.datasets[0].uri, "--mode", "policy", "--output", out, "--json"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)

@@ -42,7 +42,7 @@ class Bench:
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """All segments in order: their places among `segments` (B,), and the batch."""
         data = self.checkpoint.config.data
-        reader = SegmentReader([self.member.dataset], data, next_images=self.checkpoint.config.reads_next_obs)
+        reader = SegmentReader([self.member.dataset], data)
         for start in range(0, len(self.segments), batch_size):
             chosen = self.segments[start : start + batch_size]
             raw = reader.read([Pick(start + index, 0, segment) for index, segment in enumerate(chosen)])

@@ -12,7 +12,7 @@ from uwm.data.batch import Batch
 from uwm.encode_latents import encode_run
 from uwm.events import TrainProgress
 from uwm.policies import build
-from uwm.policy import Mode
+from uwm.policy import Mode, Policy
 from uwm.recipes import apply_overrides, get_recipe
 from uwm.train.trainer import train
 
@@ -51,7 +51,7 @@ def test_masking_is_not_a_choice_where_it_is_published(name: str) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (("policy=dp_unet", "data.action_steps=5"), "5 can't be halved 1 times"),
+        (("policy=dp_unet", "data.action_steps=5"), "5 can't be halved 2 times"),
         (("policy=gr1",), "policy.obs_encoder.kind: Input should be 'vit_b_32' or 'vit_small'"),
         ((*GR1, "data.next_frames=1"), "obs_frames 2 must equal"),
         ((*GR1, "policy.decoder.patch=5"), "not divisible by policy.decoder.patch"),
@@ -154,3 +154,26 @@ def test_pad_recipe_is_of_published_scale() -> None:
             qkv_bias=model.qkv_bias,
         )
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(122.1e6, rel=1e-3)
+
+
+def test_diffusion_policy_on_a_demo_recipe_asks_for_no_tokenizer() -> None:
+    config = apply_overrides(get_recipe("demo_pretrain"), ["policy=dp"])
+    assert (config.policy.tokenizer, config.policy.embed_dim, config.policy.diffusion.sample_steps) == (None, 128, 2)
+    build(config)
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("uwm", 2), ("dp", 0), ("dp_unet", 0), ("gr1", 2)])
+def test_next_frames_that_nobody_looks_at_are_not_decoded(
+    make_store: MakeStore, debug_run: MakeRun, kind: str, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, seen = debug_run(make_store(), "train.steps=1", policy=kind), list[Batch]()
+
+    def watched(config: RunConfig) -> Policy:
+        policy = build(config)
+        loss = policy.loss
+        monkeypatch.setattr(policy, "loss", lambda batch, generator: (seen.append(batch), loss(batch, generator))[1])
+        return policy
+
+    train(config, build=watched)
+    assert [batch.next_obs.shape[2] for batch in seen] == [frames]
+    assert seen[0].next_mask.shape[2] == 2

@@ -51,7 +51,7 @@ def test_the_resampler_equals_a_plain_reference() -> None:
 
 def encoder() -> Gr1ImageEncoder:
     torch.manual_seed(0)
-    network = Gr1ImageEncoder("vit_small", CONFIG, image_size=(16, 24), views=2, frames=2, embed_dim=DIM)
+    network = Gr1ImageEncoder(CONFIG, image_size=(16, 24), views=2, frames=2, embed_dim=DIM)
     with torch.no_grad():
         network.pos_shift.copy_(draw(*network.pos_shift.shape))
         network.pos_scale.copy_(draw(*network.pos_scale.shape, seed=1))
