@@ -124,5 +124,5 @@ class SegmentSpec:
         """
         obs = np.arange(step - self.obs_frames + 1, step + 1)
         following = np.arange(step + self.next_start, step + self.next_start + self.next_frames)
-        wanted = np.concatenate([obs, following])
-        return np.minimum(np.maximum(wanted, 0), length - 1), wanted < length  # np.clip takes three times as long
+        steps = np.concatenate([obs, following])
+        return np.minimum(np.maximum(steps, 0), length - 1), steps < length  # np.clip takes three times as long

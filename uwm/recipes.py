@@ -6,9 +6,9 @@ On the command line `field.subfield=value` pairs change single settings of a rec
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from storage_schemas.errors import UserError
 from uwm.config import (
@@ -285,6 +285,10 @@ def demo_finetune() -> RunConfig:
         train=replace(base.train, steps=60),
         output="runs/demo/finetune",
     )
+
+
+RecipeName = Annotated[str, Field(json_schema_extra={"enum": list(RECIPES)})]
+"""A recipe, which a form offers in a list; a wrong name is refused by `get_recipe`, which suggests the nearest."""
 
 
 def get_recipe(name: str) -> RunConfig:

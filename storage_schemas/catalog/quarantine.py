@@ -67,12 +67,10 @@ def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
     entries = table.to_pyarrow_table(columns=["source_uri", "fingerprint", "reason"]).to_pylist()
     seen = {(row["source_uri"], row["fingerprint"], row["reason"]) for row in entries}
     unique = {(row.source_uri, row.fingerprint, row.reason): row for row in rows}
-    news = [row for key, row in unique.items() if key not in seen]
-    if news:
-        append(
-            table, pa.table({f.name: [getattr(row, f.name) for row in news] for f in fields(QuarantineRow)}, _SCHEMA)
-        )
-    return len(news)
+    new = [row for key, row in unique.items() if key not in seen]
+    if new:
+        append(table, pa.table({f.name: [getattr(row, f.name) for row in new] for f in fields(QuarantineRow)}, _SCHEMA))
+    return len(new)
 
 
 def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = None) -> list[QuarantineRow]:

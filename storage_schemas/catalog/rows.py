@@ -182,8 +182,8 @@ class EpisodeTable:
         """
         texts = self._all_statistics()
         chosen = range(len(self)) if rows is None else rows
-        found = (json.loads(texts[i]).get(field) for i in chosen)
-        return FieldStatistics.combine(value for value in found if value is not None)
+        of_field = (json.loads(texts[i]).get(field) for i in chosen)
+        return FieldStatistics.combine(value for value in of_field if value is not None)
 
     def _all_statistics(self) -> list[str]:
         if self._statistics is None:

@@ -127,13 +127,13 @@ class _PartChecker:
         try:
             schema = self._dataset.schema(episode)
             yield from (self._problem(episode, what) for what in self._check_row(episode, schema))
-            found = self._checksum(episode, schema)
+            checksum = self._checksum(episode, schema)
         except DamagedError as error:
             yield self._problem(episode, str(error))
         except (ValueError, KeyError) as error:
             yield self._problem(episode, f"a frame is damaged: {error}")
         else:
-            if found != self._dataset.episodes.checksums[episode]:
+            if checksum != self._dataset.episodes.checksums[episode]:
                 yield self._problem(episode, "the stored bytes do not match the checksum of the row")
 
     def _problem(self, episode: int | None, what: str) -> Problem:
@@ -141,12 +141,12 @@ class _PartChecker:
 
     def _document(self, key: str, expected: bytes) -> str | None:
         try:
-            found = json.loads((self._folder / key).read_bytes())
+            document = json.loads((self._folder / key).read_bytes())
         except FileNotFoundError:
             return f"{key} is missing"
         except ValueError:
             return f"{key} is not JSON"
-        return None if found == json.loads(expected) else f"{key} is not what the schema says"
+        return None if document == json.loads(expected) else f"{key} is not what the schema says"
 
     def _numbers(self, key: str, size: int) -> str | None:
         try:

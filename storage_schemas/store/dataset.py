@@ -217,9 +217,9 @@ class Dataset:
         reads: list[ShardRead] = []
         counts = []
         for request in requests:
-            found = self._shard_reads(request)
-            reads.extend(found)
-            counts.append(len(found))
+            of_request = self._shard_reads(request)
+            reads.extend(of_request)
+            counts.append(len(of_request))
         return self._gather(requests, counts, self.reader().stream(reads))
 
     def _gather(
@@ -229,14 +229,14 @@ class Dataset:
         stream: Iterator[Sequence[bytes | memoryview | None]],
     ) -> Iterator[list[Chunk]]:
         for request, count in zip(requests, counts, strict=True):
-            found: list[Chunk] = []
+            frames: list[Chunk] = []
             for chunks in islice(stream, count):
                 present = [chunk for chunk in chunks if chunk is not None]
                 if len(present) != len(chunks):
                     name = self.episodes.row(request.episode).episode_id
                     raise DamagedError(f"a frame of episode {name} is missing")
-                found.extend(present)
-            yield found
+                frames.extend(present)
+            yield frames
 
     def _shard_reads(self, request: "FrameRequest") -> list[ShardRead]:
         """Where the frames of a request lie, shard by shard."""

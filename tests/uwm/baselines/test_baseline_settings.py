@@ -9,8 +9,8 @@ from storage_schemas.errors import UserError
 from uwm.baselines.pad_network import PadTransformer
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
-from uwm.encode_latents import encode_run
 from uwm.events import TrainProgress
+from uwm.latents.encode import encode_run
 from uwm.policies import build
 from uwm.policy import Mode, Policy
 from uwm.recipes import apply_overrides, get_recipe
