@@ -207,6 +207,6 @@ def test_what_can_not_be_exported(checkpoint: Path, tmp_path: Path) -> None:
         export(checkpoint, tmp_path / "bundle")
     with pytest.raises(UserError, match="dtype 'int8' is none of"):
         AutoPolicy.load(checkpoint, dtype="int8")
-    with pytest.raises(UserError, match="is no policy"):
+    with pytest.raises(UserError, match="is a tokenizer: give the checkpoint of a policy"):
         AutoPolicy.load(tmp_path / "tokenizer-run")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
