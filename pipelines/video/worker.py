@@ -16,6 +16,7 @@ from pipelines.video.isolation import Kind
 _MAX_BYTES = 4 << 30
 """Memory that one file may take."""
 _CHUNK = 1 << 20
+"""Bytes asked of the parent at once: demuxers read in small steps, and each question costs two messages."""
 
 
 class Parent:
@@ -61,10 +62,10 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As many bytes as there are."""
-        wanted = min(len(buffer), max(0, self._size - self._position))
-        if not wanted:
+        size = min(len(buffer), max(0, self._size - self._position))
+        if not size:
             return 0
-        self._parent.tell("read", offset=self._position, length=wanted)
+        self._parent.tell("read", offset=self._position, length=size)
         data = self._parent.hear()
         buffer[: len(data)] = data
         self._position += len(data)
