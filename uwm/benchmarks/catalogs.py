@@ -21,8 +21,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from storage_schemas.catalog.commits import Committer, commit
+from storage_schemas.catalog.delta import open_table
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeRow, rows_to_arrow
-from storage_schemas.catalog.table import create_dataset, open_table
+from storage_schemas.catalog.table import create_dataset
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.store.dataset import open_dataset
@@ -89,7 +90,7 @@ class Icechunk:
         import icechunk
 
         self._repository = icechunk.Repository.open(_storage(uri))
-        self._seen: dict[str, int] = {}
+        self._seen = set[str]()
 
     @classmethod
     def create(cls, uri: str) -> "Icechunk":
@@ -116,7 +117,7 @@ class Icechunk:
             session = self._repository.writable_session("main")
             group = zarr.open_group(session.store)
             ids = _column(_array(group, "texts"), _TEXTS.index("episode_id"), len(self._seen))
-            self._seen.update({name: len(self._seen) + place for place, name in enumerate(ids)})
+            self._seen.update(ids)
             new = [place for place, row in enumerate(rows) if row.episode_id not in self._seen]
             _array(group, "numbers").append(numbers[new])
             _array(group, "texts").append(texts[new])
