@@ -66,11 +66,11 @@ class Filter:
         for fingerprint, uri in held.items():
             reference = uri if uri in files else uri.rpartition("#")[0]
             if reference in files or _exists(uri):  # else the file was moved, and is no copy
-                first[fingerprint] = reference
+                first[fingerprint.partition("+")[0]] = reference
         return {
-            ref.uri: ref.rejection("duplicate", f"byte-identical to {first[ref.fingerprint]}")
+            ref.uri: ref.rejection("duplicate", f"byte-identical to {first[ref.content]}")
             for ref in listed
-            if first.setdefault(ref.fingerprint, ref.uri) != ref.uri
+            if first.setdefault(ref.content, ref.uri) != ref.uri
         }
 
     def remember(self, dataset: Dataset) -> None:
