@@ -16,7 +16,7 @@ from functools import lru_cache
 from pipelines.checks.content import Sketches
 from pipelines.checks.filters import Filter
 from pipelines.checks.quality import BadDataError, Rejection
-from pipelines.options import SourceOptions
+from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
@@ -26,6 +26,7 @@ from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
 _MAX_STEPS = 20_000
+"""Frames and steps at which a part is written: they bound the memory of a batch, however many episodes it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +34,8 @@ class Batch:
     """References to convert and all that it takes. Picklable, and valid wherever source and store can be reached."""
 
     source: str
-    format: str
-    options: SourceOptions
+    options: IngestOptions
+    """With the format filled in."""
     reject: frozenset[str]
     """Some of `pipelines.checks.filters.FILTERS`."""
     store_uri: str
@@ -45,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class Counts:
     """Counts of what was converted, before anything is known of other batches."""
 
     refs: int = 0
@@ -53,8 +54,8 @@ class Tally:
     steps: int = 0
     rejected: int = 0
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
             refs=self.refs + other.refs,
             episodes=self.episodes + other.episodes,
             steps=self.steps + other.steps,
@@ -92,15 +93,15 @@ class Converted:
     """What became of a batch."""
 
     refs: tuple[ConvertedRef, ...]
-    tally: Tally
+    counts: Counts
 
 
-OnReference = Callable[[SourceRef, Tally], None]
+OnReference = Callable[[SourceRef, Counts], None]
 """Is told after every reference what has been done of the batch."""
 
 
 def convert(
-    batch: Batch, reader: SourceReader | None = None, on_reference: OnReference = lambda ref, tally: None
+    batch: Batch, reader: SourceReader | None = None, on_reference: OnReference = lambda ref, counts: None
 ) -> Converted:
     """Read, check and write a batch. Nothing becomes visible, so it can be done again.
 
@@ -112,14 +113,14 @@ def convert(
     Raises:
         UserError: when source or store can't be reached.
     """
-    reader = reader or _opened(batch.source, batch.format, batch.options, batch.run_id)
+    reader = reader or _opened(batch.source, batch.options, batch.spec, batch.run_id)
     return _Converter(batch, reader).run(on_reference)
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, format: str, options: SourceOptions, run_id: str) -> SourceReader:  # noqa: A002
+def _opened(source: str, options: IngestOptions, spec: DatasetSpec, run_id: str) -> SourceReader:
     """`run_id` makes a new run look at the source anew."""
-    return open_source(source, format, options)
+    return open_source(source, options, spec)
 
 
 @dataclass
@@ -128,7 +129,7 @@ class _Converter:
 
     batch: Batch
     reader: SourceReader
-    _tally: Tally = field(default_factory=Tally)
+    _counts: Counts = field(default_factory=Counts)
     _buffer: list[tuple[Candidate, Episode]] = field(default_factory=list)
     _bytes: int = 0
     _kept: dict[tuple[str, str], Candidate] = field(default_factory=dict)
@@ -139,12 +140,12 @@ class _Converter:
 
     def run(self, on_reference: OnReference) -> Converted:
         """All references in order."""
-        found = []
+        converted = []
         for ref in self.batch.refs:
-            found.append(self._convert(ref))
-            on_reference(ref, self._tally)
+            converted.append(self._convert(ref))
+            on_reference(ref, self._counts)
         self._flush()
-        return Converted(refs=tuple(found), tally=self._tally)
+        return Converted(refs=tuple(converted), counts=self._counts)
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []
@@ -157,11 +158,11 @@ class _Converter:
         except BadDataError as error:
             self._buffer = [item for item in self._buffer if not any(item[0] is given for given in candidates)]
             self._filter.forget()
-            self._tally += Tally(refs=1, rejected=1)
+            self._counts += Counts(refs=1, rejected=1)
             return ConvertedRef(ref=ref, rejection=ref.rejection(error.reason, error.detail))
         good = [candidate for candidate in candidates if candidate.rejection is None]
         self._kept |= {(candidate.episode_id, ref.fingerprint): candidate for candidate in good}
-        self._tally += Tally(
+        self._counts += Counts(
             refs=1,
             episodes=len(good),
             steps=sum(candidate.length for candidate in good),

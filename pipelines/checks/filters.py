@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pipelines.checks.content import CHECKS, COVERED, Sketches, check_episode, check_times, samples, sketch
 from pipelines.checks.duplicates import Seen
@@ -50,6 +51,10 @@ class Filter:
         self.names = names
         self._wanted = names & set(CHECKS)
         self._seen = Seen() if "duplicate" in names else None
+
+    def identified(self, ref: SourceRef) -> SourceRef:
+        """The reference as the dataset knows it: where no copies are wanted, one of several is like the only one."""
+        return replace(ref, fingerprint=ref.content) if self.names & {"copy", "duplicate"} else ref
 
     def copies(self, refs: Iterable[SourceRef], held: Mapping[str, str]) -> dict[str, Rejection]:
         """References that have the bytes of another one, by URI.

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checks.quality import MAX_PIXELS, BadDataError
+from pipelines.options import Backend
 from pipelines.video.clock import REORDERED, TimedFrame, in_order, native_rate, resample
 from pipelines.video.containers import check_whole
 from pipelines.video.picture import Orientation, display_size, orientation, upright
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-Backend = Literal["pyav", "decord"]
-BACKENDS: tuple[Backend, ...] = ("pyav", "decord")
 
 _RAW = frozenset("h264 hevc vvc m4v mpegvideo h261 h263 obu mjpeg dirac vc1 cavsvideo".split())  # noqa: SIM905
 """Bare streams of a codec. They have no clock: what FFmpeg says without being told counts 25 frames per second."""

@@ -18,11 +18,12 @@ from uwm.benchmarks.measure import Work, interleave
 from uwm.config import RunConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
-from uwm.data.latents import encode, latent_shape, open_latents
+from uwm.data.latents import latent_shape, open_latents
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import open_member
 from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
+from uwm.latents.shards import encode
 from uwm.model.uwm import UWMPolicy
 from uwm.policy import LossOutput
 from uwm.recipes import get_recipe
@@ -103,7 +104,7 @@ def _measure(config: RunConfig, recipe: str, batch: int, rounds: int) -> StepRes
 
 def _loss(policy: UWMPolicy, raw: RawBatch, config: RunConfig) -> LossOutput:
     identity, device = ActionNormalizer.identity(config.data.action_dim), torch.device("cpu")
-    batch = training_batch(raw, config.data, identity, seed=0, device=device)
+    batch = training_batch(raw, config.data, identity, device=device)
     return policy.loss(batch, step_generator(0, 0, device))
 
 
