@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import DamagedError, UserError
-from storage_schemas.location import locate, sync_folder
+from storage_schemas.local_files import sync_folder
+from storage_schemas.location import locate
 from uwm.config import C, Config, RunConfig
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import resolve_device

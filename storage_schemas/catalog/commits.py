@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_schemas.catalog.delta import data_files, exclusive, read_columns, read_rows, with_columns_of
+from storage_schemas.catalog.delta import (
+    check_writable,
+    data_files,
+    exclusive,
+    read_columns,
+    read_rows,
+    with_columns_of,
+)
 from storage_schemas.catalog.rows import EpisodeRow, rows_to_arrow
 from storage_schemas.catalog.table import open_dataset_table
 from storage_schemas.errors import StorageError, UserError
@@ -221,6 +228,7 @@ def attempt(location: Location, action: Callable[[], T]) -> T:
     """
     from deltalake.exceptions import CommitFailedError
 
+    check_writable(location)
     outages = 0
     for tries in range(_ATTEMPTS):
         try:

@@ -1,12 +1,13 @@
 """Delta Lake tables: made, opened, read and appended to, with what every table of a dataset needs."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import pyarrow as pa
 
-from storage_schemas.errors import StorageError, UserError
+from storage_schemas.errors import DamagedError, StorageError, UserError
 from storage_schemas.location import Location, persistent
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _CONFIGURATION = {  # Delta's defaults forget old versions after 30 days, also t
     "delta.deletedFileRetentionDuration": "interval 36500 days",
     "delta.enableExpiredLogCleanup": "false",
 }
+_NOT_WRITABLE = re.compile(r"[\[\]|^\\\x00-\x1f\x7f]")
 _FILE_FACTS = ("path", "num_records", "min.ordinal", "max.ordinal", "min.source_uri", "max.source_uri")
 
 
@@ -39,8 +41,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
-    if location.is_local and unquote(location.path) != location.path:
-        raise UserError(f"{location.uri}: Delta Lake can't write below a folder with a percent code in its name")
+    check_writable(location)
     try:
         return persistent(
             location,
@@ -57,6 +58,19 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
         if not is_table(location):  # there is one: by another creator at the same time, or ours after a lost answer
             raise
         return open_table(location)
+
+
+def check_writable(location: Location) -> None:
+    """Refuse the local folders below which deltalake panics, takes another folder, or half makes a table.
+
+    Raises:
+        UserError: for brackets and other characters that its inner addresses can't hold, and percent codes.
+    """
+    if location.is_local and (_NOT_WRITABLE.search(location.path) or unquote(location.path) != location.path):
+        raise UserError(
+            f"{location.uri!r}: Delta Lake can't write below a folder with one of [ ] | ^ \\, a control character or a "
+            "percent code in its name: rename it"
+        )
 
 
 def open_table(location: Location, version: int | None = None) -> "DeltaTable":
@@ -96,7 +110,7 @@ def read_rows(
         files: Of `data_files`; None reads all.
 
     Raises:
-        FileNotFoundError: when a data file is gone.
+        DamagedError: when a data file is gone or no Parquet file.
     """
     schema = pa.schema(table.schema())
     schema = pa.schema([schema.field(name) for name in columns or schema.names])
@@ -111,15 +125,20 @@ def read_rows(
 
 
 def read_columns(file: Location, columns: list[str]) -> pa.Table:
-    """Some columns of one data file of a table, read in this thread alone. Raises FileNotFoundError."""
+    """Some columns of one data file of a table, read in this thread alone. Raises DamagedError."""
     from pyarrow.parquet import ParquetFile
 
-    with persistent(file, lambda: _opened(file)) as source, ParquetFile(source, pre_buffer=False) as parquet:
-        return parquet.read(columns, use_threads=False)
+    def read() -> pa.Table:
+        source = pa.OSFile(file.path) if file.is_local else pa.BufferReader(file.read_bytes())
+        with source, ParquetFile(source, pre_buffer=False) as parquet:
+            return parquet.read(columns, use_threads=False)
 
-
-def _opened(file: Location) -> Any:
-    return pa.OSFile(file.path) if file.is_local else pa.BufferReader(file.read_bytes())
+    try:
+        return persistent(file, read)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{file.uri} is missing, though the table names it") from error
+    except pa.ArrowException as error:
+        raise DamagedError(f"{file.uri} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
 def append(table: "DeltaTable", data: pa.Table) -> None:
