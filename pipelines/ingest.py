@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipelines.checks.filters import Filter, chosen
@@ -27,7 +27,7 @@ from pipelines.sources.registry import open_source
 from storage_schemas.catalog.commits import Committer, commit
 from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, release, withdrawn_fingerprints
 from storage_schemas.catalog.rows import EpisodeRow
-from storage_schemas.catalog.table import create_dataset, dataset_exists
+from storage_schemas.catalog.table import create_dataset, dataset_exists, replace_spec
 from storage_schemas.errors import UserError
 from storage_schemas.executors import in_order
 from storage_schemas.location import locate
@@ -96,7 +96,7 @@ class _Plan:
     taken: dict[str, tuple[str, str]]
     """Fingerprint and reference URI by id of the episodes that this source has given the dataset."""
     stale: dict[str, tuple[str, ...]]
-    """Episodes by reference URI that came from an earlier content of its file or record, which is gone from the source."""
+    """Episodes by reference URI that came from an earlier content of its file or record, which the source lost."""
 
 
 def ingest(
@@ -124,12 +124,12 @@ def ingest(
         UserError: when there is nothing to read or the dataset does not fit the source.
     """
     started = time.monotonic()
-    dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
-    reader = open_source(source, options, dataset.spec if dataset else None)
+    dataset = _opened(store_uri)
+    reader = open_source(source, options, None if dataset is None else dataset.spec)
     filters = Filter(reader, chosen(options.reject, reader.unwanted))
     spec = _spec(dataset, reader, options.val_percent)
     plan = _plan(reader, dataset, filters)
-    if plan.todo and dataset:
+    if plan.todo and dataset is not None:
         filters.remember(dataset)
     location = locate(source)
     blank = Batch(
@@ -143,12 +143,14 @@ def ingest(
     )
     source_uri = printable(location.uri)
     quarantine = _Quarantine(store_uri=store_uri, run_id=blank.run_id, source=f"{reader.format} {source_uri}")
-    ledger = _Ledger(store_uri, spec, dataset, plan, filters, quarantine)
+    ledger = _Ledger(store_uri, dataset, spec, plan, filters, quarantine)
     quarantine.add(plan.rejected)
     batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, options.batch_episodes)]
     for converted in _converted(batches, reader, executor, in_flight, ledger, progress):
         ledger.take(converted)
     ledger.close()
+    if not ledger.version and not dataset_exists(store_uri):
+        create_dataset(store_uri, spec)
     quarantine.release(plan, (*plan.rejected, *ledger.rejected))
     return IngestReport(
         store_uri=blank.store_uri,
@@ -164,6 +166,12 @@ def ingest(
         source_fingerprint=_fingerprint(plan),
         run_id=blank.run_id,
     )
+
+
+def _opened(store_uri: str) -> Dataset | None:
+    """The dataset; None as well when it never had an episode, so that no source has decided yet what it holds."""
+    dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
+    return None if dataset is None or not dataset.version else dataset
 
 
 def _cut(refs: Sequence[SourceRef], count: int) -> Iterator[tuple[SourceRef, ...]]:
@@ -223,7 +231,7 @@ def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Pl
     refs = tuple(filters.identified(item) for item in listed if isinstance(item, SourceRef))
     current = {ref.uri: ref.fingerprint for ref in refs}
     fingerprints = set(current.values())
-    withdrawn = withdrawn_fingerprints(dataset.uri, dataset.episodes) if dataset else set()
+    withdrawn = set() if dataset is None else withdrawn_fingerprints(dataset.uri, dataset.episodes)
     known: Counter[str] = Counter()
     taken: dict[str, tuple[str, str]] = {}
     stale: dict[str, list[str]] = {}
@@ -249,7 +257,8 @@ def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Pl
 def _stored(dataset: Dataset | None) -> Iterator[tuple[str, str, str]]:
     """URI, fingerprint and id of the episodes that are there."""
     columns = ("source_uri", "source_fingerprint", "episode_id")
-    return zip(*(dataset.episodes.column(name) for name in columns), strict=True) if dataset else iter(())
+    if dataset is not None:
+        yield from zip(*(dataset.episodes.column(name) for name in columns), strict=True)
 
 
 def _fingerprint(plan: _Plan) -> str:
@@ -301,12 +310,14 @@ class _Ledger:
     """Takes converted batches in the order of the plan and commits what is good of them."""
 
     store_uri: str
+    dataset: InitVar[Dataset | None]
+    """As it was before the run; None when the first commit is to start it."""
     spec: DatasetSpec
-    dataset: Dataset | None
-    """As it was before the run; None when the first commit is to create it."""
     plan: _Plan
     filters: Filter
     quarantine: _Quarantine
+    version: int = field(init=False)
+    """The dataset's, after the last commit."""
     rejected: list[Rejection] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
     _done: Counts = field(default_factory=Counts)
@@ -315,8 +326,8 @@ class _Ledger:
     _rows: list[EpisodeRow] = field(default_factory=list)
     _unrecorded: list[Rejection] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.version = self.dataset.version if self.dataset else 0
+    def __post_init__(self, dataset: Dataset | None) -> None:
+        self.version = 0 if dataset is None else dataset.version
         # a file may have become a copy of another, with nothing to read; of a record that means nothing, for a set that
         # is built again shuffles them
         unread = self.plan.stale.keys() - {ref.uri for ref in self.plan.todo}
@@ -339,8 +350,7 @@ class _Ledger:
         """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
             if self._committer is None:
-                if self.dataset is None:  # not before: a source of which nothing is good decides nothing
-                    create_dataset(self.store_uri, self.spec)
+                self._start()
                 self._committer = Committer(self.store_uri)
             result = commit(self._committer, self._rows, retire=self._retired)
             self.version = result.version
@@ -349,6 +359,15 @@ class _Ledger:
         self.quarantine.add(self._unrecorded)
         self.rejected += self._unrecorded
         self._rows, self._retired, self._unrecorded = [], [], []
+
+    def _start(self) -> None:
+        """Create the dataset: with its first commit, so that a source of which nothing is good decides nothing."""
+        if self.version:
+            return
+        if dataset_exists(self.store_uri):
+            replace_spec(self.store_uri, self.spec)
+        else:
+            create_dataset(self.store_uri, self.spec)
 
     def progress(self, ref: SourceRef, counts: Counts) -> IngestProgress:
         """What to tell the caller while a batch is under way of which `counts` is done."""
