@@ -106,8 +106,8 @@ def _memory(source: str, store: str, options: IngestOptions) -> Location:
     return locate(lineage_root(store)) / FOLDER / f"{name}.txt"
 
 
-def _remembered(place: Location) -> str:
-    return place.read_bytes(0, 1000).decode("utf-8", "replace") if place.exists() else ""
+def _remembered(file: Location) -> str:
+    return file.read_bytes(0, 1000).decode("utf-8", "replace") if file.exists() else ""
 
 
 def _state(seen: FolderSnapshot, store: str) -> str:

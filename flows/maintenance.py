@@ -19,10 +19,10 @@ def gc(stores: list[str], age_hours: float = 24.0, delete: bool = False) -> dict
         delete: delete what was found; by default it is only listed.
     """
     logger = get_run_logger()
-    found = {}
+    sizes = {}
     for store in stores:
         report = collect_orphans(store, age=timedelta(hours=age_hours), remove=delete)
-        found[store] = report.bytes
+        sizes[store] = report.bytes
         logger.info(
             "%s: %d orphans with %d bytes %s, %d younger left alone",
             store,
@@ -31,4 +31,4 @@ def gc(stores: list[str], age_hours: float = 24.0, delete: bool = False) -> dict
             "deleted" if delete else "found",
             report.young,
         )
-    return found
+    return sizes

@@ -86,8 +86,8 @@ def pretrain_then_finetune(
     for trained in (result.pretrained, result.finetuned):
         logger.info("%s: %s", trained.record.node, trained.path)
     for evaluated in result.evaluations:
-        found = "\n".join(f"  {name}: {value}" for name, value in facts_of(evaluated.record))
-        logger.info("%s:\n%s", evaluated.record.node, found)
+        facts = "\n".join(f"  {name}: {value}" for name, value in facts_of(evaluated.record))
+        logger.info("%s:\n%s", evaluated.record.node, facts)
     logger.info("what came from what: /artifacts/key/%s", HOME_KEY)
     return result
 

@@ -46,8 +46,8 @@ class FlowFollower:
             update_progress_artifact(self.progress, 100.0)
 
 
-def _as_id(made: Any) -> UUID:
-    return UUID(str(made))
+def _as_id(artifact: Any) -> UUID:
+    return UUID(str(artifact))
 
 
 def _child_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

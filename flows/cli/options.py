@@ -59,8 +59,8 @@ def expanded(command: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(command)
     def run(**values: Any) -> R:
-        made = {name: _take(model, values) for name, model in models.items()}
-        return command(**made, **values)
+        built = {name: _take(model, values) for name, model in models.items()}
+        return command(**built, **values)
 
     result: Any = run
     result.__signature__ = inspect.Signature(shown)

@@ -133,8 +133,8 @@ def run_chain(jobs: Jobs, chain: Chain, *, dry_run: bool = False, run_url: str =
         UserError: when something is not as it should be.
     """
     plan = plan_chain(chain)
-    if made := plan.track.decided(plan.identity):
-        return Chained(plan=(), decision=made, reused=True)
+    if decision := plan.track.decided(plan.identity):
+        return Chained(plan=(), decision=decision, reused=True)
     words = plan.describe()
     if dry_run:
         return Chained(plan=words, decision=None)

@@ -65,8 +65,8 @@ class Measure(Record):
         """
         score = evaluation.score(self.mode, self.metric)
         if score is None:
-            there = ", ".join(dict.fromkeys(f"{item.mode}/{item.metric}" for item in evaluation.scores))
-            raise UserError(f"the evaluation has no {self.name}: choose one of {there or 'none'}")
+            measured = ", ".join(dict.fromkeys(f"{item.mode}/{item.metric}" for item in evaluation.scores))
+            raise UserError(f"the evaluation has no {self.name}: choose one of {measured or 'none'}")
         return score.model
 
 
@@ -204,5 +204,5 @@ def tracks(root: str) -> list[str]:
     return [name for name in (locate(root) / FOLDER).names() if name == safe_name(name)]
 
 
-def _load(place: Location) -> Decision:
-    return read_document(place, Decision)
+def _load(file: Location) -> Decision:
+    return read_document(file, Decision)
