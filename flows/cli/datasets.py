@@ -153,7 +153,9 @@ def remove(
 
 def gc(
     store: Store,
-    age: Annotated[float, typer.Option(min=0, help="Safety age in hours: younger files may be in the making.")] = 24.0,
+    age: Annotated[
+        float, typer.Option(min=0, max=24 * 3660, help="Safety age in hours: younger files may be in the making.")
+    ] = 24.0,
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete what was found; by default it is only listed.")
     ] = False,
