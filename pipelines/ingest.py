@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 
-from pipelines.checks.filters import Filter, chosen
+from pipelines.checks.filters import Filter
 from pipelines.checks.quality import Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Counts, convert
 from pipelines.files import printable
@@ -126,7 +126,7 @@ def ingest(
     started = time.monotonic()
     dataset = _opened(store_uri)
     reader = open_source(source, options, None if dataset is None else dataset.spec)
-    filters = Filter(reader, chosen(options.reject, reader.unwanted))
+    filters = Filter(reader, reader.unwanted if options.reject is None else frozenset(options.reject))
     spec = _spec(dataset, reader, options.val_percent)
     plan = _plan(reader, dataset, filters)
     if plan.todo and dataset is not None:
