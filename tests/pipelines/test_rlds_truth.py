@@ -48,7 +48,8 @@ def reasons(report: IngestReport) -> set[str]:
 
 
 def png(seed: int, mode: str = "RGB") -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), np.uint8)
+    y, x = np.mgrid[0:24, 0:32]
+    pixels = np.stack([x * 4 + seed, y * 6, x + y], axis=-1).astype(np.uint8)
     picture = Image.fromarray(pixels) if mode == "RGB" else Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
     out = io.BytesIO()
     (picture.convert(mode) if mode == "L" else picture).save(out, "PNG")
@@ -89,7 +90,7 @@ def test_a_set_that_is_damaged_or_cut_later_loses_nothing(robot: Make, store: st
     (shard,) = source.glob("*.tfrecord-*")
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    assert reasons(ingest(str(source), store)) == {"truncated"}
+    assert "truncated" in reasons(ingest(str(source), store))
     assert len(open_dataset(store)) == 3
 
 
@@ -186,7 +187,7 @@ def test_png_is_decoded(tmp_path: Path, write_rlds: Make, make_features: Make, s
     assert report.added == 1
     frames = open_dataset(store).frames(0, "wrist_image_left", range(4))
     truth = np.stack([np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
-    assert np.abs(frames.astype(int) - truth).mean() < 25, "noise, once through JPEG"
+    assert np.abs(frames.astype(int) - truth).mean() < 5, "once through JPEG"
 
 
 @pytest.mark.parametrize("declared", [False, True])
@@ -205,7 +206,7 @@ def test_depth_is_named_and_left_out(
     features["steps/observation/wrist_image_left"] = depth
     (folder / "features.json").write_text(json.dumps(declaration(features, wrong=True)))
     write_rlds(folder, [features])
-    assert "depth_image" in reasons(ingest(str(folder), store))
+    assert "depth_image" in reasons(ingest(str(folder), f"{store}-2"))
 
 
 def declaration(features: dict[str, Any], *, wrong: bool = False) -> dict[str, Any]:
@@ -219,19 +220,23 @@ def declaration(features: dict[str, Any], *, wrong: bool = False) -> dict[str, A
             dtype = "uint16" if key.endswith("depth") and not wrong else "uint8"
             node = {"text": {}} if "language" in key else {"image": {"dtype": dtype}}
         declared[key.removeprefix("steps/")] = node
-    return {
-        "featuresDict": {"features": {"steps": {"sequence": {"feature": {"featuresDict": {"features": declared}}}}}}
-    }
+    steps = {"sequence": {"feature": {"featuresDict": {"features": declared}}}}
+    return {"featuresDict": {"features": {"steps": steps}}}
+
+
+def scan_of(jpeg: bytes) -> int:
+    """Where the middle of a JPEG's compressed data lies."""
+    return (jpeg.rfind(b"\xff\xda") + len(jpeg)) // 2
 
 
 def broken(jpeg: bytes) -> bytes:
     """A JPEG whose second half is gone, but for the end marker."""
-    return jpeg[: len(jpeg) // 2] + b"\xff\xd9"
+    return jpeg[: scan_of(jpeg)] + b"\xff\xd9"
 
 
 def zeroed(jpeg: bytes) -> bytes:
     """A JPEG with a hole of zeros in its compressed data, as a lost packet leaves it."""
-    middle = len(jpeg) * 3 // 4
+    middle = scan_of(jpeg)
     return jpeg[:middle] + bytes(len(jpeg) - middle - 2) + jpeg[-2:]
 
 
@@ -344,9 +349,7 @@ def test_all_rejected_is_exit_code_2_and_decides_nothing(
     assert "bad_boundaries" in capsys.readouterr().err
     assert run(["inspect", store]) == 0
     assert run(["ingest", str(bad), store, "--json"]) == 2
-    assert (
-        json.loads(capsys.readouterr().out.rpartition("}\n")[0].rpartition("\n{")[2].join(("{", "}")))["version"] == 0
-    )
+    assert '"version": 0' in capsys.readouterr().out
     assert run(["ingest", str(robot("good", 1, 2)), store]) == 0
     assert len(open_dataset(store)) == 2
     assert run(["ingest", str(robot("good", 1, 2)), store]) == 0, "what is there already is good"
@@ -364,4 +367,4 @@ def test_unfinished_and_compressed_shards_are_named(robot: Make, store: str, tmp
     other.write_bytes(gzip.compress(other.read_bytes()))
     report = ingest(str(tmp_path), store)
     assert report.added == 1
-    assert sorted(r.reason for r in report.quarantined) == ["count_mismatch", "gzip", *["unfinished"] * 4]
+    assert sorted(r.reason for r in report.quarantined) == ["gzip", *["unfinished"] * 4]
