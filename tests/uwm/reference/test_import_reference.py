@@ -29,7 +29,7 @@ Write = Callable[..., Path]
 Content = dict[str, Any]
 Golden = Callable[[str], dict[str, Tensor]]
 
-BASELINE_SETTINGS = ("model.num_heads=4", "data.cameras=left,wrist", "data.crop=64,64")
+BASELINE_SETTINGS = ("policy.num_heads=4", "data.cameras=left,wrist", "data.crop=64,64")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -120,8 +120,8 @@ def test_an_imported_run_is_not_overwritten(
         ({"obs_encoder.vae.vae.decoder.conv_in.weight": None}, (), "no AutoencoderKL"),
         ({}, ("data.cameras=one",), "Set data.obs_frames and data.cameras"),
         ({}, ("data.action_steps=5",), "make no square image"),
-        ({}, ("model.num_heads=5",), "not divisible by num_heads"),
-        ({}, ("model.heads=5",), "no setting|model"),
+        ({}, ("policy.num_heads=5",), "not divisible by num_heads"),
+        ({}, ("policy.heads=5",), "no setting|policy"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(
@@ -175,7 +175,7 @@ def test_baselines_are_imported(
 
 def test_columns_of_dp_are_sorted_by_view(settings: tuple[str, ...]) -> None:
     layout = next(layout for layout in LAYOUTS if layout.frame_major)
-    config = apply_overrides(get_recipe("uwm_paper"), [*settings, "model.obs_encoder.embed_dim=6"])
+    config = apply_overrides(get_recipe("uwm_paper"), [*settings, "policy.obs_encoder.embed_dim=6"])
     features = torch.arange(24.0).view(2, 2, 6)  # (frame, view, feature)
     weight = torch.randn(3, 32)
     condition = torch.cat([features.flatten(), torch.ones(8)])
