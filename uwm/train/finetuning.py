@@ -17,7 +17,7 @@ from uwm.data.mixture import Member, known_actions
 from uwm.data.normalize import ActionNormalizer
 from uwm.train.resume import flatten
 
-MOST_BEYOND = 0.1
+MOST_BEYOND = 0.2
 """Share of the steps that may lie beyond the parent's range, where training goes but sampling can't follow."""
 LEAST_SPREAD = 0.02
 """Deviation of the actions, of a parent's half range, below which they are in other units than the parent's."""
