@@ -114,14 +114,14 @@ def pretrain_then_finetune(
     from flows.jobs.train import make_config
 
     pairs, stores, options = tuple(overrides or ()), tuple(evaluate_on or ()), EvalOptions(samples=samples)
+    first = make_config(pretrain, overrides_of("pretrain", pairs))
+    second = make_config(finetune, overrides_of("finetune", pairs))
     if use_flow(flow):
         from flows.pipeline import pretrain_then_finetune as run
         from flows.runtime.user_errors import as_function
 
         result = as_function(run)(pretrain, finetune, pairs, stores, options)
     else:
-        first = make_config(pretrain, overrides_of("pretrain", pairs))
-        second = make_config(finetune, overrides_of("finetune", pairs))
         jobs = LocalJobs(quiet=json)
         result = run_plainly(jobs, first, second, evaluate_on=stores, options=options)
     if json:
