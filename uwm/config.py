@@ -31,6 +31,7 @@ Size = tuple[PositiveInt, PositiveInt]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 """What torch and numpy both take."""
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 C = TypeVar("C", bound="Config")
 
@@ -358,7 +359,7 @@ InitChange = Literal[
 class RunConfig(Settings):
     """One training run. `stage` says what is trained; every stage goes through the same trainer."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's and its checkpoints' name")
+    name: RunName = Field(description="the run's and its checkpoints' name")
     stage: Literal["tokenizer", "pretrain", "finetune"] = "pretrain"
     policy: AnyPolicy = Field(
         default_factory=lambda: policy_settings("uwm")(), description="what is trained, by `kind`, and its settings"
