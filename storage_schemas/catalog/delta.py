@@ -118,7 +118,7 @@ def read_rows(
     usual = pa.default_memory_pool()  # keeps what decoding took: half a gigabyte for the statistics of 80,000 episodes
     pa.set_memory_pool(pa.system_memory_pool())
     try:
-        rows = [read_columns(location / name, schema.names).cast(schema) for name in names]
+        rows = [_with_columns(read_columns(location / name, schema.names), schema) for name in names]
     finally:
         pa.set_memory_pool(usual)
     return pa.concat_tables([schema.empty_table(), *rows])
@@ -141,20 +141,17 @@ def read_columns(file: Location, columns: list[str]) -> pa.Table:
         raise DamagedError(f"{file.uri} is damaged: {' '.join(str(error).split())[:200]}") from error
 
 
-def append(table: "DeltaTable", data: pa.Table) -> None:
-    """Append to the version that `table` has read; fails when another exclusive commit came between."""
-    from deltalake import write_deltalake
-
-    write_deltalake(table, data, mode="append", commit_properties=exclusive(table))
-
-
 def with_columns_of(table: "DeltaTable", data: pa.Table) -> pa.Table:
     """The data with the columns that the table has besides, empty: a table of an older version can be added to."""
-    schema = pa.schema(table.schema())
+    return _with_columns(data, pa.schema(table.schema()))
+
+
+def _with_columns(data: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema; those that the data lack are empty."""
     for field in schema:
         if field.name not in data.column_names:
             data = data.append_column(field, pa.nulls(data.num_rows, field.type))
-    return data.select(schema.names)
+    return data.select(schema.names).cast(schema)
 
 
 def exclusive(table: "DeltaTable") -> "CommitProperties":

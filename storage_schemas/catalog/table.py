@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from storage_schemas.catalog.delta import create_table, is_table, open_table, read_rows
+from storage_schemas.catalog.delta import create_table, exclusive, is_table, open_table, read_rows
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
@@ -50,9 +50,42 @@ def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
     return snapshot
 
 
+def take_spec(location: Location, spec: DatasetSpec) -> None:
+    """Give a dataset that never had an episode, version 0, its spec; one that had must have it.
+
+    Fails when another commit came between.
+
+    Raises:
+        UserError: when it had episodes of another spec.
+    """
+    table = open_dataset_table(location)
+    stored = _spec(location, table)
+    if stored != spec and table.version():
+        raise UserError(f"{location.uri} exists with other settings: {stored.to_json()}, not {spec.to_json()}")
+    if stored != spec:
+        properties = {_SPEC_KEY: spec.to_json()}
+        table.alter.set_table_properties(properties, raise_if_not_exists=False, commit_properties=exclusive(table))
+
+
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:
     """Whether there is a dataset."""
     return is_table(locate(uri) / "episodes")
+
+
+def dataset_id(uri: str | os.PathLike[str]) -> str:
+    """What a dataset is, wherever it lies and however that is spelt: the identity of its log. Reads no row.
+
+    Raises:
+        UserError: when there is no dataset.
+    """
+    return str(open_dataset_table(locate(uri)).metadata().id)
+
+
+def same_dataset(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two places hold the same dataset, or are the same place."""
+    if locate(one) == locate(other):
+        return True
+    return dataset_exists(one) and dataset_exists(other) and dataset_id(one) == dataset_id(other)
 
 
 def dataset_spec(location: Location) -> DatasetSpec:

@@ -163,3 +163,15 @@ def test_a_data_file_that_versions_share_is_read_once(lab: Lab, monkeypatch: pyt
     monkeypatch.setattr(provenance, "_read", counted)
     assert sightings(lab.graph, {file("one"), file("two")}).episodes
     assert len(opened) == len(set(opened)) <= 3, "three versions, whose second shares the first's file"
+
+
+def test_lineage_of_a_moved_store_goes_with_it(lab: Lab, tmp_path: Path) -> None:
+    before = raw_files(lab.graph, "dataset/droid@1")
+    assert before.episodes
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("droid", "lineage"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = graph(str(tmp_path / "elsewhere" / "lineage"))
+    assert moved.find(str(tmp_path / "elsewhere" / "droid")).startswith("dataset/droid@")
+    after = raw_files(moved, "dataset/droid@1")
+    assert (after.episodes, after.missing) == (before.episodes, {})
