@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
@@ -61,12 +61,12 @@ class SourceReader(Protocol):
         """The dataset that this source would start: its cameras and action."""
         ...
 
-    def refs(self) -> Iterator[SourceRef | Rejection]:
+    def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
         """All references, in a stable order; what is seen to be broken while listing comes as a rejection."""
         ...
 
-    def read(self, ref: SourceRef) -> Iterator[Episode]:
-        """The episodes of a reference, in order.
+    def read(self, ref: SourceRef) -> Iterator[Episode | LeftOut]:
+        """The episodes of a reference, in order, and what else it holds.
 
         Raises:
             BadDataError: when the reference is bad; episodes that were yielded before must be dropped too.
