@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from storage_schemas.catalog.delta import create_table, in_order, is_table, open_table
+from storage_schemas.catalog.delta import create_table, exclusive, in_order, is_table, open_table
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
@@ -48,6 +48,18 @@ def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
     if snapshot.spec != spec:
         raise UserError(f"{location.uri} exists with other settings: {snapshot.spec.to_json()}, not {spec.to_json()}")
     return snapshot
+
+
+def replace_spec(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
+    """Give a dataset that never had an episode, version 0, another spec. Raises UserError when it had one."""
+    location = locate(uri)
+    table = open_dataset_table(location)
+    if table.version():
+        raise UserError(f"{location.uri} has had episodes: its cameras and actions can't change any more")
+    if _spec(location, table) != spec:
+        table.alter.set_table_properties(
+            {_SPEC_KEY: spec.to_json()}, raise_if_not_exists=False, commit_properties=exclusive(table)
+        )
 
 
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:
