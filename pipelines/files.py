@@ -94,13 +94,13 @@ def find(
     found = sorted(_local(place.path, is_wanted) if place.is_local else _remote(place, is_wanted), key=_path)
     if not found and not place.exists() and not glob.has_magic(place.path):
         raise UserError(f"there is nothing at {printable(source)}")
-    left_out = [LeftOut(source_uri=printable(source), what=f"{n} {kind}{'s' * (n > 1)}") for kind, n in others.most_common() if n]
-    return [*found, *left_out]
+    counted = [f"{count} {'file' if count == 1 else 'files'} {kind}" for kind, count in others.most_common() if count]
+    return [*found, *(LeftOut(source_uri=printable(place.uri), what=what) for what in counted)]
 
 
 def _kind(name: str) -> str:
     suffix = name[1:].rpartition(".")[2] if "." in name[1:] else ""
-    return f".{printable(suffix)} file" if 0 < len(suffix) <= 10 else "file without a suffix"
+    return f"*.{printable(suffix)}" if 0 < len(suffix) <= 10 else "without a suffix"
 
 
 def walk(path: str) -> Iterator[str | OSError]:

@@ -79,8 +79,8 @@ _ODD = (ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 """What a reader stumbles over in a record that no check foresaw."""
 
 
-def episodes_of(reader: SourceReader, ref: SourceRef) -> Iterator[Episode]:
-    """The episodes of a reference, in order, so that one odd record ends nothing but itself.
+def episodes_of(reader: SourceReader, ref: SourceRef) -> Iterator[Episode | LeftOut]:
+    """The episodes of a reference, in order, and what else it holds, so that one odd record ends nothing but itself.
 
     Raises:
         BadDataError: as the reader does, and "odd" where it fails in a way that it should have foreseen.

@@ -36,7 +36,7 @@ class LeftOut:
 
     source_uri: str
     what: str
-    """A few words, such as "3 .json files"."""
+    """A few words, such as "3 files *.json"."""
 
 
 class BadDataError(Exception):
