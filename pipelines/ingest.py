@@ -24,10 +24,10 @@ from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
-from storage_schemas.catalog.commits import Committer, commit
+from storage_schemas.catalog.commits import Committer, commit, start_dataset
 from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, release, withdrawn_fingerprints
 from storage_schemas.catalog.rows import EpisodeRow
-from storage_schemas.catalog.table import create_dataset, dataset_exists, replace_spec
+from storage_schemas.catalog.table import create_dataset, dataset_exists
 from storage_schemas.errors import UserError
 from storage_schemas.executors import in_order
 from storage_schemas.location import locate
@@ -357,7 +357,8 @@ class _Ledger:
         """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
             if self._committer is None:
-                self._start()
+                if not self.version:  # with its first commit, so that a source of which nothing is good decides nothing
+                    start_dataset(self.store_uri, self.spec)
                 self._committer = Committer(self.store_uri)
             result = commit(self._committer, self._rows, retire=self._retired)
             self.version = result.version
@@ -366,15 +367,6 @@ class _Ledger:
         self.quarantine.add(self._unrecorded)
         self.rejected += self._unrecorded
         self._rows, self._retired, self._unrecorded = [], [], []
-
-    def _start(self) -> None:
-        """Create the dataset: with its first commit, so that a source of which nothing is good decides nothing."""
-        if self.version:
-            return
-        if dataset_exists(self.store_uri):
-            replace_spec(self.store_uri, self.spec)
-        else:
-            create_dataset(self.store_uri, self.spec)
 
     def progress(self, ref: SourceRef, counts: Counts) -> IngestProgress:
         """What to tell the caller while a batch is under way of which `counts` is done."""

@@ -19,7 +19,7 @@ ONLY_IN = {
     "prefect_dask": ("flows/runtime/*",),
     "torch": ("uwm/**/*",),
     "tensorstore": ("storage_schemas/store/*",),
-    "zarr": ("storage_schemas/store/*", "uwm/benchmarks/rivals.py", "uwm/benchmarks/catalogs.py"),
+    "zarr": ("storage_schemas/store/*", "uwm/benchmarks/published_layout.py", "uwm/benchmarks/catalogs.py"),
     "icechunk": ("uwm/benchmarks/catalogs.py",),
     "deltalake": ("storage_schemas/**/*",),
 }

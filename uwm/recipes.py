@@ -184,7 +184,7 @@ def debug() -> RunConfig:
             tokenizer=TokenizerConfig(kind="identity"),
         ),
         data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), resize=(36, 64), crop=(32, 56)),
-        optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=2, ema_decay=0.9),
+        optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=1, ema_decay=0.9),
         train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2, track=()),
     )
 
@@ -323,13 +323,15 @@ def apply_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
         else:
             _put(values, name, text)
     try:
-        return RunConfig.model_validate(values)
+        changed = RunConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
         reason = first["msg"].removeprefix("Value error, ")
         nearest = _nearest_field(config, name) if first["type"] == "extra_forbidden" else ""
         raise UserError(f"{name}: {reason}{nearest}" if name else reason) from error
+    changed.check_warmup()
+    return changed
 
 
 def with_policy(config: RunConfig, kind: str, *, name: str, **settings: object) -> RunConfig:
@@ -380,7 +382,7 @@ def _child(here: object, key: str, name: str) -> object:
     if isinstance(here, list):
         index = _index(here, key, name)
         if index == len(here):
-            here.append({})
+            here.append({"collections": []})  # a dataset: nothing else comes in a list of parts
         return here[index]
     if isinstance(here, dict):
         if key not in here:

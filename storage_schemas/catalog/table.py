@@ -50,16 +50,21 @@ def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
     return snapshot
 
 
-def replace_spec(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
-    """Give a dataset that never had an episode, version 0, another spec. Raises UserError when it had one."""
-    location = locate(uri)
+def take_spec(location: Location, spec: DatasetSpec) -> None:
+    """Give a dataset that never had an episode, version 0, its spec; one that had must have it.
+
+    Fails when another commit came between.
+
+    Raises:
+        UserError: when it had episodes of another spec.
+    """
     table = open_dataset_table(location)
-    if table.version():
-        raise UserError(f"{location.uri} has had episodes: its cameras and actions can't change any more")
-    if _spec(location, table) != spec:
-        table.alter.set_table_properties(
-            {_SPEC_KEY: spec.to_json()}, raise_if_not_exists=False, commit_properties=exclusive(table)
-        )
+    stored = _spec(location, table)
+    if stored != spec and table.version():
+        raise UserError(f"{location.uri} exists with other settings: {stored.to_json()}, not {spec.to_json()}")
+    if stored != spec:
+        properties = {_SPEC_KEY: spec.to_json()}
+        table.alter.set_table_properties(properties, raise_if_not_exists=False, commit_properties=exclusive(table))
 
 
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:

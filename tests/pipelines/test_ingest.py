@@ -328,7 +328,7 @@ pipelines.ingest.ingest(source, store, pipelines.options.IngestOptions(batch_epi
 @pytest.mark.parametrize(
     ("name", "moment", "nth", "kept"),
     [
-        ("create_dataset", "after", 1, 0),
+        ("start_dataset", "after", 1, 0),
         ("write_part", "before", 1, 0),
         ("write_part", "after", 1, 0),
         ("write_part", "after", 2, 2),
