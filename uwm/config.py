@@ -4,9 +4,8 @@ A named run is a function in `recipes.py` that returns a `RunConfig`; variants d
 `replace`. On the command line `key=value` pairs replace single fields: `train.steps=100`.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, SerializeAsAny, model_validator
@@ -14,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt,
 from storage_schemas.episode import SegmentSpec
 from storage_schemas.errors import UserError
 from uwm.earlier_configs import upgraded
+from uwm.registry import POLICY_GROUP, policy_settings
 
 if TYPE_CHECKING:
     from uwm.policy import Policy
@@ -216,42 +216,8 @@ class PolicyConfig(Settings):
 
     def build(self, data: DataConfig) -> "Policy":
         """The untrained network. Raises UserError when sizes don't divide or the tokenizer can't be loaded."""
-        made: Policy = EntryPoint(name=self.kind, value=self.network, group=POLICY_GROUP).load()(self, data)
-        return made
-
-
-P = TypeVar("P", bound=PolicyConfig)
-POLICY_GROUP = "uwm.policies"
-"""Entry points of other packages: each names a module that registers policies when it is imported."""
-_BUILT_IN = EntryPoint(name="built-in", value="uwm.policies", group=POLICY_GROUP)
-_POLICIES: dict[str, type[PolicyConfig]] = {}
-
-
-def register_policy(settings: type[P]) -> type[P]:
-    """Make a kind of policy known by the default of its field `kind`."""
-    _POLICIES[settings.model_fields["kind"].default] = settings
-    return settings
-
-
-def policy_settings(kind: str) -> type[PolicyConfig]:
-    """The settings of a kind of policy: of this project, of the running code, or of an installed package.
-
-    Raises:
-        UserError: when there is no such policy; it suggests the nearest.
-    """
-    _BUILT_IN.load()
-    if kind not in _POLICIES:
-        for point in entry_points(group=POLICY_GROUP):
-            point.load()
-    if kind not in _POLICIES:
-        raise UserError(f"unknown policy {kind!r}{nearest(kind, _POLICIES)}; there are {', '.join(_POLICIES)}")
-    return _POLICIES[kind]
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the most similar of those there are, if one is similar."""
-    similar = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f": did you mean {similar[0]!r}?" if similar else ""
+        policy: Policy = EntryPoint(name=self.kind, value=self.network, group=POLICY_GROUP).load()(self, data)
+        return policy
 
 
 def _read_policy(value: object) -> object:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from uwm.config import DiffusionConfig, PolicyConfig, RunConfig, Settings, TokenizerConfig, register_policy
+from uwm.config import DiffusionConfig, PolicyConfig, RunConfig, Settings, TokenizerConfig
+from uwm.registry import register_policy
 
 if TYPE_CHECKING:
     from uwm.policy import Learner

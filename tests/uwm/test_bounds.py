@@ -9,7 +9,8 @@ import pytest
 from storage_schemas.errors import UserError
 from uwm.auto import AutoPolicy
 from uwm.config import RunConfig
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import get_recipe
 from uwm.train.trainer import train
 
 

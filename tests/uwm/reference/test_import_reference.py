@@ -16,8 +16,9 @@ from uwm.config import replace
 from uwm.diffusion.modes import Modality, run
 from uwm.eval.offline import evaluate
 from uwm.eval.sample import sample
+from uwm.overrides import apply_overrides
 from uwm.policy import Mode
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.recipes import get_recipe
 from uwm.reference.importer import import_reference
 from uwm.reference.published import LAYOUTS, VAE, Layout, ordered, renamed, take_apart
 from uwm.train.trainer import train
