@@ -1,6 +1,7 @@
 """What a source holds and is not read is counted and named: in the report, on the command line and as JSON."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import av
 import pytest
 from painted import paint_number
-from test_cases import ROOT
 from video_maker import Recipe, write
 
 from flows.cli import run
 from pipelines.doctor.diagnose import diagnose
 from pipelines.ingest import ingest
 from storage_schemas.store.dataset import open_dataset
+
+CASE = Path(os.environ.get("UWM_CASES") or Path(__file__).resolve().parents[3] / "shared/cases") / "symlinked_folder"
 
 
 def write_two_tracks(path: Path) -> None:
@@ -25,7 +27,9 @@ def write_two_tracks(path: Path) -> None:
             stream.height, stream.width, stream.pix_fmt = 96, 128, "yuv420p"
         for index in range(30):
             for stream in streams:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(paint_number(index + 1, 96, 128), format="rgb24")))
+                container.mux(
+                    stream.encode(av.VideoFrame.from_ndarray(paint_number(index + 1, 96, 128), format="rgb24"))
+                )
         for stream in streams:
             container.mux(stream.encode())
 
@@ -68,9 +72,9 @@ def test_on_the_command_line(source: Path, tmp_path: Path, capfd: pytest.Capture
 
 
 @pytest.mark.ground_truth
-@pytest.mark.skipif(not (ROOT / "symlinked_folder").is_dir(), reason=f"no symlinked_folder under {ROOT}: set UWM_CASES")
+@pytest.mark.skipif(not CASE.is_dir(), reason=f"no {CASE}: set UWM_CASES to a folder with the cases")
 def test_a_folder_behind_a_link(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "symlinked_folder", tmp_path / "case")
+    shutil.copytree(CASE, tmp_path / "case")
     (tmp_path / "case/src/k").symlink_to(tmp_path / "case/real/k")
     (tmp_path / "case/src/loop").symlink_to(tmp_path / "case/src")
     ingest(str(tmp_path / "case/src"), str(tmp_path / "store"))
