@@ -131,29 +131,48 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        UserError: when it can't be written; nothing is left of it then.
     """
     root = folder / FOLDER
-    root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
-    temporary = root / f"{_TEMPORARY}{state.step}-{os.getpid()}"
-    temporary.mkdir()
-    for kind, named in tensors.items():
-        save_file({name: value.detach().contiguous() for name, value in named.items()}, temporary / _tensor_file(kind))
-    write_document(locate(temporary / "config.json"), config)
-    write_document(locate(temporary / "normalizer.json"), normalizer)
-    hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-    body = state.model_copy(update={"files": hashes}).model_dump(mode="json")
-    write_document(locate(temporary / STATE_FILE), {"digest": _digest(body), **body})
-    _sync(temporary)
-    final = root / _step_name(state.step)
-    if final.exists() and final not in _complete(root):
-        _remove(final)
-    temporary.rename(final)
-    sync_folder(root)
-    for old in _complete(root)[: -keep - 1]:
-        _remove(old)
+    final, temporary = root / _step_name(state.step), root / f"{_TEMPORARY}{state.step}-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        _fill(temporary, config=config, normalizer=normalizer, state=state, tensors=tensors)
+        if final.exists() and final not in _complete(root):
+            _remove(final)
+        temporary.rename(final)
+        sync_folder(root)
+        for old in _complete(root)[: -keep - 1]:
+            _remove(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise UserError(f"can't write checkpoint {final}: {reason}; the one before it resumes the run") from error
     return final
+
+
+def _fill(
+    folder: Path,
+    *,
+    config: RunConfig,
+    normalizer: ActionNormalizer,
+    state: CheckpointState,
+    tensors: Mapping[TensorKind, Mapping[str, Tensor]],
+) -> None:
+    """Write the files of a checkpoint; they are on disk when this returns."""
+    for kind, named in tensors.items():
+        save_file({name: value.detach().contiguous() for name, value in named.items()}, folder / _tensor_file(kind))
+    write_document(locate(folder / "config.json"), config)
+    write_document(locate(folder / "normalizer.json"), normalizer)
+    hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    body = state.model_copy(update={"files": hashes}).model_dump(mode="json")
+    write_document(locate(folder / STATE_FILE), {"digest": _digest(body), **body})
+    _sync(folder)
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
