@@ -18,7 +18,7 @@ from uwm.config import replace as change
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
-from uwm.data.mixture import Member, open_member
+from uwm.data.mixture import Member, check_actions, open_member
 from uwm.data.sampler import Pick
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
@@ -99,6 +99,7 @@ def open_evaluation_setup(
         raise UserError(f"{loaded.path} is a tokenizer: evaluate the checkpoint of a policy")
     ref = DatasetRef(uri=dataset_uri, version=version, collections=tuple(collections))
     member = open_member(ref, loaded.config.data, split=split)
+    check_actions([member], loaded.config.data.action_dim)
     last = loaded.config.data.segment_spec.last
     segments = full_windows(member.rows, member.lengths, last, samples)
     if not segments:
