@@ -115,16 +115,28 @@ class Member:
 
 
 def open_member(ref: DatasetRef, config: DataConfig, *, split: str | None = "train") -> Member:
-    """Open a dataset of a mixture and choose its episodes, of one split or of all.
+    """Open a dataset of a mixture and choose its episodes.
 
     Raises:
-        UserError: when the dataset or the version is missing, it has none of the configured cameras,
-            or no chosen episode has two steps.
+        UserError: when the dataset or the version is missing, and as `choose_member`.
     """
-    dataset = open_dataset(ref.uri, ref.version)
+    return choose_member(open_dataset(ref.uri, ref.version), ref, config, split=split)
+
+
+def choose_member(dataset: Dataset, ref: DatasetRef, config: DataConfig, *, split: str | None = "train") -> Member:
+    """Choose the episodes of an opened dataset, of one split or of all.
+
+    Raises:
+        UserError: when it has none of the configured cameras, not all of the named collections, or no chosen episode
+            has two steps.
+    """
     name = f"{ref.uri} version {dataset.version}"
     if not set(config.cameras) & set(dataset.spec.cameras):
         raise UserError(f"{name} has none of the cameras in data.cameras: it has {', '.join(dataset.spec.cameras)}")
+    known = set(dataset.episodes.collections)
+    unknown = [collection for collection in ref.collections if collection not in known]
+    if unknown:
+        raise UserError(f"{name} has no collection {', '.join(unknown)}: it has {', '.join(sorted(known)[:20])}")
     rows = np.asarray(dataset.episodes.select(split=split, collections=ref.collections), np.int64)
     member = Member(ref=replace(ref, version=dataset.version), dataset=dataset, rows=rows, split=split)
     if not len(member.sampler((0,))):

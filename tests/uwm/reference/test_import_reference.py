@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import latest_checkpoint, load_checkpoint, load_policy
 from uwm.config import replace
 from uwm.diffusion.modes import Modality, run
 from uwm.eval.offline import evaluate
+from uwm.eval.options import EvalOptions, SampleOptions
 from uwm.eval.sample import sample
 from uwm.policy import Mode
 from uwm.recipes import apply_overrides, get_recipe
@@ -214,12 +216,11 @@ def test_an_import_is_finetuned_evaluated_and_sampled(
     assert tuned.state.parent.identity == imported.identity
     modes = {"uwm": len(Mode), "pad": 3, "dp": 1}[name]
     for number, run_folder in enumerate(("run", "tuned")):
-        found = evaluate(str(tmp_path / run_folder), uri, samples=2, split="train")
+        found = evaluate(str(tmp_path / run_folder), open_dataset(uri), EvalOptions(samples=2, split="train"))
         assert len({score.mode for score in found.scores}) == modes
         out = str(tmp_path / f"samples-{number}")
-        assert Path(
-            sample(str(tmp_path / run_folder), uri, "policy", out=out, count=1, split="train").actions
-        ).is_file()
+        options = SampleOptions(samples=1, split="train")
+        assert Path(sample(str(tmp_path / run_folder), open_dataset(uri), "policy", out, options).actions).is_file()
 
 
 @pytest.mark.slow
