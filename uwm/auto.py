@@ -77,8 +77,6 @@ class AutoPolicy:
             raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         place = resolve_device(device)
         policy, config, normalizer = load_bundle(path)[:3] if is_bundle(path) else load_policy(path, "cpu")
-        if not isinstance(policy, Policy):
-            raise UserError(f"{path} is no policy: it is a {config.stage}")
         cast_weights(policy.to(place), cast(Precision, dtype))
         return cls(policy, config, normalizer, place)
 

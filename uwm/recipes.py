@@ -4,10 +4,9 @@ On the command line `field.subfield=value` pairs change single settings of a rec
 `data.datasets.0.uri=...` names the data.
 """
 
-import difflib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
@@ -16,22 +15,32 @@ from uwm.config import (
     AutoencoderConfig,
     DataConfig,
     DatasetRef,
-    DiffusionConfig,
-    Gr1Config,
-    ModelConfig,
-    ObsEncoderConfig,
     OptimConfig,
     RunConfig,
     TokenizerConfig,
     TrainConfig,
-    UnetConfig,
+    nearest,
+    policy_settings,
     replace,
+)
+from uwm.earlier_configs import todays_name
+from uwm.policies import (
+    DpConfig,
+    DpUnetConfig,
+    Gr1Config,
+    Gr1DecoderConfig,
+    Gr1EncoderConfig,
+    ObsEncoderConfig,
+    PadConfig,
+    UwmConfig,
+    UwmDiffusionConfig,
 )
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}
 
 SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
+_SDXL = TokenizerConfig(kind="sdxl", path=SDXL_VAE)
 
 
 def recipe(function: Recipe) -> Recipe:
@@ -45,8 +54,8 @@ def uwm() -> RunConfig:
     """DROID at published scale, with the known defects corrected (docs/decisions names each)."""
     return RunConfig(
         name="uwm",
+        policy=UwmConfig(tokenizer=_SDXL),
         data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), workers=8),
-        tokenizer=TokenizerConfig(kind="sdxl", path=SDXL_VAE),
     )
 
 
@@ -57,6 +66,7 @@ def uwm_paper() -> RunConfig:
     return replace(
         base,
         name="uwm-paper",
+        policy=UwmConfig(tokenizer=replace(_SDXL, latent_scale=3.0), diffusion=UwmDiffusionConfig.published()),
         data=replace(
             base.data,
             resize=(240, 320),
@@ -66,8 +76,6 @@ def uwm_paper() -> RunConfig:
             next_start=16,
             normalizer_split="all",
         ),
-        tokenizer=replace(base.tokenizer, latent_scale=3.0),
-        diffusion=DiffusionConfig.published(),
         optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0, implementation="foreach"),
         train=replace(base.train, matmul="fp32", sync="step"),
     )
@@ -88,7 +96,7 @@ def uwm_cotrain() -> RunConfig:
 @recipe
 def pad() -> RunConfig:
     """PAD (Guo et al. 2024) at the scale of `uwm`, on the same latents."""
-    return replace(uwm(), name="pad", policy="pad")
+    return replace(uwm(), name="pad", policy=PadConfig(tokenizer=_SDXL))
 
 
 @recipe
@@ -106,14 +114,7 @@ def pad_finetune() -> RunConfig:
 @recipe
 def dp() -> RunConfig:
     """Diffusion Policy (Chi et al. 2023) as a transformer at the scale of `uwm`; robot episodes only."""
-    base = uwm()
-    return replace(
-        base,
-        name="dp",
-        policy="dp",
-        model=replace(base.model, timestep_embed_dim=256),
-        tokenizer=TokenizerConfig(kind="identity"),
-    )
+    return replace(uwm(), name="dp", policy=DpConfig(timestep_embed_dim=256))
 
 
 @recipe
@@ -125,7 +126,7 @@ def dp_finetune() -> RunConfig:
 @recipe
 def dp_unet() -> RunConfig:
     """Diffusion Policy as its 1-D U-Net."""
-    return replace(dp(), name="dp-unet", policy="dp_unet")
+    return replace(uwm(), name="dp-unet", policy=DpUnetConfig(timestep_embed_dim=256))
 
 
 @recipe
@@ -137,14 +138,7 @@ def dp_unet_finetune() -> RunConfig:
 @recipe
 def gr1() -> RunConfig:
     """GR-1 (Wu et al. 2023) without language at the scale of `uwm`: ViT-B/32, pixels, no diffusion."""
-    base = uwm()
-    return replace(
-        base,
-        name="gr1",
-        policy="gr1",
-        model=replace(base.model, obs_encoder=ObsEncoderConfig(kind="vit_b_32")),
-        tokenizer=TokenizerConfig(kind="identity"),
-    )
+    return replace(uwm(), name="gr1", policy=Gr1Config())
 
 
 @recipe
@@ -176,11 +170,10 @@ def _finetuned(base: RunConfig) -> RunConfig:
 
 @recipe
 def debug() -> RunConfig:
-    """Four tiny steps on the CPU with pixels for latents: proves the plumbing in seconds, of any `policy=`."""
+    """Four tiny steps on the CPU with pixels for latents: proves the plumbing in seconds."""
     return RunConfig(
         name="debug",
-        data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), resize=(36, 64), crop=(32, 56)),
-        model=ModelConfig(
+        policy=UwmConfig(
             embed_dim=32,
             timestep_embed_dim=32,
             depth=2,
@@ -188,29 +181,40 @@ def debug() -> RunConfig:
             num_registers=2,
             patch=(2, 8, 8),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=16),
-            unet=UnetConfig(widths=(16, 32)),
-            gr1=Gr1Config(
-                resampler_latents=2,
-                resampler_depth=1,
-                resampler_heads=2,
-                resampler_head_dim=16,
-                patch=8,
-                decoder_depth=1,
-                decoder_heads=2,
-            ),
+            tokenizer=TokenizerConfig(kind="identity"),
         ),
-        tokenizer=TokenizerConfig(kind="identity"),
+        data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), resize=(36, 64), crop=(32, 56)),
         optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=2, ema_decay=0.9),
         train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2, track=()),
     )
 
 
 @recipe
+def debug_pad() -> RunConfig:
+    """`debug` for PAD."""
+    return with_policy(debug(), "pad", name="debug-pad")
+
+
+@recipe
+def debug_dp() -> RunConfig:
+    """`debug` for Diffusion Policy as a transformer."""
+    return with_policy(debug(), "dp", name="debug-dp")
+
+
+@recipe
+def debug_dp_unet() -> RunConfig:
+    """`debug` for Diffusion Policy as a small U-Net."""
+    return with_policy(debug(), "dp_unet", name="debug-dp-unet", widths=(16, 32))
+
+
+@recipe
 def debug_gr1() -> RunConfig:
     """`debug` for GR-1, which needs a vision transformer."""
-    base = debug()
-    encoder = ObsEncoderConfig(kind="vit_small", embed_dim=16)
-    return replace(base, name="debug-gr1", policy="gr1", model=replace(base.model, obs_encoder=encoder))
+    encoder = Gr1EncoderConfig(
+        kind="vit_small", resampler_latents=2, resampler_depth=1, resampler_heads=2, resampler_head_dim=16
+    )
+    decoder = Gr1DecoderConfig(patch=8, depth=1, heads=2)
+    return with_policy(debug(), "gr1", name="debug-gr1", obs_encoder=encoder, decoder=decoder)
 
 
 def _demo() -> RunConfig:
@@ -221,8 +225,7 @@ def _demo() -> RunConfig:
     """
     return RunConfig(
         name="demo",
-        data=DataConfig(datasets=(DatasetRef(uri="runs/demo/droid"),), resize=(72, 128), crop=(64, 112)),
-        model=ModelConfig(
+        policy=UwmConfig(
             embed_dim=128,
             timestep_embed_dim=128,
             depth=4,
@@ -231,9 +234,10 @@ def _demo() -> RunConfig:
             patch=(2, 4, 4),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=64),
             current_latents=True,
+            diffusion=UwmDiffusionConfig(prediction="sample", latent_target="change", sample_steps=2),
         ),
+        data=DataConfig(datasets=(DatasetRef(uri="runs/demo/droid"),), resize=(72, 128), crop=(64, 112)),
         autoencoder=AutoencoderConfig(channels=4, downsample=4, width=16, depth=1),
-        diffusion=DiffusionConfig(prediction="sample", latent_target="change", sample_steps=2),
         optim=OptimConfig(lr=1e-3, warmup_steps=30, weight_decay=0.01, ema_decay=0.99),
         train=TrainConfig(steps=500, batch_size=12, device="cpu", log_every=25, save_every=100, keep=1),
     )
@@ -261,8 +265,8 @@ def demo_pretrain() -> RunConfig:
     return replace(
         base,
         name="demo-pretrain",
+        policy=replace(base.policy, tokenizer=TokenizerConfig(path="runs/demo/tokenizer")),
         data=replace(base.data, datasets=datasets),
-        tokenizer=TokenizerConfig(path="runs/demo/tokenizer"),
         output="runs/demo/pretrain",
     )
 
@@ -295,7 +299,7 @@ def get_recipe(name: str) -> RunConfig:
     """
     found = RECIPES.get(name.replace("-", "_"))
     if not found:
-        raise UserError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}; there are {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {name!r}{nearest(name, RECIPES)}; there are {', '.join(RECIPES)}")
     return found()
 
 
@@ -303,17 +307,21 @@ def apply_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
     """A checked copy of `config` with settings changed by `dotted.name=value` pairs.
 
     Lists take commas or JSON (`data.crop=64,112`), `null` clears an optional setting, and the number
-    after the last list entry appends one (`data.datasets.1.uri=...`).
+    after the last list entry appends one (`data.datasets.1.uri=...`). `policy=dp` changes the kind of policy: what
+    both kinds have stays, the rest becomes the new kind's defaults.
 
     Raises:
         UserError: when a name is unknown (it suggests the nearest) or a value does not fit.
     """
-    values: dict[str, object] = config.model_dump(mode="json")
+    values: dict[str, Any] = config.model_dump(mode="json")
     for pair in pairs:
         name, found, text = pair.partition("=")
         if not found:
             raise UserError(f"{pair!r} is no setting: write name=value, for example train.steps=100")
-        _put(values, name, text)
+        if name in ("policy", "policy.kind"):
+            values["policy"] = as_kind(values["policy"], text)
+        else:
+            _put(values, name, text)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -324,8 +332,37 @@ def apply_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
         raise UserError(f"{name}: {reason}{nearest}" if name else reason) from error
 
 
-def _put(values: dict[str, object], name: str, text: str) -> None:
+def with_policy(config: RunConfig, kind: str, *, name: str, **settings: object) -> RunConfig:
+    """A run with another kind of policy, which keeps the settings that both kinds have."""
+    shared = as_kind(config.policy.model_dump(mode="json"), kind)
+    return replace(config, name=name, policy=shared | settings)
+
+
+def as_kind(policy: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A policy's settings as those of another kind: what both have stays, the rest is the new kind's default.
+
+    Raises:
+        UserError: when there is no such kind.
+    """
+    return _overlaid(policy_settings(kind)().model_dump(mode="json"), policy) | {"kind": kind}
+
+
+def _overlaid(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with those of `others` of the same name; parts are taken one by one, and only where both are parts."""
+    overlaid = dict(values)
+    for name, value in values.items():
+        other = others.get(name)
+        if isinstance(value, dict) and isinstance(other, dict):
+            overlaid[name] = _overlaid(value, other)
+        elif name in others and not isinstance(value, dict) and not isinstance(other, dict):
+            overlaid[name] = other
+    return overlaid
+
+
+def _put(values: dict[str, Any], name: str, text: str) -> None:
     """Set one entry of nested dicts and lists."""
+    if now := todays_name(name):
+        raise UserError(f"there is no setting {name}: it is called {now} now")
     *path, last = name.split(".")
     here: object = values
     for depth, key in enumerate(path):
@@ -347,7 +384,7 @@ def _child(here: object, key: str, name: str) -> object:
         return here[index]
     if isinstance(here, dict):
         if key not in here:
-            raise UserError(f"there is no setting {name}{_nearest(key, here)}")
+            raise UserError(f"there is no setting {name}{nearest(key, here)}")
         return here[key]
     raise UserError(f"there is no setting {name}")
 
@@ -372,14 +409,9 @@ def _parse(text: str, current: object) -> object:
     return text
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f": did you mean {found[0]!r}?" if found else ""
-
-
 def _nearest_field(config: RunConfig, name: str) -> str:
     values: object = config.model_dump(mode="json")
     *path, last = name.split(".")
     for key in path:
         values = values[int(key)] if isinstance(values, list) else values.get(key) if isinstance(values, dict) else None
-    return _nearest(last, values) if isinstance(values, dict) else ""
+    return nearest(last, values) if isinstance(values, dict) else ""

@@ -112,13 +112,16 @@ def demo_config(name: str, folder: Path) -> "RunConfig":
         return path and str(folder / Path(path).relative_to(FOLDER))
 
     config = make_config(f"demo_{name}")
+    tokenizer = config.policy.tokenizer
+    if tokenizer is None:
+        raise TypeError(f"demo_{name} has no tokenizer")
     datasets = [replace(ref, uri=moved(ref.uri)) for ref in config.data.datasets]
     return adapted(
         config,
         output=moved(config.output),
         init_from=moved(config.init_from),
         data=replace(config.data, datasets=datasets),
-        tokenizer=replace(config.tokenizer, path=moved(config.tokenizer.path)),
+        policy=replace(config.policy, tokenizer=replace(tokenizer, path=moved(tokenizer.path))),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from storage_schemas.errors import UserError
 from uwm.config import AutoencoderConfig
 from uwm.data.batch import Batch
-from uwm.policy import LossOutput
+from uwm.policy import Learner, LossOutput
 
 _BOUND = 3.0
 _NOISE = 0.05
@@ -21,7 +21,7 @@ _MIN_UPDATE = 0.01
 _MIN_STD = 1e-3
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Learner):
     """Images to a few latent channels and back; latents have unit scale by stored statistics.
 
     The finest features live at half resolution (pixels are folded into channels), which makes it several times

@@ -53,14 +53,14 @@ def test_the_imported_network_is_the_published_one(
                 mode,
                 action,
                 next_obs,
-                config.diffusion,
+                config.policy.diffusion,
             )
             for name, value in (("action", sample.action), ("next_obs", sample.next_obs)):
                 if value is not None:
                     torch.testing.assert_close(value, golden[f"mode_{mode}_{name}"], atol=TOLERANCE, rtol=0)
     assert (made.policy, made.step) == ("uwm", 12)
-    assert made.assumed["model.num_heads"] == 4
-    assert (config.data.crop, config.data.action_dim, config.model.depth) == ((64, 64), 5, 2)
+    assert made.assumed["policy.num_heads"] == 4
+    assert (config.data.crop, config.data.action_dim, config.policy.depth) == ((64, 64), 5, 2)
     torch.testing.assert_close(
         normalizer.denormalize(torch.ones(5)), torch.tensor([0.6, 1.0, 1.0, 4.0, 0.25]), msg=str(normalizer)
     )
