@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import locate, sync_folder
-from uwm.config import C, Config, RunConfig
+from uwm.config import C, Config, RunConfig, replace
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import resolve_device
 from uwm.events import DatasetUse
@@ -214,7 +214,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             raise DamagedError(f"checkpoint {place} is damaged: {name} is missing")
         if sha256_file(file) != expected:
             raise DamagedError(f"checkpoint {place} is damaged: {name} is not the file that was saved")
-    config = _parse(RunConfig, place, "config.json", state)
+    config = _with_tokenizer(_parse(RunConfig, place, "config.json", state), state, place)
     normalizer = _parse(ActionNormalizer, place, "normalizer.json", state)
     return Checkpoint(path=place, identity=identity, config=config, normalizer=normalizer, state=state)
 
@@ -227,6 +227,30 @@ def origin(path: str | Path) -> Origin:
     """
     place = resolve_checkpoint(path)
     return Origin(path=str(place), identity=_read_state(place)[1])
+
+
+def locate_origin(recorded: Origin, near: Path) -> Path | None:
+    """Where a checkpoint lies now that another one was made from; its digest tells it, not its path.
+
+    Args:
+        recorded: in the other one's state.
+        near: the other one; folders that were copied together lie to each other as they did.
+    """
+    parts = Path(recorded.path).parts
+    copies = (base.joinpath(*parts[-depth:]) for base in near.absolute().parents for depth in range(2, len(parts)))
+    for place in (Path(recorded.path), *copies):
+        if (place / STATE_FILE).is_file() and origin(place).identity == recorded.identity:
+            return place
+    return None
+
+
+def _with_tokenizer(config: RunConfig, state: CheckpointState, place: Path) -> RunConfig:
+    """The configuration with the tokenizer where it lies now; one that is gone is named when it is used."""
+    tokenizer, recorded = config.policy.tokenizer, state.tokenizer_checkpoint
+    path = locate_origin(recorded, place) if tokenizer and recorded else None
+    if tokenizer is None or path is None:
+        return config
+    return replace(config, policy=replace(config.policy, tokenizer=replace(tokenizer, path=str(path))))
 
 
 def load_policy(path: str | Path, device: str = "auto", *, ema: bool = True) -> LoadedPolicy:

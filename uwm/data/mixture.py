@@ -107,7 +107,7 @@ class Member:
         """The order of this member's own samples."""
         return SegmentSampler(self.rows, self.lengths, key)
 
-    def action_steps(self, action_dim: int) -> int:
+    def known_actions(self, action_dim: int) -> int:
         """Steps of the chosen episodes whose action is known and used."""
         if self.dataset.spec.action_dim != action_dim:
             return 0
@@ -162,7 +162,7 @@ def check_actions(members: Sequence[Member], action_dim: int) -> None:
     """Raises UserError when a dataset has known actions of another dimension than the run takes."""
     for member in members:
         own = member.dataset.spec.action_dim
-        if own != action_dim and member.action_steps(own):
+        if own != action_dim and member.known_actions(own):
             raise UserError(
                 f"{member.ref.uri} version {member.dataset.version} has {own}-dim actions, the run takes {action_dim}: "
                 f"set data.action_dim={own}, or choose another dataset"
@@ -180,7 +180,7 @@ def mixture_normalizer(members: Sequence[Member], action_dim: int, scale: Scale 
 
     No image is read. For `quantile` the actions are, all of them or an evenly spread sample of four million steps.
     """
-    used = [member for member in members if member.action_steps(action_dim)]
+    used = [member for member in members if member.known_actions(action_dim)]
     actions = [_known_actions(member) for member in used] if scale == "quantile" else ()
     return fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
 

@@ -117,24 +117,24 @@ def _speaks() -> bool:
 
 
 def leave(code: int, message: str = "") -> NoReturn:
-    """End the process now, with everything that it holds.
+    """End the process and its loader processes now.
 
-    Python's own way out waits for the loader processes, which ignore its SIGTERM (see `uwm.data.loader`), and torch's
-    for locks that a killed one may have held. They hold nothing that must be put in order, so they are killed.
+    They ignore the SIGTERM (see `uwm.data.loader`) that Python sends them before it waits for their end, and they hold
+    nothing that must be put in order.
     """
     with suppress(OSError):
         sys.stderr.write(message)
         sys.stderr.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # torch's handler would raise at their death
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their death
     for child in multiprocessing.active_children():
         child.kill()
-    os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
     try:
         exit_code = main(sys.argv[1:])
-    except UserError as refused:  # within the block: after it, the loader that the error's frames hold would be ended
+    except UserError as refused:  # left within the block, which keeps torch from ending the workers its own way
         leave(2, f"error: {refused}\n" if _speaks() else "")
     except BaseException:
         leave(1, traceback.format_exc())

@@ -157,10 +157,11 @@ def _make_model(config: RunConfig, build: Build, device: torch.device) -> Learne
 def _open_data(config: RunConfig, found: Checkpoint | None) -> tuple[Member, ...]:
     if not found:
         return open_mixture(config.data)
-    members = open_mixture(found.config.data)
+    asked = zip(config.data.datasets, found.state.datasets, strict=True)
+    members = open_mixture(replace(config.data, datasets=[replace(ref, version=use.version) for ref, use in asked]))
     for member, use in zip(members, found.state.datasets, strict=True):
         if member.dataset.table_id != use.table_id:
-            raise UserError(f"{use.uri} is another dataset than the one that {found.path} was trained on")
+            raise UserError(f"{member.ref.uri} is another dataset than the one that {found.path} was trained on")
     return members
 
 
@@ -216,7 +217,7 @@ def _use(member: Member, action_dim: int) -> DatasetUse:
         collections=member.ref.collections,
         episodes=len(member.rows),
         segments=len(member.sampler((0,))),
-        action_steps=member.action_steps(action_dim),
+        action_steps=member.known_actions(action_dim),
     )
 
 

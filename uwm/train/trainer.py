@@ -30,7 +30,7 @@ from uwm.train.micro_batches import MicroBatchReader
 from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.parallel import clip_gradients, whole
 from uwm.train.periodic_evaluation import PeriodicEvaluation
-from uwm.train.resume import find_checkpoint, lock_folder, resolve_paths
+from uwm.train.resume import check_same_run, find_checkpoint, lock_folder, resolve_paths
 from uwm.train.setup import Build, Run, pin_versions, prepare
 
 
@@ -86,10 +86,12 @@ class _Start:
 
 def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool) -> _Start:
     """Lock the run's folder and choose what the run starts from."""
-    resolved = resolve_paths(config)
-    locks.enter_context(lock_folder(Path(resolved.folder)))
-    latest = find_checkpoint(resolved, resume=resume, processes=world.size)
-    if world.size > 1 and not latest:
+    locks.enter_context(lock_folder(Path(config.folder)))
+    latest = find_checkpoint(config, resume=resume)
+    resolved = resolve_paths(config, latest)
+    if latest:
+        check_same_run(resolved, latest, world.size)
+    elif world.size > 1:
         resolved = pin_versions(resolved)  # the others may see a newer version a moment later
     return _Start(config=resolved, checkpoint=latest)
 

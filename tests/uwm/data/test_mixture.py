@@ -84,8 +84,8 @@ def test_versions_are_pinned_and_shares_kept(make_store: Callable[..., str]) -> 
     assert [member.ref.version for member in members] == [member.dataset.version for member in members]
     sampler = mixture_sampler(members, 0)
     assert Counter(sampler.pick(i).dataset for i in range(40)) == {0: 30, 1: 10}
-    assert [member.action_steps(3) for member in members] == [23, 0]
-    assert members[0].action_steps(5) == 0, "actions of another space are not used"
+    assert [member.known_actions(3) for member in members] == [23, 0]
+    assert members[0].known_actions(5) == 0, "actions of another space are not used"
 
 
 def test_normalizer_covers_training_episodes_only(make_store: Callable[..., str]) -> None:

@@ -121,7 +121,7 @@ def test_an_imported_run_is_not_overwritten(
         ({"obs_encoder.vae.shift": torch.ones(1, 4, 1, 1)}, (), "latents are shifted"),
         ({"obs_encoder.vae.vae.decoder.conv_in.weight": None}, (), "no AutoencoderKL"),
         ({}, ("data.cameras=one",), "Set data.obs_frames and data.cameras"),
-        ({}, ("data.action_steps=5",), "make no square image"),
+        ({}, ("data.action_horizon=5",), "make no square image"),
         ({}, ("model.num_heads=5",), "not divisible by num_heads"),
         ({}, ("model.heads=5",), "no setting|model"),
     ],
@@ -168,7 +168,7 @@ def test_baselines_are_imported(
 ) -> None:
     made = import_reference(write(baseline(name)), tmp_path / "run", BASELINE_SETTINGS)
     config = load_checkpoint(tmp_path / "run").config
-    assert (made.policy, config.policy, config.data.action_steps) == (name, name, 4)
+    assert (made.policy, config.policy, config.data.action_horizon) == (name, name, 4)
     loaded = load_policy(tmp_path / "run", "cpu").policy.state_dict()
     expected = {key: value for key, value in golden_params(name).items() if name == "pad" or "adaLN" not in key}
     assert len(expected) > 10  # DP's modulations are sorted, see below

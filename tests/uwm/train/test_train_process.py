@@ -112,8 +112,8 @@ def test_a_disk_that_takes_no_more_ends_the_run_at_once(
 
     config = debug_run(make_store(), "train.steps=9", "train.save_every=4", f"data.workers={workers}")
     code, error = ended(begun(config, tmp_path, step=1, preexec_fn=bound_files))
-    assert (code, len(error.splitlines())) == (2, 1), error
-    assert "can't write checkpoint" in error
+    assert code == 2, error
+    assert error.splitlines()[-1].startswith("error: can't write checkpoint")
     assert not list((Path(config.folder) / "checkpoints").iterdir())
 
 
@@ -128,7 +128,13 @@ def test_a_killed_worker_ends_the_run_at_once(
     code, error = ended(process)
     assert code == 1
     assert "killed by signal" in error
-    assert not any(Path(f"/proc/{pid}").exists() for pid in loaders)
+    assert not any(running(pid) for pid in loaders)
+
+
+def running(pid: int) -> bool:
+    """Whether a process runs; one that nobody has waited for yet does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def children(pid: int) -> list[int]:
