@@ -211,7 +211,7 @@ def _check_fits(dataset: Dataset, reader: SourceReader, val_percent: int | None)
 def _plan(reader: SourceReader, dataset: Dataset, filters: Filter) -> _Plan:
     """List the source and compare it with the dataset, without reading a payload."""
     listed = list(reader.refs())
-    refs = tuple(item for item in listed if isinstance(item, SourceRef))
+    refs = tuple(filters.identified(item) for item in listed if isinstance(item, SourceRef))
     current = {ref.uri: ref.fingerprint for ref in refs}
     fingerprints = set(current.values())
     withdrawn = withdrawn_fingerprints(dataset.uri, dataset.episodes)

@@ -105,7 +105,7 @@ def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
     from pipelines.video.decode import probe, steady_frames
 
     info = probe(file)
-    rate, size = min(job["fps"], info.rate), info.size(job["short_side"])
+    rate, size = info.steps_per_second(job["fps"], job["min_steps"]), info.size(job["short_side"])
     parent.tell("info", rate=rate, size=size)
     for frame in steady_frames(file, info, rate=rate, size=size, backend=job["backend"]):
         parent.tell("frame", frame.data.cast("B"))
