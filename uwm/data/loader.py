@@ -54,7 +54,7 @@ class _Load:
     row: int
     request: FrameRequest
     views: list[int]
-    """Their places on the batch's view axis, ascending on the store's."""
+    """Places of the views on the batch's view axis, ascending on the store's."""
     places: list[list[int]]
     """For every step of the request, its places on the batch's frame axis."""
 
@@ -146,10 +146,10 @@ class SegmentReader:
             loads[sample.pick.dataset] += self._loads(sample, count)
             if not sample.mask[:, :count].all():
                 pixels[sample.row][~sample.mask[:, :count]] = 0
-        used = [(dataset, wanted) for dataset, wanted in zip(self._datasets, loads, strict=True) if wanted]
-        streams = [dataset.fetch([load.request for load in wanted]) for dataset, wanted in used]
-        for (dataset, wanted), stream in zip(used, streams, strict=True):
-            for load in wanted:
+        used = [(dataset, group) for dataset, group in zip(self._datasets, loads, strict=True) if group]
+        streams = [dataset.fetch([load.request for load in group]) for dataset, group in used]
+        for (dataset, group), stream in zip(used, streams, strict=True):
+            for load in group:
                 with _blaming(dataset, load.request.episode):
                     self._decode(dataset, load, next(stream), pixels[load.row])
 
@@ -163,9 +163,9 @@ class SegmentReader:
             if height:
                 groups.setdefault((height, width), []).append(i)
         places: dict[int, list[int]] = {}
-        for place, (step, real) in enumerate(zip(sample.steps[:count].tolist(), sample.real.tolist(), strict=False)):
+        for index, (step, real) in enumerate(zip(sample.steps[:count].tolist(), sample.real.tolist(), strict=False)):
             if real:
-                places.setdefault(step, []).append(place)
+                places.setdefault(step, []).append(index)
         if not places:
             return
         steps = np.array(list(places))  # they never descend
@@ -270,10 +270,10 @@ class _Picked(Dataset[Lent | UserError]):
         self._sampler = sampler
         self._buffers = buffers
 
-    def __getitem__(self, places: range) -> Lent | UserError:
+    def __getitem__(self, positions: range) -> Lent | UserError:
         try:
-            pixels, ticket = self._buffers.take(self._reader.shape(len(places)))
-            return self._reader.read([self._sampler.pick(place) for place in places], out=pixels), ticket
+            pixels, ticket = self._buffers.take(self._reader.shape(len(positions)))
+            return self._reader.read([self._sampler.pick(position) for position in positions], out=pixels), ticket
         except UserError as error:
             return error
 
@@ -355,9 +355,9 @@ def batches(
     return _lent(loader, buffers)
 
 
-def _read_here(reader: SegmentReader, sampler: MixtureSampler, places: _Places, pin: bool) -> Iterator[RawBatch]:
-    for chosen in places:
-        batch = reader.read([sampler.pick(place) for place in chosen])
+def _read_here(reader: SegmentReader, sampler: MixtureSampler, positions: _Places, pin: bool) -> Iterator[RawBatch]:
+    for batch_positions in positions:
+        batch = reader.read([sampler.pick(position) for position in batch_positions])
         yield batch.pin_memory() if pin else batch
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset, open_dataset
-from uwm.config import DataConfig, DatasetRef, DatasetVersion, replace
+from uwm.config import DataConfig, DatasetRef, DatasetVersion, nearest, replace
 from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 from uwm.data.sampler import Pick, SegmentSampler
 
@@ -84,12 +84,12 @@ class Member:
     """One dataset of a mixture, opened at its pinned version."""
 
     ref: DatasetRef
-    """With the version filled in."""
+    """The dataset as the run names it, with the version filled in."""
     dataset: Dataset
     rows: NDArray[np.int64]
     """Rows of the chosen episodes."""
     split: str | None = "train"
-    """That they were chosen from; None is all."""
+    """Split that the episodes were chosen from; None is all."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -169,6 +169,28 @@ def check_actions(members: Sequence[Member], action_dim: int) -> None:
             )
 
 
+def check_cameras(members: Sequence[Member], cameras: Sequence[str], seen: Sequence[str] = ()) -> None:
+    """Check that no camera of a run is misspelt: one that no dataset has, while a dataset has one that the run lacks.
+
+    A run may have cameras that its data lacks, for what it is finetuned on later; then it takes all that there are.
+
+    Args:
+        members: the run's datasets.
+        cameras: the run's.
+        seen: cameras that its parent was trained with.
+
+    Raises:
+        UserError: when there is one.
+    """
+    own = {camera for member in members for camera in member.dataset.spec.cameras}
+    missing, unused = [name for name in cameras if name not in {*own, *seen}], sorted(own - set(cameras))
+    if missing and unused:
+        raise UserError(
+            f"no dataset of the run has the camera {missing[0]!r} in data.cameras{nearest(missing[0], unused)}; "
+            f"there are {', '.join(sorted(own))}"
+        )
+
+
 def mixture_sampler(members: Sequence[Member], seed: int) -> MixtureSampler:
     """The order of all samples of a run."""
     samplers = [member.sampler((seed, number)) for number, member in enumerate(members)]
@@ -210,23 +232,23 @@ def _known_actions(member: Member) -> NDArray[np.float32]:
     dataset = member.dataset
     rows = [row for row in member.rows.tolist() if dataset.episodes.action_steps[row]]
     every = -(-int(dataset.episodes.action_steps[rows].sum()) // _SAMPLE)
-    found, skipped = [], 0
+    parts, skipped = [], 0
     for row in rows:
         action, known = dataset.actions(row, 0, int(dataset.episodes.lengths[row]))
         values = action[known & np.isfinite(action).all(axis=1)]
-        found.append(values[-skipped % every :: every].copy())
+        parts.append(values[-skipped % every :: every].copy())
         skipped += len(values)
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def _action_range(member: Member) -> ActionRange:
-    found = member.dataset.episodes.statistics("action", member.rows)
+    statistics = member.dataset.episodes.statistics("action", member.rows)
     return ActionRange(
-        count=int(found.count),
-        low=_floats(found.min),
-        high=_floats(found.max),
-        total=_floats(found.sum),
-        squares=_floats(found.sumsq),
+        count=int(statistics.count),
+        low=_floats(statistics.min),
+        high=_floats(statistics.max),
+        total=_floats(statistics.sum),
+        squares=_floats(statistics.sumsq),
         source=member.source,
     )
 

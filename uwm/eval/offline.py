@@ -85,7 +85,7 @@ def evaluate(
         scores=scores,
         actions=errors.profiles(),
         ceiling=errors.ceiling(),
-        examples=tuple(setup.example(int(place)) for place in kept.places),
+        examples=tuple(setup.example(int(index)) for index in kept.places),
         seconds=time.monotonic() - started,
     )
     if out is None:
@@ -124,7 +124,7 @@ def _compared(
         setup=setup,
         batch=batch,
         places=places,
-        episodes=np.array([setup.segments[place].episode for place in places]),
+        episodes=np.array([setup.segments[index].episode for index in places]),
         copied=copied,
         frame_mask=frame_mask,
         mean_action=setup.mean_action.to(batch.action).expand_as(batch.action),

@@ -84,26 +84,26 @@ def sample(
         answer = ModeSampler(setup.policy, batch, (options.seed, int(places[0]))).ask([question])[question]
         images = None if answer.next_obs is None else setup.policy.decode(answer.next_obs)
         actions = None if answer.action is None else setup.physical(answer.action)
-        for row, place in enumerate(places.tolist()):
+        for row, index in enumerate(places.tolist()):
             predicted = None if images is None else images[row]
-            strips.append(_write_strip(folder / f"{mode}-{place:03d}.png", batch, row, predicted))
-            records.append(_record(setup, batch, row, place, None if actions is None else actions[row]))
+            strips.append(_write_strip(folder / f"{mode}-{index:03d}.png", batch, row, predicted))
+            records.append(_record(setup, batch, row, index, None if actions is None else actions[row]))
     content = {"mode": mode, "seed": options.seed, "action_names": setup.action_names, "segments": records}
     write_document(folder / ACTIONS_FILE, content)
     return SampleFiles(strips=tuple(strips), actions=(folder / ACTIONS_FILE).uri)
 
 
-def _record(setup: EvaluationSetup, batch: Batch, row: int, place: int, predicted: Tensor | None) -> dict[str, object]:
+def _record(setup: EvaluationSetup, batch: Batch, row: int, index: int, predicted: Tensor | None) -> dict[str, object]:
     true = setup.physical(batch.action[row : row + 1])[0]
     known = bool(batch.action_mask[row].all())
     return {
-        **setup.example(place).model_dump(),
+        **setup.example(index).model_dump(),
         "true": true.tolist() if known else None,
         "predicted": None if predicted is None else predicted.tolist(),
     }
 
 
-def _write_strip(place: Location, batch: Batch, row: int, predicted: Tensor | None) -> str:
+def _write_strip(location: Location, batch: Batch, row: int, predicted: Tensor | None) -> str:
     """Write the pictures of one segment; `predicted` is (V, N, 3, H, W)."""
     seen = batch.obs_mask[row, :, -1] | batch.next_mask[row, :, -1]  # (V,)
     columns = [_shown(batch.obs[row, :, -1], batch.obs_mask[row, :, -1])]
@@ -111,8 +111,8 @@ def _write_strip(place: Location, batch: Batch, row: int, predicted: Tensor | No
     if predicted is not None:
         columns.append(_shown(predicted[:, -1], seen))
     grid = np.stack([column[seen.cpu().numpy()] for column in columns], axis=1)  # (views seen, columns, H, W, 3)
-    place.write_bytes(encoded(tiled(grid, gap=_GAP)))
-    return place.uri
+    location.write_bytes(encoded(tiled(grid, gap=_GAP)))
+    return location.uri
 
 
 def _shown(images: Tensor, mask: Tensor) -> NDArray[np.uint8]:

@@ -51,9 +51,9 @@ class EvaluationSetup:
             places = np.arange(start, start + len(chosen))
             yield places, evaluation_batch(raw, data, self.checkpoint.normalizer, device=self.device)
 
-    def example(self, place: int) -> Example:
+    def example(self, index: int) -> Example:
         """Where the segment at `place` comes from."""
-        segment = self.segments[place]
+        segment = self.segments[index]
         row = self.member.dataset.episodes.row(segment.episode)
         return Example(
             episode_id=row.episode_id,
@@ -180,14 +180,14 @@ class ModeSampler:
         Raises:
             UserError: when a prediction is not finite.
         """
-        found = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
-        for mode, sample in found.items():
+        samples = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
+        for mode, sample in samples.items():
             for values in (sample.action, sample.next_obs):
                 if values is not None and not bool(values.isfinite().all()):
                     raise UserError(
                         f"the checkpoint predicts numbers that are not finite in mode {mode}: it has diverged"
                     )
-        return found
+        return samples
 
 
 def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:

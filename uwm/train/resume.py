@@ -50,8 +50,9 @@ def resolve_paths(config: RunConfig, latest: Checkpoint | None = None) -> RunCon
         if tokenizer and not tokenizer.path:
             tokenizer = load_checkpoint(parent).config.policy.tokenizer
     elif latest:
-        changes["init_from"] = latest.config.init_from
-        if tokenizer and not tokenizer.path:
+        if _names(config.init_from, latest.state.parent):
+            changes["init_from"] = latest.config.init_from
+        if tokenizer and (not tokenizer.path or _names(tokenizer.path, latest.state.tokenizer_checkpoint)):
             tokenizer = latest.config.policy.tokenizer
     if tokenizer:
         path = resolve_checkpoint(tokenizer.path).absolute() if tokenizer.path else ""
@@ -106,7 +107,7 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
     if samples != before:
         product = f"train.batch_size x train.accumulate x {processes} process{'es' if processes > 1 else ''}"
         changed.append(f"the samples of a step ({product}): {before} -> {samples}")
-    if not _same_parent(config.init_from, latest.state.parent):
+    if config.init_from != latest.config.init_from:
         changed.append("its parent (init_from)")
     tokenizer, own = latest.state.tokenizer_checkpoint, tokenizer_origin(config)
     if (own and own.identity) != (tokenizer and tokenizer.identity):
@@ -114,17 +115,18 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
     return changed
 
 
-def _same_parent(path: str, parent: Origin | None) -> bool:
-    """Whether `init_from` names the parent that a run had: that checkpoint, its run's folder, or where it was."""
-    if not (path and parent):
-        return not path and not parent
-    named, recorded = Path(path).absolute(), Path(parent.path)
-    if named in (recorded, *recorded.parents[:2]):
-        return True  # the parent itself or its run, which may have gone on and dropped it
+def _names(path: str, recorded: Origin | None) -> bool:
+    """Whether a path names the checkpoint that a run has taken from: it, its run's folder, or where these were."""
+    if not (path and recorded):
+        return not path and not recorded
+    named, checkpoint = Path(path).absolute(), Path(recorded.path)
+    runs = (checkpoint, checkpoint.parent, checkpoint.parent.parent)
+    if named in runs:
+        return True  # the run may have gone on and dropped it
     try:
-        return origin(named).identity == parent.identity
-    except UserError:
-        return named.parts[-3:] == recorded.parts[-3:]  # pruned, in a folder that was copied
+        return origin(named).identity == recorded.identity
+    except UserError:  # pruned, in a folder that was copied
+        return named.name in (run.name for run in runs)
 
 
 def fixed_settings(config: Config) -> dict[str, object]:

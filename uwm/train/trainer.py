@@ -79,9 +79,9 @@ class _Start:
     """What the main process decides for all before a run begins."""
 
     config: RunConfig
-    """With paths resolved and, of a new run of several processes, dataset versions pinned."""
+    """The configuration with paths resolved and, of a new run of several processes, dataset versions pinned."""
     checkpoint: Checkpoint | None
-    """That the run goes on from."""
+    """The checkpoint that the run goes on from."""
 
 
 def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool) -> _Start:
