@@ -105,7 +105,7 @@ class TransformerPolicy(DiffusionPolicy):
         super().__init__(config, data)
         self.num_heads, self.attention = config.num_heads, config.attention
         self.transformer = DpTransformer(
-            input_len=data.action_steps,
+            input_len=data.action_horizon,
             input_dim=data.action_dim,
             global_cond_dim=self.obs_encoder.out_dim,
             timestep_embed_dim=config.timestep_embed_dim,
@@ -146,10 +146,12 @@ class UnetPolicy(DiffusionPolicy):
     def __init__(self, config: DpUnetConfig, data: DataConfig) -> None:
         super().__init__(config, data)
         halvings = len(config.widths) - 1
-        if data.action_steps % 2**halvings:
-            raise UserError(f"data.action_steps {data.action_steps} can't be halved {halvings} times (policy.widths)")
+        if data.action_horizon % 2**halvings:
+            raise UserError(
+                f"data.action_horizon {data.action_horizon} can't be halved {halvings} times (policy.widths)"
+            )
         self.unet = ConditionalUnet1d(
-            input_len=data.action_steps,
+            input_len=data.action_horizon,
             input_dim=data.action_dim,
             global_cond_dim=self.obs_encoder.out_dim,
             timestep_embed_dim=config.timestep_embed_dim,

@@ -85,7 +85,7 @@ class GR1Policy(TokenizedPolicy):
             embed_dim=config.embed_dim,
         )
         self.network = Gr1Network(
-            action_len=data.action_steps,
+            action_len=data.action_horizon,
             action_dim=data.action_dim,
             embed_dim=config.embed_dim,
             image_size=data.crop,

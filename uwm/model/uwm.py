@@ -84,7 +84,7 @@ class UWMPolicy(TokenizedPolicy):
             patch_shape=config.patch,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
-            action_len=data.action_steps,
+            action_len=data.action_horizon,
             action_dim=data.action_dim,
             embed_dim=config.embed_dim,
             timestep_embed_dim=config.timestep_embed_dim,

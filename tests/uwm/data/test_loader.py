@@ -28,7 +28,7 @@ def config(*uris: str, **changes: object) -> DataConfig:
         "datasets": [DatasetRef(uri=uri) for uri in uris],
         "cameras": ("wrist", "top", "left"),
         "action_dim": 3,
-        "action_steps": 4,
+        "action_horizon": 4,
         "next_start": 3,
         "resize": (20, 30),
         "crop": (16, 24),

@@ -246,7 +246,7 @@ def test_published_sizes_build_the_published_network() -> None:
             patch_shape=model.patch,
             num_chans=4,
             num_views=len(data.cameras),
-            action_len=data.action_steps,
+            action_len=data.action_horizon,
             action_dim=data.action_dim,
             embed_dim=model.embed_dim,
             timestep_embed_dim=model.timestep_embed_dim,
