@@ -137,14 +137,18 @@ def run_chain(jobs: Jobs, chain: Chain, *, dry_run: bool = False, run_url: str =
     Raises:
         UserError: when something is not as it should be.
     """
+    from uwm.preflight import check_evaluation, check_run
+
     plan = plan_chain(chain)
     if decision := plan.track.decided(plan.identity):
         return Chained(plan=(), decision=decision, reused=True)
+    options = EvalOptions(version=plan.evaluation.version, collections=tuple(chain.collections), samples=chain.samples)
+    check_run(plan.config)
+    check_evaluation(plan.config, plan.evaluation.uri, options, (plan.measure.mode, plan.measure.metric))
     words = plan.describe()
     if dry_run:
         return Chained(plan=words, decision=None)
     trained = jobs.train(plan.config)
-    options = EvalOptions(version=plan.evaluation.version, collections=tuple(chain.collections), samples=chain.samples)
 
     def measured(uri: str) -> Evaluated:
         return jobs.evaluate(uri, plan.evaluation.uri, options)

@@ -13,7 +13,7 @@ from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset
 from uwm.checkpoint import Checkpoint, load_checkpoint, load_weights
-from uwm.config import DatasetRef
+from uwm.config import DatasetRef, DiffusionConfig, RunConfig
 from uwm.config import replace as change
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
@@ -195,13 +195,19 @@ def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
     if steps is None:
         return checkpoint
     config = checkpoint.config
-    if config.policy.diffusion is None:
-        raise UserError(f"{checkpoint.path} predicts at once: policy {config.policy.kind} has no sampling steps")
-    most = config.policy.diffusion.train_timesteps
-    if not 0 < steps <= most:
-        raise UserError(f"{steps} sampling steps: this checkpoint takes 1 to {most}")
-    policy = change(config.policy, diffusion=change(config.policy.diffusion, sample_steps=steps))
+    diffusion = check_steps(config, steps)
+    policy = change(config.policy, diffusion=change(diffusion, sample_steps=steps))
     return replace(checkpoint, config=change(config, policy=policy))
+
+
+def check_steps(config: RunConfig, steps: int) -> DiffusionConfig:
+    """The diffusion of a policy that can be sampled in so many steps. Raises UserError when it can't be."""
+    diffusion = config.policy.diffusion
+    if diffusion is None:
+        raise UserError(f"{config.name} predicts at once: policy {config.policy.kind} has no sampling steps")
+    if not 0 < steps <= diffusion.train_timesteps:
+        raise UserError(f"{steps} sampling steps: {config.name} takes 1 to {diffusion.train_timesteps}")
+    return diffusion
 
 
 def _training_member(member: Member) -> Member:

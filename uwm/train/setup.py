@@ -1,7 +1,7 @@
 """Everything that stands before the first step: new, from a parent, or from where a run stopped."""
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -94,7 +94,7 @@ def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: W
     parent = load_checkpoint(config.init_from) if config.init_from and not latest else None
     base = latest or parent
     members = _open_data(config, latest)
-    _check_data(members, config, base)
+    check_data(members, config, base.config if base else None)
     config = _with_versions(config, members)
     device = world.device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)
@@ -164,9 +164,9 @@ def _open_data(config: RunConfig, latest: Checkpoint | None) -> tuple[Member, ..
     return members
 
 
-def _check_data(members: tuple[Member, ...], config: RunConfig, base: Checkpoint | None) -> None:
+def check_data(members: Sequence[Member], config: RunConfig, parent: RunConfig | None) -> None:
     """Raises UserError when the data can't teach what the run is to learn."""
-    check_cameras(members, config.data.cameras, base.config.data.cameras if base else ())
+    check_cameras(members, config.data.cameras, parent.data.cameras if parent else ())
     if config.stage == "tokenizer":
         return
     check_actions(members, config.data.action_dim)
