@@ -37,9 +37,7 @@ class Watched:
 
 @pytest.fixture
 def stores(store: Path, make_episode: Any) -> Path:
-    """Beside `data/droid`: `data/silent` without actions, `data/all` without held-out episodes, `data/five` with
-    5-dim actions.
-    """
+    """Beside `data/droid`: one without actions, one without held-out episodes, one of 5-dim actions, one of clips."""
     others = {
         "silent": (10, 50, {"known": False}),
         "all": (10, 0, {}),
