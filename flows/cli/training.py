@@ -34,8 +34,8 @@ def train(
 ) -> int:
     """Train a recipe; an interrupted run goes on from its last checkpoint, a complete one is reused.
 
-    Ctrl-C and SIGTERM stop after the current step with a checkpoint. train.processes=8 trains on eight GPUs of this
-    machine together; docs/distributed.md tells how several machines do.
+    Ctrl-C, SIGTERM and a closed terminal stop after the current step with a checkpoint. train.processes=8 trains on
+    eight GPUs of this machine together; docs/distributed.md tells how several machines do.
 
     Example: uwm train debug data.datasets.0.uri=runs/droid train.steps=20
     """
