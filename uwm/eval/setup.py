@@ -19,10 +19,11 @@ from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, check_actions, choose_member
+from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
-from uwm.eval.options import EvalOptions
+from uwm.eval.options import SegmentOptions
 from uwm.eval.result import Example
 from uwm.policy import Mode, Policy, Sample
 
@@ -39,6 +40,8 @@ class EvaluationSetup:
     short_episodes: int
     """Episodes without one full window."""
     mean_action: Tensor  # (A,), normalized
+    units: ActionNormalizer
+    """That action errors are told in: the checkpoint's own, or that of one it is compared with."""
     device: torch.device
 
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
@@ -67,6 +70,10 @@ class EvaluationSetup:
         """Normalized actions (..., A) in the store's units."""
         return self.checkpoint.normalizer.denormalize(action)
 
+    def in_units(self, action: Tensor) -> Tensor:
+        """Normalized actions (..., A) in the units that errors are told in."""
+        return action if self.units == self.checkpoint.normalizer else self.units.normalize(self.physical(action))
+
     @property
     def action_names(self) -> tuple[str, ...]:
         """Names of the action's dimensions."""
@@ -77,7 +84,12 @@ class EvaluationSetup:
 
 
 def open_evaluation_setup(
-    checkpoint: str, dataset: Dataset, options: EvalOptions, *, precision: Precision = "fp32"
+    checkpoint: str,
+    dataset: Dataset,
+    options: SegmentOptions,
+    *,
+    units: str | None = None,
+    precision: Precision = "fp32",
 ) -> EvaluationSetup:
     """Load a policy and choose held-out segments.
 
@@ -85,6 +97,7 @@ def open_evaluation_setup(
         checkpoint: checkpoint directory or run folder.
         dataset: opened at the version that is asked for.
         options: what else is asked for.
+        units: checkpoint in whose normalized units action errors are told; the same one when None.
         precision: of the policy's weights.
 
     Raises:
@@ -113,8 +126,20 @@ def open_evaluation_setup(
         segments=segments,
         short_episodes=int((member.lengths <= last).sum()),
         mean_action=mean_action(_training_member(member), loaded.normalizer),
+        units=_units(loaded, units),
         device=device,
     )
+
+
+def _units(checkpoint: Checkpoint, other: str | None) -> ActionNormalizer:
+    """The units of errors. Raises UserError when the other checkpoint has none for these actions."""
+    if other is None:
+        return checkpoint.normalizer
+    normalizer = load_checkpoint(other).normalizer
+    if normalizer.action_dim != checkpoint.normalizer.action_dim:
+        own = checkpoint.normalizer.action_dim
+        raise UserError(f"{other} has {normalizer.action_dim} action dimensions, {checkpoint.path} {own}")
+    return normalizer
 
 
 def _policy(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Policy:
