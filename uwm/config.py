@@ -26,6 +26,8 @@ def _as_number(version: object) -> object:
 DatasetVersion = Annotated[Annotated[int, Field(ge=0)] | str | None, BeforeValidator(_as_number)]
 """A dataset version: its number, a tag, or None for the newest."""
 
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
 C = TypeVar("C", bound="Config")
 T = TypeVar("T")
 
@@ -341,7 +343,7 @@ class TrainConfig(Config):
 class RunConfig(Config):
     """One training run. `stage` says what is trained; every stage goes through the same trainer."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's and its checkpoints' name")
+    name: RunName = Field(description="the run's and its checkpoints' name")
     stage: Literal["tokenizer", "pretrain", "finetune"] = "pretrain"
     policy: AnyPolicy = Field(
         default_factory=lambda: policy_settings("uwm")(), description="what is trained, by `kind`, and its settings"

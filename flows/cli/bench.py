@@ -75,11 +75,11 @@ def bench_store(
     from uwm.benchmarks.store import bench_store as measure
 
     sizes = [10**power for power in range(2, 10) if 10**power <= largest]
-    found = [cost.row() for cost in measure(sizes)]
+    costs = [cost.row() for cost in measure(sizes)]
     if json:
-        say_json({"scaling": found})
+        say_json({"scaling": costs})
     else:
-        say_table("", tuple(found[0]), [tuple(f"{value:,}" for value in row.values()) for row in found])
+        say_table("", tuple(costs[0]), [tuple(f"{value:,}" for value in row.values()) for row in costs])
     return 0
 
 

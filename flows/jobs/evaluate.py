@@ -55,7 +55,7 @@ def run_evaluation(
     from uwm.eval.files import load_evaluation
 
     start = Start(job="evaluate", about=locate(store).name, inputs=(checkpoint, store))
-    with emitting(start, run_url) as made:
+    with emitting(start, run_url) as completed:
         pin, _ = pin_checkpoint(checkpoint)
         opened = open_dataset(store, options.version)
         dataset = DatasetPin(uri=store, version=opened.version, table_id=opened.table_id)
@@ -80,7 +80,7 @@ def run_evaluation(
             run_url=run_url,
         )
         result = Evaluated(evaluation=evaluation, folder=folder, reused=reused, root=root, record=record)
-        made(result)
+        completed(result)
     return result
 
 

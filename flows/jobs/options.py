@@ -1,11 +1,16 @@
 """What a job can be told beside what `pipelines.options` and `uwm.eval.options` declare."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.runtime.task_runners import Runner, RunnerName, choose
 from storage_schemas.errors import UserError
+
+Hours = Annotated[float, Field(gt=0, le=24 * 366, allow_inf_nan=False)]
+"""Most hours of a training run."""
+Pair = Annotated[str, Field(pattern=r"^[^=\s]+=")]
+"""A setting as key=value."""
 
 
 class RunnerOptions(BaseModel):
