@@ -20,6 +20,9 @@ def bench_loader(
     rounds: Rounds = 9,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to write in every layout.")] = 4,
     s3: Annotated[bool, typer.Option("--s3", help="Also count requests on an S3 emulator (package moto).")] = False,
+    published_python: Annotated[
+        str | None, typer.Option(help="An interpreter with zarr 2.18.2 and numcodecs 0.13.1, for the published layout.")
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Samples per CPU second of this loader and of other layouts on the same frames.
@@ -28,7 +31,7 @@ def bench_loader(
     """
     from uwm.benchmarks.loader import bench_loader as measure
 
-    result = measure(dataset, rounds=rounds, episodes=episodes, s3=s3)
+    result = measure(dataset, rounds=rounds, episodes=episodes, s3=s3, published_python=published_python)
     if json:
         say_json(result)
         return 0

@@ -2,7 +2,8 @@
 
 The policy is sampled from an encoded observation, whose own cost is `observation`; all modes include encoding.
 
-Published: every mode encodes what it needs, samples by itself, and computes the whole of AdaLN in every step. Ours: the
+Published: every mode encodes the observation, inverse dynamics the next one too, the truth that samples are compared
+with is encoded once; every mode samples by itself and computes the whole of AdaLN in every step. Ours: the
 observation's share of AdaLN once, all modes in one batch, and one encode or cached latents. The policy on action and
 register tokens is another model: it has to be trained with `model.token_dropout`.
 """
@@ -26,9 +27,6 @@ from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
 from uwm.model.uwm import UwmObs, UWMPolicy
 from uwm.policy import Mode, Sample
-
-_SHOWS = tuple(mode for mode in Mode if mode is not Mode.POLICY)
-"""Modes that take the next observation's latents, or are compared with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +157,12 @@ def _seen(policy: UWMPolicy, batch: Batch) -> UwmObs:
 
 @torch.no_grad()
 def _one_by_one(policy: UWMPolicy, batch: Batch) -> Mapping[Mode, Sample]:
-    found = {}
+    samples = {}
     for mode in Mode:
-        encoded = policy.encode_batch(batch, next_obs=mode in _SHOWS)
-        found[mode] = policy.sample_encoded(encoded, mode, _generator())
-    return found
+        encoded = policy.encode_batch(batch, next_obs=mode is Mode.INVERSE)
+        samples[mode] = policy.sample_encoded(encoded, mode, _generator())
+    policy.encode(batch.next_obs)  # the truth that the next observations are compared with
+    return samples
 
 
 @torch.no_grad()

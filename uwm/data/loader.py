@@ -291,7 +291,7 @@ class Shard:
 
 
 class _Places(Sampler[range]):
-    """The places of each batch from `start` to `stop`: of every step's samples, the share of one process."""
+    """The places of each batch from `start` to `stop`: of every step's samples, the micro-batches of one process."""
 
     def __init__(self, start: int, stop: int, batch_size: int, shard: Shard) -> None:
         whole = batch_size * shard.world

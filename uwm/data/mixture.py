@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset, open_dataset
-from uwm.config import DataConfig, DatasetRef, DatasetVersion, nearest, replace
+from uwm.config import DataConfig, DatasetRef, DatasetVersion, replace
 from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 from uwm.data.sampler import Pick, SegmentSampler
+from uwm.registry import nearest
 
 _SAMPLE = 1 << 22
 """Most steps that percentiles are taken over."""
@@ -203,7 +204,7 @@ def mixture_normalizer(members: Sequence[Member], action_dim: int, scale: Scale 
     No image is read. For `quantile` the actions are, all of them or an evenly spread sample of four million steps.
     """
     used = [member for member in members if member.known_actions(action_dim)]
-    actions = [_known_actions(member) for member in used] if scale == "quantile" else ()
+    actions = [known_actions(member) for member in used] if scale == "quantile" else ()
     return fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
 
 
@@ -227,7 +228,7 @@ def dataset_normalizer(
     return mixture_normalizer([member], dataset.spec.action_dim, scale)
 
 
-def _known_actions(member: Member) -> NDArray[np.float32]:
+def known_actions(member: Member) -> NDArray[np.float32]:
     """(n, A): every k-th known action, so that n stays within `_SAMPLE`."""
     dataset = member.dataset
     rows = [row for row in member.rows.tolist() if dataset.episodes.action_steps[row]]

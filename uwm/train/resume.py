@@ -40,6 +40,7 @@ def resolve_paths(config: RunConfig, latest: Checkpoint | None = None) -> RunCon
     Raises:
         UserError: when a finetuning run names no parent, or a checkpoint or tag is missing.
     """
+    config.check_warmup()
     if config.stage == "finetune" and not config.init_from:
         raise UserError("a finetuning run starts from a checkpoint: set init_from=<run folder or checkpoint>")
     changes: dict[str, object] = {"data": replace(config.data, datasets=[_pinned(ref) for ref in config.data.datasets])}
@@ -108,7 +109,8 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
         product = f"train.batch_size x train.accumulate x {processes} process{'es' if processes > 1 else ''}"
         changed.append(f"the samples of a step ({product}): {before} -> {samples}")
     if config.init_from != latest.config.init_from:
-        changed.append("its parent (init_from)")
+        parent = latest.state.parent.path if latest.state.parent else "none"
+        changed.append(f"its parent (init_from): {parent} -> {config.init_from or 'none'}")
     tokenizer, own = latest.state.tokenizer_checkpoint, tokenizer_origin(config)
     if (own and own.identity) != (tokenizer and tokenizer.identity):
         changed.append("its tokenizer (policy.tokenizer.path)")
@@ -116,17 +118,14 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
 
 
 def _names(path: str, recorded: Origin | None) -> bool:
-    """Whether a path names the checkpoint that a run has taken from: it, its run's folder, or where these were."""
+    """Whether a path names the checkpoint that a run has taken from; of one that is gone, or moved, the name counts."""
     if not (path and recorded):
         return not path and not recorded
     named, checkpoint = Path(path).absolute(), Path(recorded.path)
-    runs = (checkpoint, checkpoint.parent, checkpoint.parent.parent)
-    if named in runs:
-        return True  # the run may have gone on and dropped it
     try:
         return origin(named).identity == recorded.identity
-    except UserError:  # pruned, in a folder that was copied
-        return named.name in (run.name for run in runs)
+    except UserError:  # there is none any more
+        return named.name in (checkpoint.name, checkpoint.parent.parent.name)
 
 
 def fixed_settings(config: Config) -> dict[str, object]:

@@ -114,7 +114,7 @@ def test_without_actions_the_normalizer_is_the_identity(make_store: Callable[...
     ("changes", "message"),
     [
         ({"cameras": ("top",)}, "none of the cameras"),
-        ({"collections": ("elsewhere",)}, "no train episode"),
+        ({"collections": ("elsewhere",)}, "no collection elsewhere"),
         ({"version": 99}, "99"),
     ],
 )
