@@ -283,9 +283,7 @@ class TrainConfig(Settings):
         1, gt=0, description="processes on this machine, one per GPU; more than 1 go through torchrun"
     )
     machines: Changeable[int] = Field(1, gt=0, description="machines that the same command is started on")
-    rendezvous: Changeable[str] = Field(
-        "", description="host:port of one of them, where they meet; empty on one machine"
-    )
+    rendezvous: Changeable[str] = Field("", description="host:port of one of them, where all meet; empty on one")
     restarts: Changeable[int] = Field(
         3, ge=0, description="how often processes that died are started again, from the checkpoint"
     )
@@ -310,9 +308,7 @@ class TrainConfig(Settings):
     eval_every: Changeable[int] = Field(
         0, ge=0, description="steps between evaluations on held-out episodes, each of a checkpoint; 0 does none"
     )
-    eval_samples: Changeable[int] = Field(
-        16, gt=0, description="segments of each dataset that such an evaluation predicts"
-    )
+    eval_samples: Changeable[int] = Field(16, gt=0, description="segments of each dataset that it predicts")
 
     @model_validator(mode="after")
     def _graphs_keep_no_gradient(self) -> Self:

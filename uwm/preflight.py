@@ -19,6 +19,7 @@ from uwm.eval.result import ACTION_METRICS, Metric, ModeName
 from uwm.eval.setup import check_steps, full_windows
 from uwm.policies import build
 from uwm.policy import Learner, Policy
+from uwm.train.finetuning import check_changes
 from uwm.train.resume import resolve_paths
 from uwm.train.setup import check_data
 
@@ -39,10 +40,13 @@ def check_run(config: RunConfig, *, after: RunConfig | None = None) -> None:
     else:
         config, parent = _continued(config, after), after
     resolve_device(config.train.device)
-    check_data(open_mixture(config.data), config, parent)
+    check_data(open_mixture(config.data), config, new=parent is None)
     network = _layout(config)
     if parent is not None:
         _check_fits(network, config, parent)
+        check_changes(parent, config, parent.name)
+    if after is not None:
+        _check_scale(config, after)
 
 
 def check_evaluation(
@@ -114,3 +118,15 @@ def _check_fits(network: Learner, config: RunConfig, parent: RunConfig) -> None:
             )
     if network.tokenizer_fingerprint != other.tokenizer_fingerprint:
         raise UserError(f"{parent.name} and {config.name} have different tokenizers")
+
+
+def _check_scale(config: RunConfig, parent: RunConfig) -> None:
+    """Raises UserError when the run asks for another kind of normalizer than that which it will take over."""
+    asked, before = config.data.action_scale, parent.data.action_scale
+    if asked == before or "normalizer" in config.init_changes:
+        return
+    if any(member.known_actions(parent.data.action_dim) for member in open_mixture(parent.data)):
+        raise UserError(
+            f"data.action_scale={asked} would not be applied: {config.name} takes over the normalizer of {parent.name}, "
+            f"which is {before}. Set data.action_scale={before}, or fit one of its own with init_changes=normalizer"
+        )

@@ -170,21 +170,16 @@ def check_actions(members: Sequence[Member], action_dim: int) -> None:
             )
 
 
-def check_cameras(members: Sequence[Member], cameras: Sequence[str], seen: Sequence[str] = ()) -> None:
+def check_cameras(members: Sequence[Member], cameras: Sequence[str]) -> None:
     """Check that no camera of a run is misspelt: one that no dataset has, while a dataset has one that the run lacks.
 
     A run may have cameras that its data lacks, for what it is finetuned on later; then it takes all that there are.
-
-    Args:
-        members: the run's datasets.
-        cameras: the run's.
-        seen: cameras that its parent was trained with.
 
     Raises:
         UserError: when there is one.
     """
     own = {camera for member in members for camera in member.dataset.spec.cameras}
-    missing, unused = [name for name in cameras if name not in {*own, *seen}], sorted(own - set(cameras))
+    missing, unused = [name for name in cameras if name not in own], sorted(own - set(cameras))
     if missing and unused:
         raise UserError(
             f"no dataset of the run has the camera {missing[0]!r} in data.cameras{nearest(missing[0], unused)}; "

@@ -95,9 +95,8 @@ def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: W
     if config.stage == "tokenizer" and world.size * config.train.accumulate > 1:
         raise UserError("a tokenizer keeps statistics of its batches: set train.processes=1 and train.accumulate=1")
     parent = load_checkpoint(config.init_from) if config.init_from and not latest else None
-    base = latest or parent
     members = _open_data(config, latest)
-    check_data(members, config, base.config if base else None)
+    check_data(members, config, new=not (latest or parent))
     config = _with_versions(config, members)
     device = world.device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)
@@ -172,9 +171,10 @@ def _open_data(config: RunConfig, latest: Checkpoint | None) -> tuple[Member, ..
     return members
 
 
-def check_data(members: Sequence[Member], config: RunConfig, parent: RunConfig | None) -> None:
-    """Raises UserError when the data can't teach what the run is to learn."""
-    check_cameras(members, config.data.cameras, parent.data.cameras if parent else ())
+def check_data(members: Sequence[Member], config: RunConfig, *, new: bool) -> None:
+    """Raises UserError when the data can't teach what the run is to learn; one that is not new has cameras already."""
+    if new:
+        check_cameras(members, config.data.cameras)
     if config.stage == "tokenizer":
         return
     check_actions(members, config.data.action_dim)

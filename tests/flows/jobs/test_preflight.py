@@ -79,6 +79,9 @@ def test_what_fits_is_begun(stores: Path) -> None:
         ("data.action_horizon=8", "the weights of debug do not fit tuned"),
         ("train.device=cuda:77", "cuda:77"),
         ("stage=tokenizer", "from scratch"),
+        ("data.action_scale=quantile", "would not be applied"),
+        ("data.next_start=14", "init_changes"),
+        ("policy.diffusion.prediction=sample", "init_changes"),
         ("policy.tokenizer.kind=autoencoder policy.tokenizer.path=nowhere", "nowhere"),
     ],
 )
