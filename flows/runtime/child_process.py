@@ -36,7 +36,7 @@ def run_child(command: Sequence[str], on_line: Callable[[str], None], *, grace: 
     killed, the child gets SIGTERM too (`flows.runtime.end_with_parent`).
 
     Raises:
-        UserError: when the child ends with exit code 2; its last line on stderr that begins with `error: ` is the message.
+        UserError: when the child ends with exit code 2; its last line on stderr with `error: ` is the message.
         ChildError: when it ends with any other error.
         SystemExit: when SIGTERM or SIGHUP ended it, with the code of a shell.
     """
