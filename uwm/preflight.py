@@ -127,6 +127,6 @@ def _check_scale(config: RunConfig, parent: RunConfig) -> None:
         return
     if any(member.known_actions(parent.data.action_dim) for member in open_mixture(parent.data)):
         raise UserError(
-            f"data.action_scale={asked} would not be applied: {config.name} takes over the normalizer of {parent.name}, "
-            f"which is {before}. Set data.action_scale={before}, or fit one of its own with init_changes=normalizer"
+            f"data.action_scale={asked} would not be applied: {config.name} takes over the normalizer of {parent.name}"
+            f", which is {before}. Set data.action_scale={before}, or fit one of its own with init_changes=normalizer"
         )
