@@ -88,7 +88,7 @@ def test_the_process_tells_trackers(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "can't read"), ("{}", "name: Field required"), ("{", "Invalid JSON"), ("UNKNOWN", "Extra inputs")],
+    [(None, "does not exist"), ("{}", "name: Field required"), ("{", "Invalid JSON"), ("UNKNOWN", "Extra inputs")],
 )
 def test_bad_calls_end_with_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "config.json"
