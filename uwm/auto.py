@@ -76,10 +76,10 @@ class AutoPolicy:
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-        place = resolve_device(device)
+        where = resolve_device(device)
         policy, config, normalizer = load_bundle(path)[:3] if is_bundle(path) else load_policy(path, "cpu")
-        cast_weights(policy.to(place), cast(Precision, dtype))
-        return cls(policy, config, normalizer, place)
+        cast_weights(policy.to(where), cast(Precision, dtype))
+        return cls(policy, config, normalizer, where)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class AutoPolicy:
     @property
     def action_shape(self) -> tuple[int, int]:
         """(S, A) of the actions that it gives."""
-        return self.config.data.action_steps, self.config.data.action_dim
+        return self.config.data.action_horizon, self.config.data.action_dim
 
     def act(self, images: Images, *, seed: SupportsIndex = 0) -> NDArray[np.float32]:
         """The next actions (S, A) in the data's units.
@@ -159,7 +159,7 @@ class AutoPolicy:
             frames=torch.cat([current, following], dim=1)[None],
             view_mask=torch.cat([current_mask, next_mask], dim=1)[None],
             action=torch.from_numpy(known)[None],
-            action_mask=torch.full((1, data.action_steps), action is not None),
+            action_mask=torch.full((1, data.action_horizon), action is not None),
             dataset=zero,
             episode=zero,
             step=zero,
@@ -193,8 +193,8 @@ class AutoPolicy:
         return frames, mask
 
     def _physical(self, action: Tensor) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.normalizer.denormalize(action.double()).float().cpu().numpy()
-        return found
+        physical: NDArray[np.float32] = self.normalizer.denormalize(action.double()).float().cpu().numpy()
+        return physical
 
     def _pictures(self, frames: Tensor) -> dict[str, NDArray[np.uint8]]:
         """Images (V, N, 3, H, W) in [0, 1] by camera."""
