@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from storage_schemas.episode import SegmentSpec
+from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset as Store
 from storage_schemas.store.dataset import FrameRequest
 from storage_schemas.store.latents import DRAWS
@@ -337,12 +338,15 @@ def _read_here(reader: SegmentReader, sampler: MixtureSampler, places: _Places, 
 
 
 def _lent(loader: DataLoader[tuple[RawBatch, Ticket]], buffers: Buffers) -> Iterator[RawBatch]:
-    for batch, ticket in loader:
-        lent = buffers.lend(batch, ticket)
-        del batch
-        yield lent
-        del lent
-        buffers.give_back()
+    try:
+        for batch, ticket in loader:
+            lent = buffers.lend(batch, ticket)
+            del batch
+            yield lent
+            del lent
+            buffers.give_back()
+    except UserError as error:  # torch makes the traceback of the worker its message
+        raise type(error)(str(error).strip().rpartition(f"{type(error).__name__}: ")[2]) from error
 
 
 def _leave_signals_to_trainer(worker: int) -> None:
