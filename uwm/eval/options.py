@@ -8,7 +8,7 @@ from uwm.config import DatasetVersion
 
 
 class EvalOptions(BaseModel):
-    """On what a checkpoint is asked, and how it samples."""
+    """What a checkpoint is measured on, and how it samples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 

@@ -11,16 +11,18 @@ from torch import Tensor
 from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import Dataset
 from uwm.checkpoint import Checkpoint, load_checkpoint, load_weights
 from uwm.config import DatasetRef
 from uwm.config import replace as change
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
-from uwm.data.mixture import Member, check_actions, open_member
+from uwm.data.mixture import Member, check_actions, choose_member
 from uwm.data.sampler import Pick
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
+from uwm.eval.options import EvalOptions
 from uwm.eval.result import Example
 from uwm.policy import Mode, Policy, Sample
 
@@ -49,9 +51,9 @@ class EvaluationSetup:
             places = np.arange(start, start + len(chosen))
             yield places, evaluation_batch(raw, data, self.checkpoint.normalizer, device=self.device)
 
-    def example(self, place: int) -> Example:
+    def example(self, index: int) -> Example:
         """Where the segment at `place` comes from."""
-        segment = self.segments[place]
+        segment = self.segments[index]
         row = self.member.dataset.episodes.row(segment.episode)
         return Example(
             episode_id=row.episode_id,
@@ -75,37 +77,34 @@ class EvaluationSetup:
 
 
 def open_evaluation_setup(
-    checkpoint: str,
-    dataset_uri: str,
-    *,
-    version: int | None,
-    split: str,
-    collections: Sequence[str],
-    samples: int,
-    device: str,
-    precision: Precision = "fp32",
-    steps: int | None = None,
+    checkpoint: str, dataset: Dataset, options: EvalOptions, *, precision: Precision = "fp32"
 ) -> EvaluationSetup:
     """Load a policy and choose held-out segments.
 
+    Args:
+        checkpoint: checkpoint directory or run folder.
+        dataset: opened at the version that is asked for.
+        options: what else is asked for.
+        precision: of the policy's weights.
+
     Raises:
-        UserError: when the checkpoint or the dataset is missing or unfit, or no episode of the split
+        UserError: when the checkpoint is missing, the dataset does not fit it, or no episode of the split
             has one full window.
     """
-    loaded = _with_steps(load_checkpoint(checkpoint), steps)
+    loaded = _with_steps(load_checkpoint(checkpoint), options.steps)
     if loaded.config.stage == "tokenizer":
         raise UserError(f"{loaded.path} is a tokenizer: evaluate the checkpoint of a policy")
-    ref = DatasetRef(uri=dataset_uri, version=version, collections=tuple(collections))
-    member = open_member(ref, loaded.config.data, split=split)
+    ref = DatasetRef(uri=dataset.uri, version=dataset.version, collections=options.collections)
+    member = choose_member(dataset, ref, loaded.config.data, split=options.split)
     check_actions([member], loaded.config.data.action_dim)
     last = loaded.config.data.segment_spec.last
-    segments = full_windows(member.rows, member.lengths, last, samples)
+    segments = full_windows(member.rows, member.lengths, last, options.samples)
     if not segments:
         raise UserError(
-            f"no {split} episode of {dataset_uri} has the {last + 1} steps of one segment: ingest longer ones"
+            f"no {options.split} episode of {dataset.uri} has the {last + 1} steps of one segment: ingest longer ones"
         )
-    place = resolve_device(device)
-    policy = _policy(loaded, place, precision)
+    device = resolve_device(options.device)
+    policy = _policy(loaded, device, precision)
     return EvaluationSetup(
         checkpoint=loaded,
         policy=policy,
@@ -114,7 +113,7 @@ def open_evaluation_setup(
         segments=segments,
         short_episodes=int((member.lengths <= last).sum()),
         mean_action=mean_action(_training_member(member), loaded.normalizer),
-        device=place,
+        device=device,
     )
 
 
@@ -181,14 +180,14 @@ class ModeSampler:
         Raises:
             UserError: when a prediction is not finite.
         """
-        found = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
-        for mode, sample in found.items():
+        samples = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
+        for mode, sample in samples.items():
             for values in (sample.action, sample.next_obs):
                 if values is not None and not bool(values.isfinite().all()):
                     raise UserError(
                         f"the checkpoint predicts numbers that are not finite in mode {mode}: it has diverged"
                     )
-        return found
+        return samples
 
 
 def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
