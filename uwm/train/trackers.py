@@ -239,7 +239,7 @@ class MLflow:
         return str(run.info.run_id)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """Write one metric for each number; steps that the run has already are left out: they are the same bit for bit."""
+        """Write one metric for each number; steps that the run has already are left out, as they are the same."""
         if step <= self._last and any(name.startswith("train/") for name in values):
             return
         for name, value in values.items():
