@@ -9,7 +9,8 @@ from flows.runtime.task_runners import TaskExecutor
 from flows.runtime.user_errors import failing_on_user_error
 from uwm.latents.encode import encode_run
 from uwm.latents.shards import EncodeReport
-from uwm.recipes import RecipeName, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RecipeName, get_recipe
 
 
 @flow(name="latents", flow_run_name="latents of {recipe}")

@@ -23,7 +23,8 @@ from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.markdown import table
 from uwm.config import RunConfig
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
-from uwm.recipes import RecipeName, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RecipeName, get_recipe
 
 
 class FlowJobs:

@@ -19,7 +19,8 @@ from flows.runtime.progress import ProgressArtifact
 from flows.runtime.user_errors import as_function, failing_on_user_error
 from uwm.config import RunConfig
 from uwm.events import TrainEvent, TrainFinished, TrainProgress, TrainStarted
-from uwm.recipes import RecipeName, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RecipeName, get_recipe
 
 
 class FlowFollower:

@@ -17,12 +17,12 @@ from pipelines.checks.content import Sketches
 from pipelines.checks.filters import Filter
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.options import IngestOptions
-from pipelines.source import SourceReader, SourceRef
+from pipelines.source import SourceReader, SourceRef, episodes_of
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store.parts import write_part
+from storage_schemas.store.parts import check_fits, write_part
 
 _MAX_BYTES = 256 << 20
 _MAX_STEPS = 20_000
@@ -151,7 +151,7 @@ class _Converter:
         candidates: list[Candidate] = []
         try:
             self._filter.check_reference(ref)
-            for episode in self.reader.read(ref):
+            for episode in episodes_of(self.reader, ref):
                 candidates.append(self._candidate(ref, episode))
                 if self._full():
                     self._flush()
@@ -172,6 +172,10 @@ class _Converter:
 
     def _candidate(self, ref: SourceRef, episode: Episode) -> Candidate:
         meta = episode.meta
+        try:
+            check_fits(episode, self.batch.spec)
+        except ValueError as error:
+            raise BadDataError("misfit", str(error)) from error
         double = self._kept.get((meta.episode_id, ref.fingerprint))  # what is decided of it is decided of this one
         if double:
             return replace(double, source_uri=meta.source_uri, row=None)

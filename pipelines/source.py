@@ -1,5 +1,6 @@
 """What every source of episodes offers: references that are cheap to list, and episodes read one by one."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +73,22 @@ class SourceReader(Protocol):
             BadDataError: when the reference is bad; episodes that were yielded before must be dropped too.
         """
         ...
+
+
+_ODD = (ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+"""What a reader stumbles over in a record that no check foresaw."""
+
+
+def episodes_of(reader: SourceReader, ref: SourceRef) -> Iterator[Episode]:
+    """The episodes of a reference, in order, so that one odd record ends nothing but itself.
+
+    Raises:
+        BadDataError: as the reader does, and "odd" where it fails in a way that it should have foreseen.
+    """
+    try:
+        yield from reader.read(ref)
+    except _ODD as error:
+        raise BadDataError("odd", f"it can't be read: {type(error).__name__}: {error}") from error
 
 
 @runtime_checkable

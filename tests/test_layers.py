@@ -24,7 +24,10 @@ ONLY_IN = {
     "deltalake": ("storage_schemas/**/*",),
 }
 """Package -> glob patterns of the files that may import it."""
-TORCHLESS = ("uwm/report/*", "uwm/config.py", "uwm/recipes.py")
+TORCHLESS = (
+    "uwm/report/*",
+    *(f"uwm/{name}.py" for name in ("config", "earlier_configs", "overrides", "policies", "recipes", "registry")),
+)
 
 
 def modules() -> list[Path]:

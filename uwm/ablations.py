@@ -11,7 +11,7 @@ from typing import Literal
 
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
-from uwm.recipes import apply_overrides
+from uwm.overrides import apply_overrides
 
 BASE = "base"
 """The run of the base itself."""

@@ -4,16 +4,16 @@ A named run is a function in `recipes.py` that returns a `RunConfig`; variants d
 `replace`. On the command line `key=value` pairs replace single fields: `train.steps=100`.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, SerializeAsAny, model_validator
 
 from storage_schemas.episode import SegmentSpec
 from storage_schemas.errors import UserError
 from uwm.earlier_configs import upgraded
+from uwm.registry import POLICY_GROUP, policy_settings
 
 if TYPE_CHECKING:
     from uwm.policy import Policy
@@ -26,6 +26,11 @@ def _as_number(version: object) -> object:
 DatasetVersion = Annotated[Annotated[int, Field(ge=0)] | str | None, BeforeValidator(_as_number)]
 """A dataset version: its number, a tag, or None for the newest."""
 
+Size = tuple[PositiveInt, PositiveInt]
+"""Height, width."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What torch and numpy both take."""
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 C = TypeVar("C", bound="Config")
@@ -37,7 +42,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DatasetRef(Config):
+class Settings(Config):
+    """Base of what a run is told: no number is infinite or no number at all."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class DatasetRef(Settings):
     """One dataset of a mixture, pinned to a version."""
 
     uri: str
@@ -48,7 +59,7 @@ class DatasetRef(Config):
     collections: tuple[str, ...] = Field((), description="only episodes of these collections; empty takes all")
 
 
-class DataConfig(Config):
+class DataConfig(Settings):
     """What a sample holds and how batches are made."""
 
     datasets: tuple[DatasetRef, ...] = ()
@@ -60,8 +71,8 @@ class DataConfig(Config):
     next_start: int = Field(
         15, ge=0, description="first next-observation frame, in steps after the current one; published: 16"
     )
-    resize: tuple[int, int] = Field((180, 320), description="height, width that a frame is brought to in the loader")
-    crop: tuple[int, int] = Field(
+    resize: Size = Field((180, 320), description="height, width that a frame is brought to in the loader")
+    crop: Size = Field(
         (160, 288), description="height, width of the model's images: random crop in training, centre crop else"
     )
     fit: Literal["cover", "stretch"] = Field(
@@ -107,7 +118,7 @@ class DataConfig(Config):
         )
 
 
-class TokenizerConfig(Config):
+class TokenizerConfig(Settings):
     """What turns next-observation images into latents."""
 
     kind: Literal["autoencoder", "sdxl", "identity"] = "autoencoder"
@@ -119,16 +130,22 @@ class TokenizerConfig(Config):
     )
 
 
-class AutoencoderConfig(Config):
+class AutoencoderConfig(Settings):
     """The small autoencoder that the project trains on ingested frames."""
 
     channels: int = Field(4, gt=0, description="latent channels")
-    downsample: int = Field(8, description="image pixels per latent pixel along each axis, a power of two")
+    downsample: int = Field(8, ge=2, description="image pixels per latent pixel along each axis, a power of two")
     width: int = Field(32, gt=0, description="feature channels at half resolution, doubled at every further halving")
     depth: int = Field(2, gt=0, description="residual blocks at each resolution")
 
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.downsample.bit_count() != 1:
+            raise ValueError(f"downsample {self.downsample} is not 2, 4, 8 or a higher power of two")
+        return self
 
-class DiffusionConfig(Config):
+
+class DiffusionConfig(Settings):
     """Noise schedule, what the network predicts, and how it is sampled."""
 
     train_timesteps: int = Field(100, gt=1)
@@ -173,7 +190,7 @@ class DiffusionConfig(Config):
         return self
 
 
-class PolicyConfig(Config):
+class PolicyConfig(Settings):
     """Settings of one kind of policy: the base of them all.
 
     A policy is a subclass that holds the settings it uses and no others, and `@register_policy`. Its network may lie
@@ -199,42 +216,8 @@ class PolicyConfig(Config):
 
     def build(self, data: DataConfig) -> "Policy":
         """The untrained network. Raises UserError when sizes don't divide or the tokenizer can't be loaded."""
-        made: Policy = EntryPoint(name=self.kind, value=self.network, group=POLICY_GROUP).load()(self, data)
-        return made
-
-
-P = TypeVar("P", bound=PolicyConfig)
-POLICY_GROUP = "uwm.policies"
-"""Entry points of other packages: each names a module that registers policies when it is imported."""
-_BUILT_IN = EntryPoint(name="built-in", value="uwm.policies", group=POLICY_GROUP)
-_POLICIES: dict[str, type[PolicyConfig]] = {}
-
-
-def register_policy(settings: type[P]) -> type[P]:
-    """Make a kind of policy known by the default of its field `kind`."""
-    _POLICIES[settings.model_fields["kind"].default] = settings
-    return settings
-
-
-def policy_settings(kind: str) -> type[PolicyConfig]:
-    """The settings of a kind of policy: of this project, of the running code, or of an installed package.
-
-    Raises:
-        UserError: when there is no such policy; it suggests the nearest.
-    """
-    _BUILT_IN.load()
-    if kind not in _POLICIES:
-        for point in entry_points(group=POLICY_GROUP):
-            point.load()
-    if kind not in _POLICIES:
-        raise UserError(f"unknown policy {kind!r}{nearest(kind, _POLICIES)}; there are {', '.join(_POLICIES)}")
-    return _POLICIES[kind]
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The end of an error about an unknown name: the most similar of those there are, if one is similar."""
-    similar = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f": did you mean {similar[0]!r}?" if similar else ""
+        policy: Policy = EntryPoint(name=self.kind, value=self.network, group=POLICY_GROUP).load()(self, data)
+        return policy
 
 
 def _read_policy(value: object) -> object:
@@ -250,14 +233,14 @@ AnyPolicy = Annotated[SerializeAsAny[PolicyConfig], BeforeValidator(_read_policy
 """The settings of any policy, told apart by `kind`."""
 
 
-class OptimConfig(Config):
+class OptimConfig(Settings):
     """AdamW with linear warm-up, then cosine decay to zero or a constant rate."""
 
     implementation: Literal["fused", "foreach"] = Field(
         "fused", description="of the same update: one pass over the weights, or torch's default (published)"
     )
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(1e-6, ge=0, description="on all parameters, as published")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(1000, ge=0)
@@ -266,13 +249,13 @@ class OptimConfig(Config):
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0 keeps no average")
 
 
-class TrainConfig(Config):
+class TrainConfig(Settings):
     """How long, how much at once, and how often to look and to save."""
 
     steps: int = Field(100_000, gt=0)
     batch_size: int = Field(36, gt=0, description="samples per process and step")
     accumulate: int = Field(1, gt=0, description="batches of each process whose gradients make one step")
-    seed: int = 0
+    seed: Seed = 0
     device: str = Field("auto", description="auto takes CUDA when there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 on CUDA, fp32 on the CPU")
     matmul: Literal["tf32", "fp32"] = Field(
@@ -326,7 +309,20 @@ class TrainConfig(Config):
         return self
 
 
-class RunConfig(Config):
+InitChange = Literal[
+    "normalizer",
+    "data.cameras",
+    "data.next_start",
+    "policy.diffusion.beta_schedule",
+    "policy.diffusion.train_timesteps",
+    "policy.diffusion.prediction",
+    "policy.diffusion.latent_target",
+    "policy.diffusion.absent_embedding",
+]
+"""What weights mean beside their shapes: a run that starts from others' has the same, or declares that it has not."""
+
+
+class RunConfig(Settings):
     """One training run. `stage` says what is trained; every stage goes through the same trainer."""
 
     name: RunName = Field(description="the run's and its checkpoints' name")
@@ -339,6 +335,9 @@ class RunConfig(Config):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     init_from: str = Field("", description="checkpoint directory whose weights and normalizers the run starts from")
+    init_changes: tuple[InitChange, ...] = Field(
+        (), description="settings that may differ from those of init_from; normalizer fits one to the run's own data"
+    )
     output: str = Field("", description="folder of the run; empty is runs/<name>")
 
     @model_validator(mode="before")
@@ -363,6 +362,14 @@ class RunConfig(Config):
         if self.optim.schedule == "cosine" and 0 < self.optim.decay_steps < self.train.steps:
             raise ValueError("the learning rate is zero before the run ends: optim.decay_steps is below train.steps")
         return self
+
+    def check_warmup(self) -> None:
+        """Raise UserError when the run ends before its warm-up; no check of the settings, for such runs exist."""
+        if self.optim.warmup_steps > self.train.steps:
+            raise UserError(
+                f"the warm-up of {self.optim.warmup_steps} steps (optim.warmup_steps) is longer than the run of "
+                f"{self.train.steps} (train.steps)"
+            )
 
     @property
     def reads_next_obs(self) -> bool:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from uwm.config import Config, DiffusionConfig, PolicyConfig, RunConfig, TokenizerConfig, register_policy
+from uwm.config import DiffusionConfig, PolicyConfig, RunConfig, Settings, TokenizerConfig
+from uwm.registry import register_policy
 
 if TYPE_CHECKING:
     from uwm.policy import Learner
@@ -20,7 +21,7 @@ Patch = tuple[PositiveInt, PositiveInt, PositiveInt]
 _DIFFUSION_POLICY = "A Diffusion Policy ([Chi et al. 2023](https://arxiv.org/abs/2303.04137))"
 
 
-class ObsEncoderConfig(Config):
+class ObsEncoderConfig(Settings):
     """What turns current images into the conditioning vector."""
 
     kind: Literal["resnet18gn", "vit_b_32", "small", "vit_small"] = Field(
@@ -221,7 +222,7 @@ class DpUnetConfig(PolicyConfig):
         return f"widths {', '.join(map(str, self.widths))}"
 
 
-class Gr1EncoderConfig(Config):
+class Gr1EncoderConfig(Settings):
     """How GR-1 sees: a vision transformer's tokens, resampled to a few per image."""
 
     kind: Literal["vit_b_32", "vit_small"] = Field("vit_b_32", description="published, or 2 blocks for CPUs")
@@ -231,7 +232,7 @@ class Gr1EncoderConfig(Config):
     resampler_head_dim: int = Field(128, gt=0)
 
 
-class Gr1DecoderConfig(Config):
+class Gr1DecoderConfig(Settings):
     """What makes images of GR-1's tokens."""
 
     patch: int = Field(16, gt=0, description="pixels along each side of a predicted patch")

@@ -4,11 +4,10 @@ On the command line `field.subfield=value` pairs change single settings of a rec
 `data.datasets.0.uri=...` names the data.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from storage_schemas.errors import UserError
 from uwm.config import (
@@ -19,11 +18,9 @@ from uwm.config import (
     RunConfig,
     TokenizerConfig,
     TrainConfig,
-    nearest,
-    policy_settings,
     replace,
 )
-from uwm.earlier_configs import todays_name
+from uwm.overrides import as_kind
 from uwm.policies import (
     DpConfig,
     DpUnetConfig,
@@ -35,6 +32,7 @@ from uwm.policies import (
     UwmConfig,
     UwmDiffusionConfig,
 )
+from uwm.registry import nearest
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}
@@ -184,7 +182,7 @@ def debug() -> RunConfig:
             tokenizer=TokenizerConfig(kind="identity"),
         ),
         data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), resize=(36, 64), crop=(32, 56)),
-        optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=2, ema_decay=0.9),
+        optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=1, ema_decay=0.9),
         train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2, track=()),
     )
 
@@ -215,6 +213,12 @@ def debug_gr1() -> RunConfig:
     )
     decoder = Gr1DecoderConfig(patch=8, depth=1, heads=2)
     return with_policy(debug(), "gr1", name="debug-gr1", obs_encoder=encoder, decoder=decoder)
+
+
+def with_policy(config: RunConfig, kind: str, *, name: str, **settings: object) -> RunConfig:
+    """A run with another kind of policy, which keeps the settings that both kinds have."""
+    shared = as_kind(config.policy.model_dump(mode="json"), kind)
+    return replace(config, name=name, policy=shared | settings)
 
 
 def _demo() -> RunConfig:
@@ -301,117 +305,3 @@ def get_recipe(name: str) -> RunConfig:
     if not found:
         raise UserError(f"unknown recipe {name!r}{nearest(name, RECIPES)}; there are {', '.join(RECIPES)}")
     return found()
-
-
-def apply_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
-    """A checked copy of `config` with settings changed by `dotted.name=value` pairs.
-
-    Lists take commas or JSON (`data.crop=64,112`), `null` clears an optional setting, and the number
-    after the last list entry appends one (`data.datasets.1.uri=...`). `policy=dp` changes the kind of policy: what
-    both kinds have stays, the rest becomes the new kind's defaults.
-
-    Raises:
-        UserError: when a name is unknown (it suggests the nearest) or a value does not fit.
-    """
-    values: dict[str, Any] = config.model_dump(mode="json")
-    for pair in pairs:
-        name, found, text = pair.partition("=")
-        if not found:
-            raise UserError(f"{pair!r} is no setting: write name=value, for example train.steps=100")
-        if name in ("policy", "policy.kind"):
-            values["policy"] = as_kind(values["policy"], text)
-        else:
-            _put(values, name, text)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        nearest = _nearest_field(config, name) if first["type"] == "extra_forbidden" else ""
-        raise UserError(f"{name}: {reason}{nearest}" if name else reason) from error
-
-
-def with_policy(config: RunConfig, kind: str, *, name: str, **settings: object) -> RunConfig:
-    """A run with another kind of policy, which keeps the settings that both kinds have."""
-    shared = as_kind(config.policy.model_dump(mode="json"), kind)
-    return replace(config, name=name, policy=shared | settings)
-
-
-def as_kind(policy: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """A policy's settings as those of another kind: what both have stays, the rest is the new kind's default.
-
-    Raises:
-        UserError: when there is no such kind.
-    """
-    return _overlaid(policy_settings(kind)().model_dump(mode="json"), policy) | {"kind": kind}
-
-
-def _overlaid(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with those of `others` of the same name; parts are taken one by one, and only where both are parts."""
-    overlaid = dict(values)
-    for name, value in values.items():
-        other = others.get(name)
-        if isinstance(value, dict) and isinstance(other, dict):
-            overlaid[name] = _overlaid(value, other)
-        elif name in others and not isinstance(value, dict) and not isinstance(other, dict):
-            overlaid[name] = other
-    return overlaid
-
-
-def _put(values: dict[str, Any], name: str, text: str) -> None:
-    """Set one entry of nested dicts and lists."""
-    if now := todays_name(name):
-        raise UserError(f"there is no setting {name}: it is called {now} now")
-    *path, last = name.split(".")
-    here: object = values
-    for depth, key in enumerate(path):
-        here = _child(here, key, ".".join(path[: depth + 1]))
-    if isinstance(here, list):
-        index = _index(here, last, name)
-        here[index : index + 1] = [_parse(text, None)]
-    elif isinstance(here, dict):
-        here[last] = _parse(text, here.get(last))
-    else:
-        raise UserError(f"{name}: {'.'.join(path)} has no parts")
-
-
-def _child(here: object, key: str, name: str) -> object:
-    if isinstance(here, list):
-        index = _index(here, key, name)
-        if index == len(here):
-            here.append({})
-        return here[index]
-    if isinstance(here, dict):
-        if key not in here:
-            raise UserError(f"there is no setting {name}{nearest(key, here)}")
-        return here[key]
-    raise UserError(f"there is no setting {name}")
-
-
-def _index(here: Sequence[object], key: str, name: str) -> int:
-    if not key.isdecimal() or int(key) > len(here):
-        raise UserError(f"{name}: {key!r} is no place in a list of {len(here)}: use 0 to {len(here)}")
-    return int(key)
-
-
-def _parse(text: str, current: object) -> object:
-    """Text to what pydantic checks and converts; only lists and null need help."""
-    if text == "null":
-        return None
-    if text.startswith(("[", "{")):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{text!r} is no JSON: {error.msg}") from error
-    if isinstance(current, list):
-        return [item.strip() for item in text.split(",")] if text else []
-    return text
-
-
-def _nearest_field(config: RunConfig, name: str) -> str:
-    values: object = config.model_dump(mode="json")
-    *path, last = name.split(".")
-    for key in path:
-        values = values[int(key)] if isinstance(values, list) else values.get(key) if isinstance(values, dict) else None
-    return nearest(last, values) if isinstance(values, dict) else ""

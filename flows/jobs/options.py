@@ -48,7 +48,7 @@ class LatentsOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
     variants: int = Field(1, ge=1, description="augmented variants of every frame.")
-    seed: int = Field(0, description="of the variants.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of the variants.")
     batch_episodes: int = Field(64, ge=1, description="episodes per task run, at least.")
 
 

@@ -37,7 +37,8 @@ def make_config(recipe: str, overrides: Sequence[str] = ()) -> "RunConfig":
     Raises:
         UserError: when the recipe or a field is unknown, or a value does not fit.
     """
-    from uwm.recipes import apply_overrides, get_recipe
+    from uwm.overrides import apply_overrides
+    from uwm.recipes import get_recipe
 
     return apply_overrides(get_recipe(recipe), list(overrides))
 

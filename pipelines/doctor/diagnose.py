@@ -15,7 +15,7 @@ from pipelines.checks.duplicates import Seen
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
-from pipelines.source import SourceReader, SourceRef, Timed
+from pipelines.source import SourceReader, SourceRef, Timed, episodes_of
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.table import dataset_exists
@@ -194,7 +194,7 @@ class _Source:
 
     def read(self, ref: SourceRef) -> Iterator[Episode]:
         """Its episodes."""
-        return self._reader.read(ref)
+        return episodes_of(self._reader, ref)
 
     def timing(self, ref: SourceRef) -> Iterator[Finding]:
         """What its clock shows."""

@@ -12,7 +12,6 @@ from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.sources.droid_rlds import DroidRlds
 from storage_schemas.conventions import DROID_CAMERAS, droid_action
 from storage_schemas.episode import EncodedFrames, Episode
-from storage_schemas.errors import UserError
 
 Make = Callable[..., Any]
 
@@ -187,5 +186,6 @@ def test_cameras(tmp_path: Path, write_rlds: Make, make_features: Make) -> None:
 
 def test_a_shard_without_a_readable_record_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "x.tfrecord-00000-of-00001").write_bytes(b"garbage" * 10)
-    with pytest.raises(UserError, match="no readable record"):
-        DroidRlds(str(tmp_path))
+    (rejection,) = DroidRlds(str(tmp_path)).refs()
+    assert isinstance(rejection, Rejection)
+    assert rejection.reason == "length_crc_mismatch"

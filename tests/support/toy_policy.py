@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from uwm.config import DataConfig, PolicyConfig, RunConfig, register_policy
+from uwm.config import DataConfig, PolicyConfig, RunConfig
 from uwm.data.batch import Batch
 from uwm.policy import LossOutput, Mode, Policy, Sample
 from uwm.recipes import debug, recipe, with_policy
+from uwm.registry import register_policy
 
 
 @register_policy

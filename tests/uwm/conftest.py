@@ -14,7 +14,8 @@ from storage_schemas.store.parts import write_part
 from uwm.config import RunConfig
 from uwm.eval.files import ExampleArrays
 from uwm.eval.result import ActionProfile, Estimate, Evaluation, Example, Metric, Settings, compare
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import get_recipe
 
 CAMERAS = ("left", "wrist")
 

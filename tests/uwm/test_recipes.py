@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
 from uwm.config import DatasetRef, RunConfig, replace
-from uwm.recipes import RECIPES, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RECIPES, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)

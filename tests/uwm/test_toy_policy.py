@@ -11,13 +11,15 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from storage_schemas.errors import UserError
-from uwm import config as settings
+from uwm import registry
 from uwm.auto import AutoPolicy
 from uwm.bundle import CARD_FILE, export
 from uwm.checkpoint import load_checkpoint
-from uwm.config import RunConfig, policy_settings
+from uwm.config import RunConfig
 from uwm.eval.offline import evaluate
-from uwm.recipes import RECIPES, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RECIPES, get_recipe
+from uwm.registry import policy_settings
 from uwm.train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +29,8 @@ IMAGE = np.full((24, 32, 3), 90, np.uint8)
 @pytest.fixture(autouse=True)
 def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The toy as an installed package has it: an entry point, whose module is imported when its kind is asked for."""
-    point = EntryPoint(name="toy", value="toy_policy", group=settings.POLICY_GROUP)
-    monkeypatch.setattr(settings, "entry_points", lambda group: [point])
+    point = EntryPoint(name="toy", value="toy_policy", group=registry.POLICY_GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storage_schemas.errors import UserError
 from uwm.config import AutoencoderConfig
 from uwm.data.batch import Batch
 from uwm.policy import Learner, LossOutput
@@ -30,9 +29,6 @@ class Autoencoder(Learner):
 
     Args:
         config: sizes; `width` features at half resolution, doubled at every further halving.
-
-    Raises:
-        UserError: when `downsample` is not a power of two of at least 2.
     """
 
     latent_mean: Tensor  # (C, 1, 1)
@@ -41,10 +37,7 @@ class Autoencoder(Learner):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        halvings = config.downsample.bit_length() - 1
-        if halvings < 1 or config.downsample != 2**halvings:
-            raise UserError(f"autoencoder.downsample={config.downsample}: it must be 2, 4, 8 or a higher power of two")
-        widths = [config.width * 2**level for level in range(halvings)]
+        widths = [config.width * 2**level for level in range(config.downsample.bit_length() - 1)]
         self.channels = config.channels
         self.downsample = config.downsample
         self.encoder = _encoder(widths, config.depth, config.channels)

@@ -14,8 +14,9 @@ from storage_schemas.errors import UserError
 from storage_schemas.location import sync_folder
 from uwm.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.config import RunConfig
+from uwm.overrides import apply_overrides, as_kind
 from uwm.policies import build
-from uwm.recipes import apply_overrides, as_kind, get_recipe
+from uwm.recipes import get_recipe
 from uwm.reference.pickle_check import Refused
 from uwm.reference.published import ASSUMED, Published, action_normalizer, ordered, sizes, take_apart
 from uwm.reference.torchfile import read_torch_file

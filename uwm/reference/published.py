@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.normalize import ActionNormalizer, NormalizerSource
+from uwm.policies import DpConfig
 from uwm.reference.torchfile import NumpyValue
 
 NETWORK = "noise_pred_net."
@@ -233,7 +235,7 @@ def ordered(layout: Layout, weights: Mapping[str, Tensor], config: RunConfig) ->
     """Weights with the columns of the condition in this house's order, (view, frame, feature)."""
     if not layout.frame_major:
         return dict(weights)
-    data, features = config.data, next(len(weights[name]) for name in _HEADS if name in weights)
+    data, features = config.data, cast(DpConfig, config.policy).obs_encoder.embed_dim
     images = torch.arange(data.obs_frames * len(data.cameras) * features)
     order = images.view(data.obs_frames, len(data.cameras), features).transpose(0, 1).flatten()
 

@@ -72,6 +72,7 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     Raises:
         UserError: when a finetuning run names no parent, or a checkpoint or tag is missing.
     """
+    config.check_warmup()
     if config.stage == "finetune" and not config.init_from:
         raise UserError("a finetuning run starts from a checkpoint: set init_from=<run folder or checkpoint>")
     changes: dict[str, object] = {"data": replace(config.data, datasets=[_pinned(ref) for ref in config.data.datasets])}

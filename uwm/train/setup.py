@@ -18,6 +18,7 @@ from uwm.device import autocast, resolve_precision, set_matmul
 from uwm.events import DatasetUse
 from uwm.policy import Learner
 from uwm.train.distributed import World
+from uwm.train.finetuning import check_meaning, check_shapes, parents_normalizer, share_beyond
 from uwm.train.optim import WeightAverage, make_optimizer, restore_optimizer
 from uwm.train.parallel import Engine, parallelize
 from uwm.train.resume import step_samples, tokenizer_origin
@@ -33,6 +34,8 @@ class Run:
     """With dataset versions, parent and tokenizer paths filled in."""
     members: tuple[Member, ...]
     normalizer: ActionNormalizer
+    share_beyond: float
+    """Of the training steps, in the worst dimension: with actions beyond the range of a parent's normalizer."""
     world: World
     model: Learner
     """Its parameters are shards when FSDP divides it."""
@@ -100,10 +103,13 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
     set_matmul(config.train.matmul)
     model = _make_model(config, build, device)
     parent = load_checkpoint(config.init_from) if config.init_from and not found else None
-    base = found or parent
-    if base:
-        _check_base(base, config, model.tokenizer_fingerprint)
-        load_weights(model, base, ema=not found)
+    if found:
+        check_shapes(found, config, model.tokenizer_fingerprint)
+        load_weights(model, found, ema=False)
+    elif parent:
+        check_meaning(parent, config, model.tokenizer_fingerprint)
+        load_weights(model, parent, ema=True)
+    normalizer, beyond = _choose_normalizer(members, config, found, parent)
     with autocast(device, dtype):
         attention = model.attention_report()
     engine = parallelize(model, config.train, world, device, dtype)
@@ -112,7 +118,8 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
     run = Run(
         config=config,
         members=members,
-        normalizer=_choose_normalizer(members, config, found, parent),
+        normalizer=normalizer,
+        share_beyond=beyond,
         world=world,
         model=model,
         engine=engine,
@@ -181,12 +188,12 @@ def _with_versions(config: RunConfig, members: tuple[Member, ...]) -> RunConfig:
 
 def _choose_normalizer(
     members: tuple[Member, ...], config: RunConfig, found: Checkpoint | None, parent: Checkpoint | None
-) -> ActionNormalizer:
-    """A run keeps its own bounds, a finetuning run its parent's, unless the parent saw no actions."""
+) -> tuple[ActionNormalizer, float]:
+    """A run's own from before, else its parent's, else one of its data; and the share of actions beyond a parent's."""
     if found:
-        return found.normalizer
-    if parent and parent.normalizer.count:
-        return parent.normalizer
+        return found.normalizer, 0.0
+    if parent and (normalizer := parents_normalizer(parent, config)):
+        return normalizer, share_beyond(normalizer, members, config)
     diffusion, scale = config.policy.diffusion, config.data.action_scale
     bound = diffusion.clip_action if diffusion and config.stage != "tokenizer" else None
     if scale == "z_score" and bound is not None and bound <= 1:
@@ -195,16 +202,7 @@ def _choose_normalizer(
         )
     if config.data.normalizer_split == "all":
         members = tuple(open_member(member.ref, config.data, split=None) for member in members)
-    return mixture_normalizer(members, config.data.action_dim, scale)
-
-
-def _check_base(base: Checkpoint, config: RunConfig, tokenizer: str) -> None:
-    if base.state.tokenizer != tokenizer:
-        raise UserError(f"{base.path} was trained on latents of another tokenizer: {base.state.tokenizer}")
-    if base.normalizer.action_dim != config.data.action_dim:
-        raise UserError(
-            f"{base.path} has {base.normalizer.action_dim} action dimensions, the run {config.data.action_dim}"
-        )
+    return mixture_normalizer(members, config.data.action_dim, scale), 0.0
 
 
 def _use(member: Member, action_dim: int) -> DatasetUse:

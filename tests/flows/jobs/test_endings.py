@@ -13,7 +13,8 @@ from endings import WAIT_SECONDS, Marked
 
 from flows.runtime.server import Server, client_environment, local_server
 from uwm.checkpoint import load_checkpoint
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import get_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")]
 

@@ -12,9 +12,10 @@ from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.events import TrainProgress
 from uwm.latents.encode import encode_run
+from uwm.overrides import apply_overrides
 from uwm.policies import build
 from uwm.policy import Mode, Policy
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.recipes import get_recipe
 from uwm.train.trainer import train
 
 GR1 = ("policy=gr1", "policy.obs_encoder.kind=vit_small", "policy.decoder.heads=2", "policy.decoder.patch=8")

@@ -12,8 +12,8 @@ from uwm.config import DataConfig, OptimConfig, RunConfig, TokenizerConfig, repl
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
+from uwm.overrides import as_kind
 from uwm.policies import ObsEncoderConfig, UwmConfig, build
-from uwm.recipes import as_kind
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
 
 OF_KIND = {

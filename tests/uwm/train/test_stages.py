@@ -8,7 +8,8 @@ import pytest
 from storage_schemas.errors import UserError
 from uwm.checkpoint import load_checkpoint, load_policy
 from uwm.config import RunConfig
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import get_recipe
 from uwm.train.trainer import train
 
 
