@@ -15,7 +15,7 @@ from functools import lru_cache
 
 from pipelines.checks.content import Sketches
 from pipelines.checks.filters import Filter
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef, episodes_of
 from pipelines.sources.registry import open_source
@@ -86,6 +86,7 @@ class ConvertedRef:
     candidates: tuple[Candidate, ...] = ()
     rejection: Rejection | None = None
     """Why nothing of it can be stored."""
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +150,14 @@ class _Converter:
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []
+        left_out: list[LeftOut] = []
         try:
             self._filter.check_reference(ref)
-            for episode in episodes_of(self.reader, ref):
-                candidates.append(self._candidate(ref, episode))
+            for item in episodes_of(self.reader, ref):
+                if isinstance(item, LeftOut):
+                    left_out.append(item)
+                    continue
+                candidates.append(self._candidate(ref, item))
                 if self._full():
                     self._flush()
         except BadDataError as error:
@@ -168,7 +173,7 @@ class _Converter:
             steps=sum(candidate.length for candidate in good),
             rejected=len(candidates) - len(good),
         )
-        return ConvertedRef(ref=ref, candidates=tuple(candidates))
+        return ConvertedRef(ref=ref, candidates=tuple(candidates), left_out=tuple(left_out))
 
     def _candidate(self, ref: SourceRef, episode: Episode) -> Candidate:
         meta = episode.meta

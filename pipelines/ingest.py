@@ -18,7 +18,7 @@ from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipelines.checks.filters import Filter
-from pipelines.checks.quality import Rejection
+from pipelines.checks.quality import LeftOut, Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Counts, convert
 from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
@@ -69,6 +69,8 @@ class IngestReport:
     steps: int
     """Steps of the episodes added or replaced."""
     quarantined: tuple[Rejection, ...]
+    left_out: tuple[LeftOut, ...]
+    """What the source holds beside the format's data; of a file that is there already it is not said again."""
     seconds: float
     source_uri: str
     source_format: str
@@ -88,6 +90,7 @@ class _Plan:
 
     refs: tuple[SourceRef, ...]
     rejected: tuple[Rejection, ...]
+    left_out: tuple[LeftOut, ...]
     todo: tuple[SourceRef, ...]
     known: frozenset[str]
     """Fingerprints of what is stored already."""
@@ -160,6 +163,7 @@ def ingest(
         present=ledger.total["present"] + plan.present,
         steps=ledger.total["steps"],
         quarantined=(*plan.rejected, *ledger.rejected),
+        left_out=(*plan.left_out, *ledger.left_out),
         seconds=time.monotonic() - started,
         source_uri=source_uri,
         source_format=reader.format,
@@ -246,6 +250,7 @@ def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Pl
     return _Plan(
         refs=tuple(ref for ref in refs if ref.uri not in copies),
         rejected=(*(item for item in listed if isinstance(item, Rejection)), *copies.values()),
+        left_out=tuple(item for item in listed if isinstance(item, LeftOut)),
         todo=tuple(ref for ref in refs if ref.fingerprint not in done and ref.uri not in copies),
         known=frozenset(known),
         present=known.total(),
@@ -319,6 +324,7 @@ class _Ledger:
     version: int = field(init=False)
     """The dataset's, after the last commit."""
     rejected: list[Rejection] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
     _done: Counts = field(default_factory=Counts)
     _committer: Committer | None = None
@@ -336,6 +342,7 @@ class _Ledger:
     def take(self, converted: Converted) -> None:
         """Judge a batch and make what is good of it visible, whole references at once."""
         for item in converted.refs:
+            self.left_out += item.left_out
             if rejection := item.rejection or self._conflict(item):
                 self._unrecorded.append(rejection)
             else:

@@ -9,7 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
@@ -62,12 +62,12 @@ class SourceReader(Protocol):
         """The dataset that this source would start: its cameras and action."""
         ...
 
-    def refs(self) -> Iterator[SourceRef | Rejection]:
+    def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
         """All references, in a stable order; what is seen to be broken while listing comes as a rejection."""
         ...
 
-    def read(self, ref: SourceRef) -> Iterator[Episode]:
-        """The episodes of a reference, in order.
+    def read(self, ref: SourceRef) -> Iterator[Episode | LeftOut]:
+        """The episodes of a reference, in order, and what else it holds.
 
         Raises:
             BadDataError: when the reference is bad; episodes that were yielded before must be dropped too.
@@ -79,8 +79,8 @@ _ODD = (ValueError, TypeError, LookupError, ArithmeticError, struct.error)
 """What a reader stumbles over in a record that no check foresaw."""
 
 
-def episodes_of(reader: SourceReader, ref: SourceRef) -> Iterator[Episode]:
-    """The episodes of a reference, in order, so that one odd record ends nothing but itself.
+def episodes_of(reader: SourceReader, ref: SourceRef) -> Iterator[Episode | LeftOut]:
+    """The episodes of a reference, in order, and what else it holds, so that one odd record ends nothing but itself.
 
     Raises:
         BadDataError: as the reader does, and "odd" where it fails in a way that it should have foreseen.

@@ -30,6 +30,15 @@ class Rejection:
     """One line to read."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What a source holds and is not read, though nothing is wrong with it: it is counted and named."""
+
+    source_uri: str
+    what: str
+    """A few words, such as "3 files *.json"."""
+
+
 class BadDataError(Exception):
     """A source is not what it says. Whoever knows which one was read turns it into a `Rejection`."""
 

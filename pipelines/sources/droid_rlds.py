@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checks import quality
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile, find, printable
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
@@ -75,9 +75,9 @@ class DroidRlds:
     def __init__(self, source: str, *, collection: str | None = None) -> None:
         self._collection = collection
         shards: dict[str, list[SourceFile]] = {}
-        self._unusable: list[Rejection] = []
-        for file in find(source, is_mine):
-            if isinstance(file, Rejection):
+        self._unusable: list[Rejection | LeftOut] = []
+        for file in find(source, is_mine, beside=("features.json", "dataset_info.json")):
+            if not isinstance(file, SourceFile):
                 self._unusable.append(file)
             elif _UNFINISHED.fullmatch(file.name):
                 self._unusable.append(
@@ -98,7 +98,7 @@ class DroidRlds:
             cameras=DROID_CAMERAS if set(cameras) <= set(DROID_CAMERAS) else cameras, action_dim=DROID_ACTION_DIM
         )
 
-    def refs(self) -> Iterator[SourceRef | Rejection]:
+    def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
         """One reference per record, found by seeking over the framing; the fingerprint is its length and checksum."""
         yield from self._unusable
         for folder in self._folders.values():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.source import SourceRef
 from pipelines.sources.droid_rlds import DroidRlds
 from storage_schemas.conventions import DROID_CAMERAS, droid_action
 from storage_schemas.episode import EncodedFrames, Episode
@@ -26,8 +27,9 @@ def outcomes(source: Path) -> dict[str, Episode | str]:
     reader = DroidRlds(str(source))
     found: dict[str, Episode | str] = {}
     for ref in reader.refs():
-        if isinstance(ref, Rejection):
-            found[ref.source_uri] = ref.reason
+        if not isinstance(ref, SourceRef):
+            if isinstance(ref, Rejection):
+                found[ref.source_uri] = ref.reason
             continue
         try:
             (found[ref.uri],) = reader.read(ref)
