@@ -20,7 +20,7 @@ from uwm.recipes import get_recipe
 from uwm.reference.pickle_check import Refused
 from uwm.reference.published import ASSUMED, Published, action_normalizer, ordered, sizes, take_apart
 from uwm.reference.torchfile import read_torch_file
-from uwm.train.resume import flatten
+from uwm.train.resume import fixed_settings
 from uwm.train.setup import code_revision
 
 _FIRST_BLOCK = re.compile(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
@@ -95,7 +95,7 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
         tensors=weights,
         keep=1,
     )
-    settings = flatten(config)
+    settings = fixed_settings(config)
     return Imported(
         path=str(path),
         policy=published.layout.policy,

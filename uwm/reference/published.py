@@ -27,7 +27,14 @@ VAE = "obs_encoder.vae."
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before names."""
 EMA_KEYS = ("ema", "ema_model", "model_ema")
-ASSUMED = ("policy.num_heads", "data.action_steps", "data.obs_frames", "data.next_frames", "data.cameras", "data.crop")
+ASSUMED = (
+    "policy.num_heads",
+    "data.action_horizon",
+    "data.obs_frames",
+    "data.next_frames",
+    "data.cameras",
+    "data.crop",
+)
 """Settings that weights don't tell, or not alone."""
 
 
@@ -172,9 +179,9 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
             settings["policy.patch"] = shapes["obs_patchifier.patch_encoder.weight"][2:]
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"not the published {layout.policy}: its weights lack {error}") from error
-    steps = tokens if "obs_patchifier.patch_encoder.weight" not in shapes else base.data.action_steps
+    steps = tokens if "obs_patchifier.patch_encoder.weight" not in shapes else base.data.action_horizon
     steps = shapes["pad_tokens"][1] if "pad_tokens" in shapes else steps
-    settings["data.action_steps"] = steps
+    settings["data.action_horizon"] = steps
     views = len(base.data.cameras)
     if condition:
         kind, features = _encoder(weights)
@@ -223,8 +230,8 @@ def _crop(patches: int, views: int, patch: tuple[int, ...], base: RunConfig) -> 
         if side * side * frames == per_view:
             return side * patch[1] * VAE_DOWNSAMPLE, side * patch[2] * VAE_DOWNSAMPLE
     raise UserError(
-        f"it has {patches} latent patches with data.action_steps={base.data.action_steps}, which make no square image "
-        f"in {views} views: set data.action_steps, data.next_frames, data.cameras=a,b or data.crop=height,width"
+        f"it has {patches} latent patches with data.action_horizon={base.data.action_horizon}, which make no square "
+        f"image in {views} views: set data.action_horizon, data.next_frames, data.cameras=a,b or data.crop=height,width"
     )
 
 

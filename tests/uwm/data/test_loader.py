@@ -12,6 +12,7 @@ import torch
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import Episode, SegmentId
+from storage_schemas.errors import DamagedError
 from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 from uwm.config import DataConfig, DatasetRef
@@ -28,7 +29,7 @@ def config(*uris: str, **changes: object) -> DataConfig:
         "datasets": [DatasetRef(uri=uri) for uri in uris],
         "cameras": ("wrist", "top", "left"),
         "action_dim": 3,
-        "action_steps": 4,
+        "action_horizon": 4,
         "next_start": 3,
         "resize": (20, 30),
         "crop": (16, 24),
@@ -42,7 +43,7 @@ def reader(data: DataConfig) -> SegmentReader:
 
 def equal(one: RawBatch, two: RawBatch) -> bool:
     pairs = [(getattr(one, f.name), getattr(two, f.name)) for f in fields(one)]
-    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_frames_actions_and_masks_come_from_the_store(make_store: Callable[..., str]) -> None:
@@ -118,6 +119,21 @@ def test_order_is_the_same_from_any_place_and_with_workers(make_store: Callable[
         expected = straight[start // 3 :]
         assert len(resumed) == len(expected)
         assert all(equal(one, two) for one, two in zip(resumed, expected, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_damaged_names_episode_and_file_in_one_line(make_store: Callable[..., str], workers: int) -> None:
+    uri = make_store("robot", (9,))
+    row = open_mixture(config(uri))[0].dataset.episodes.row(0)
+    for shard in Path(uri).glob("parts/*/rgb*/c/**/*"):
+        if shard.is_file():
+            content = shard.read_bytes()
+            shard.write_bytes(bytes(4000) + content[4000:])
+    with pytest.raises(DamagedError) as caught:
+        run(config(uri), 0, 6, workers)
+    assert str(caught.value).startswith(f"episode {row.episode_id} of {uri}, from {row.source_uri}: ")
+    assert str(caught.value).endswith("`uwm verify` names all damage")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
