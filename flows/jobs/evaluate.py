@@ -59,7 +59,8 @@ def run_evaluation(
         pin, _ = pin_checkpoint(checkpoint)
         opened = open_dataset(store, options.version)
         dataset = DatasetPin(uri=store, version=opened.version, table_id=opened.table_id)
-        identity = _identity(pin, dataset, options)
+        units = pin_checkpoint(options.normalizer)[0].identity if options.normalizer else pin.identity
+        identity = _identity(pin, dataset, options, units)
         folder = str(results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
         reused = (locate(folder) / "evaluation.json").exists()
         if reused:
@@ -84,11 +85,12 @@ def run_evaluation(
     return result
 
 
-def _identity(pin: CheckpointPin, dataset: DatasetPin, options: EvalOptions) -> str:
-    """Of the question; where it is answered does not belong to it, and neither does a number of steps not given."""
+def _identity(pin: CheckpointPin, dataset: DatasetPin, options: EvalOptions, units: str) -> str:
+    """Of the question; where it is answered does not belong to it, and neither does what is left as it is."""
     steps = () if options.steps is None else (f"steps={options.steps}",)
+    other = () if units == pin.identity else (f"normalizer={units}",)
     collections = ",".join(sorted(options.collections))
-    given = (options.split, collections, str(options.samples), str(options.seed), *steps)
+    given = (options.split, collections, str(options.samples), str(options.seed), *steps, *other)
     return digest(pin.identity, dataset.identity, *given)
 
 

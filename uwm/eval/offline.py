@@ -15,6 +15,7 @@ from torch import Tensor
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset
+from uwm.checkpoint import load_checkpoint
 from uwm.data.batch import Batch
 from uwm.eval import metrics
 from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION, copied_frames
@@ -63,7 +64,7 @@ def evaluate(
             the policy predicts is known, or it predicts numbers that are not finite.
     """
     started = time.monotonic()
-    setup = open_evaluation_setup(checkpoint, dataset, options)
+    setup = open_evaluation_setup(checkpoint, dataset, options, units=options.normalizer)
     errors, kept = ErrorAccumulator(), ExampleCollector(spread(len(setup.segments), examples))
     for places, batch in setup.batches(batch_size):
         sampler = ModeSampler(setup.policy, batch, (options.seed, int(places[0])))
@@ -170,13 +171,15 @@ def _keep_truth(compared: ComparedBatch) -> None:
 
 def _measure_action(compared: ComparedBatch, mode: Mode, action: Tensor, known: Tensor) -> None:
     """Compare actions (B, S, A) with the truth and with the mean action."""
-    true, mask, mean = compared.batch.action, compared.batch.action_mask, compared.mean_action
+    setup, mask = compared.setup, compared.batch.action_mask
+    true, mean = compared.batch.action, compared.mean_action
     name: ModeName = mode.value
     for metric, error in ((Metric.ACTION_MSE, metrics.action_mse), (Metric.ACTION_L1, metrics.action_l1)):
-        compared.add((name, metric, MEAN_ACTION), error(action, true, mask), error(mean, true, mask), known)
-    physical, truth = compared.setup.physical(action), compared.setup.physical(true)
+        model, reference = (error(setup.in_units(values), setup.in_units(true), mask) for values in (action, mean))
+        compared.add((name, metric, MEAN_ACTION), model, reference, known)
+    physical, truth = setup.physical(action), setup.physical(true)
     model = metrics.action_profile(physical, truth, mask)
-    reference = metrics.action_profile(compared.setup.physical(mean), truth, mask)
+    reference = metrics.action_profile(setup.physical(mean), truth, mask)
     compared.errors.add_profile(name, model, reference, known)
     compared.kept.add(f"predicted/{name}", physical, compared.places)
 
@@ -243,4 +246,5 @@ def _settings(setup: EvaluationSetup, options: EvalOptions, batch_size: int) -> 
         batch_size=batch_size,
         sample_steps=config.policy.diffusion.sample_steps if config.policy.diffusion else 1,
         requested=options.samples,
+        normalizer=load_checkpoint(options.normalizer).identity if options.normalizer else "",
     )

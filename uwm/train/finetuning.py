@@ -35,11 +35,16 @@ def check_meaning(parent: Checkpoint, config: RunConfig, tokenizer: str) -> None
         UserError: when they differ in a way that the run does not declare.
     """
     check_shapes(parent, config, tokenizer)
-    before, now = fixed_settings(parent.config), fixed_settings(config)
+    check_changes(parent.config, config, str(parent.path))
+
+
+def check_changes(parent: RunConfig, config: RunConfig, parent_name: str) -> None:
+    """Raises UserError when a run differs from its parent in a setting of meaning that it does not declare."""
+    before, now = fixed_settings(parent), fixed_settings(config)
     for name in get_args(InitChange):
         if before.get(name) != now.get(name) and name not in config.init_changes:
             raise UserError(
-                f"{parent.path} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
+                f"{parent_name} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
                 f"set it as it was, or declare the change with init_changes={name}"
             )
 

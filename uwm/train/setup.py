@@ -1,7 +1,7 @@
 """Everything that stands before the first step: new, from a parent, or from where a run stopped."""
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -96,7 +96,7 @@ def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: W
         raise UserError("a tokenizer keeps statistics of its batches: set train.processes=1 and train.accumulate=1")
     parent = load_checkpoint(config.init_from) if config.init_from and not latest else None
     members = _open_data(config, latest)
-    _check_data(members, config, new=not (latest or parent))
+    check_data(members, config, new=not (latest or parent))
     config = _with_versions(config, members)
     device = world.device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)
@@ -171,7 +171,7 @@ def _open_data(config: RunConfig, latest: Checkpoint | None) -> tuple[Member, ..
     return members
 
 
-def _check_data(members: tuple[Member, ...], config: RunConfig, *, new: bool) -> None:
+def check_data(members: Sequence[Member], config: RunConfig, *, new: bool) -> None:
     """Raises UserError when the data can't teach what the run is to learn; one that is not new has cameras already."""
     if new:
         check_cameras(members, config.data.cameras)
