@@ -375,7 +375,7 @@ def _lent(loader: DataLoader[Lent | UserError], buffers: Buffers) -> Iterator[Ra
 def _leave_signals_to_trainer(worker: int) -> None:
     """A signal to the whole process group asks the trainer to stop; it still needs its workers for that.
 
-    So nothing but SIGKILL ends a worker that its trainer has left: `uwm.train.__main__.leave` sends it.
+    So nothing but SIGKILL ends a worker that its trainer has left: `uwm.train.__main__.kill_loader_workers` sends it.
     """
     del worker
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

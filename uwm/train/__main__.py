@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import NoReturn
 
@@ -125,13 +126,20 @@ def leave(code: int, message: str = "") -> NoReturn:
     with suppress(OSError):
         sys.stderr.write(message)
         sys.stderr.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their death
-    for child in multiprocessing.active_children():
-        child.kill()
+    kill_loader_workers()
     sys.exit(code)
 
 
+def kill_loader_workers() -> None:
+    """End what Python's own exit would wait for without end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise at their death
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 if __name__ == "__main__":
+    # Also where torch's handler of a worker's death raises on the way out, as it may on any line of `leave`.
+    Finalize(None, kill_loader_workers, exitpriority=100)
     try:
         exit_code = main(sys.argv[1:])
     except UserError as refused:  # left within the block, which keeps torch from ending the workers its own way

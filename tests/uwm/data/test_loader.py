@@ -2,16 +2,17 @@
 
 import pickle
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.table import create_dataset
-from storage_schemas.episode import Episode, SegmentId
+from storage_schemas.episode import EncodedFrames, Episode, SegmentId
 from storage_schemas.errors import DamagedError
 from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
@@ -227,3 +228,22 @@ def shared_inodes(size: int) -> set[str]:
         if name and "/torch_" in name[0] and last - first >= size:
             found.add(inode)
     return found
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_frame_is_one_line_with_its_episode_and_file(
+    tmp_path: Path, make_episode: Callable[..., Episode], workers: int
+) -> None:
+    """As older versions stored it: with an end, but without half of its data."""
+    uri = str(tmp_path / "store")
+    create_dataset(uri, DatasetSpec(cameras=("left", "wrist"), action_dim=3, val_percent=0))
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    jpeg = simplejpeg.encode_jpeg(pixels)
+    cut = jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9"
+    frames = EncodedFrames(height=24, width=32, jpegs=(jpeg, cut, *[jpeg] * 7))
+    episode = replace(make_episode("bad", length=9), frames={"left": frames, "wrist": frames})
+    commit(uri, write_part(uri, [episode], run_id="test"))
+    with pytest.raises(DamagedError) as caught:
+        run(config(uri), 0, 6, workers=workers)
+    assert "episode episode-bad from memory://bad has a frame that can't be decoded" in str(caught.value)
+    assert "\n" not in str(caught.value)
