@@ -6,14 +6,14 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.runtime.user_errors import refusing, settled
-from pipelines.doctor import Diagnosis, DoctorProgress, diagnose
-from pipelines.doctor_page import markdown, verdict
+from flows.runtime.user_errors import as_function, failing_on_user_error
+from pipelines.doctor.diagnose import Diagnosis, DoctorProgress, diagnose
+from pipelines.doctor.page import markdown, verdict
 from storage_schemas.location import locate
 
 
 @task(name="examine", cache_policy=NO_CACHE)
-@refusing
+@failing_on_user_error
 def examine(target: str, format: str | None, version: int | None) -> Diagnosis:  # noqa: A002 - the option's name
     """Look at every frame and publish what was found."""
     logger = get_run_logger()
@@ -38,7 +38,7 @@ def artifact_key(target: str) -> str:
 
 
 @flow(name="doctor", flow_run_name="doctor {target}")
-@refusing
+@failing_on_user_error
 def doctor(target: str, format: str | None = None, version: int | None = None) -> Diagnosis:  # noqa: A002
     """Say all that is wrong with a source or a dataset; nothing is changed.
 
@@ -47,4 +47,4 @@ def doctor(target: str, format: str | None = None, version: int | None = None) -
         format: of raw data; found out by default.
         version: of a dataset; the newest by default.
     """
-    return settled(examine)(target, format, version)
+    return as_function(examine)(target, format, version)

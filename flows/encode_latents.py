@@ -1,26 +1,18 @@
 """The flow `latents`: the datasets of a run are encoded ahead of its training."""
 
-from typing import Literal
-
 from prefect import flow, get_run_logger
 
 from flows.deploy.forms import AS_THE_RECIPE, RecipeName, Settings
 from flows.jobs.train import make_config
 from flows.runtime.gpu_slots import gpu_slot
-from flows.runtime.task_runners import Sealed, batch_task, carried_by, choose
-from flows.runtime.user_errors import refusing
+from flows.runtime.task_runners import RunnerName, TaskExecutor, choose
+from flows.runtime.user_errors import failing_on_user_error
 from uwm.data.latents import EncodeReport
-from uwm.encode_latents import BATCH_EPISODES, EncodeBatch, EncodedBatch, encode_batch, encode_run
-
-
-@batch_task("encode")
-def encode_parts(sealed: Sealed[EncodeBatch]) -> EncodedBatch:
-    """Encode the parts of one batch, as far as they lack it."""
-    return encode_batch(sealed.item)
+from uwm.encode_latents import BATCH_EPISODES, encode_run
 
 
 @flow(name="latents", flow_run_name="latents of {recipe}")
-@refusing
+@failing_on_user_error
 def latents(
     recipe: RecipeName,
     overrides: tuple[str, ...] = (),
@@ -28,7 +20,7 @@ def latents(
     variants: int = 1,
     seed: int = 0,
     batch_episodes: int = BATCH_EPISODES,
-    runner: Literal["threads", "processes", "dask", "ray"] | None = None,
+    runner: RunnerName | None = None,
     workers: int | None = None,
     cluster: str | None = None,
 ) -> tuple[EncodeReport, ...]:
@@ -43,15 +35,17 @@ def latents(
         batch_episodes: episodes per task run, at least.
         runner: what carries out the task runs; threads by default.
         workers: batches at once: one thread by default, or as many processes as there are cores.
-        cluster: address of a Dask or Ray cluster that runs already.
+        cluster: address of a Dask scheduler that runs already.
     """
     logger = get_run_logger()
-    with gpu_slot():
+    chosen = choose(runner, workers, cluster)
+    with gpu_slot(), TaskExecutor(chosen, "encode") as executor:
         return encode_run(
             make_config(recipe, (*settings.overrides(), *overrides)),
             variants=variants,
             seed=seed,
             batch_episodes=batch_episodes,
-            carry=carried_by(choose(runner, workers, cluster), encode_parts),
+            executor=executor,
+            in_flight=chosen.in_flight,
             progress=lambda done, total: logger.info("%s of %s batches", done, total),
         )

@@ -9,12 +9,12 @@ from flows.jobs.evaluate import Evaluated, run_evaluation
 from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.runtime.gpu_slots import gpu_slot
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from uwm.report.tables import markdown_table
 
 
 @task(name="evaluate checkpoint", cache_policy=NO_CACHE)
-@refusing
+@failing_on_user_error
 def evaluate_checkpoint(checkpoint: str, store: str, **options: object) -> Evaluated:
     """Measure all modes of a checkpoint against the trivial baselines."""
     result = run_evaluation(checkpoint, store, **options)  # type: ignore[arg-type]
@@ -23,7 +23,7 @@ def evaluate_checkpoint(checkpoint: str, store: str, **options: object) -> Evalu
 
 
 @flow(name="evaluate", flow_run_name="evaluate {checkpoint} on {store}")
-@refusing
+@failing_on_user_error
 def evaluate(
     checkpoint: str,
     store: str,
@@ -49,7 +49,7 @@ def evaluate(
         device: auto takes CUDA when there is one.
     """
     with gpu_slot():
-        result = settled(evaluate_checkpoint)(
+        result = as_function(evaluate_checkpoint)(
             checkpoint,
             store,
             version=version,

@@ -1,17 +1,14 @@
 """The flows `ingest`, a source becomes a dataset version, and `watch`, which does it with a folder that others fill."""
 
-from typing import Literal
-
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
 from flows.publish import publish_lineage
-from flows.runtime.dataset_events import announce
-from flows.runtime.task_runners import Sealed, batch_task, carried_by, choose
-from flows.runtime.user_errors import refusing, settled
-from pipelines.convert import Batch, Converted, convert
-from pipelines.folder_snapshot import Look, look, settle
+from flows.runtime.dataset_events import emit_dataset_event
+from flows.runtime.task_runners import RunnerName, TaskExecutor, choose
+from flows.runtime.user_errors import as_function, failing_on_user_error
+from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import BATCH_EPISODES, IngestProgress
 from storage_schemas.catalog.table import dataset_exists
 from storage_schemas.lineage.records import digest, lineage_root
@@ -20,14 +17,8 @@ from storage_schemas.location import Location, locate
 FOLDER = "watched"
 
 
-@batch_task("convert")
-def convert_batch(sealed: Sealed[Batch]) -> Converted:
-    """Read, check and write one batch; nothing of it is visible before the flow commits it."""
-    return convert(sealed.item)
-
-
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
-@refusing
+@failing_on_user_error
 def ingest(
     source: str,
     store: str,
@@ -40,7 +31,7 @@ def ingest(
     val_percent: int | None = None,
     reject: list[str] | None = None,
     batch_episodes: int = BATCH_EPISODES,
-    runner: Literal["threads", "processes", "dask", "ray"] | None = None,
+    runner: RunnerName | None = None,
     workers: int | None = None,
     cluster: str | None = None,
 ) -> Ingested:
@@ -60,40 +51,43 @@ def ingest(
         batch_episodes: episodes or video files per task run, which is one commit; 64 to 256 for large sources.
         runner: what carries out the task runs; threads by default.
         workers: batches at once: one thread by default, or as many processes as there are cores.
-        cluster: address of a Dask or Ray cluster that runs already.
+        cluster: address of a Dask scheduler that runs already.
     """
     logger = get_run_logger()
 
     def log(progress: IngestProgress) -> None:
         logger.info("%s of %s references", progress.done, progress.total)
 
-    result = run_ingest(
-        source,
-        store,
-        format=format,
-        collection=collection,
-        camera=camera,
-        fps=fps,
-        clip_steps=clip_steps,
-        backend=backend,
-        val_percent=val_percent,
-        reject=reject,
-        batch_episodes=batch_episodes,
-        run_id=str(flow_run.id or ""),
-        run_url=flow_run.ui_url or "",
-        carry=carried_by(choose(runner, workers, cluster), convert_batch),
-        progress=log,
-    )
+    chosen = choose(runner, workers, cluster)
+    with TaskExecutor(chosen, "convert") as executor:
+        result = run_ingest(
+            source,
+            store,
+            format=format,
+            collection=collection,
+            camera=camera,
+            fps=fps,
+            clip_steps=clip_steps,
+            backend=backend,
+            val_percent=val_percent,
+            reject=reject,
+            batch_episodes=batch_episodes,
+            run_id=str(flow_run.id or ""),
+            run_url=flow_run.ui_url or "",
+            executor=executor,
+            in_flight=chosen.in_flight,
+            progress=log,
+        )
     for rejection in result.report.quarantined:
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
-    if result.dataset and announce(result.root, result.dataset):
-        get_run_logger().info("announced %s", result.dataset.node)
+    if result.dataset and emit_dataset_event(result.root, result.dataset):
+        get_run_logger().info("told the server of %s", result.dataset.node)
     return result
 
 
 @flow(name="watch", flow_run_name="watch {source} for {store}")
-@refusing
+@failing_on_user_error
 def watch(
     source: str,
     store: str,
@@ -133,17 +127,17 @@ def watch(
         "reject": reject,
     }
     memory = _memory(source, store, str(sorted(options.items())))
-    if _remembered(memory) == _state(look(source), store):
+    if _remembered(memory) == _state(take_snapshot(source), store):
         logger.info("%s is as it was when it was ingested", source)
         return None
-    seen = settle(source, quiet=quiet, patience=patience)
+    seen = wait_until_quiet(source, quiet=quiet, patience=patience)
     if seen is None:
         logger.warning("%s was still being written to after %g s: the next run takes it", source, patience)
         return None
     if not seen.holds(format):
         logger.info("%s holds nothing to ingest yet", source)
         return None
-    result = settled(ingest)(source, store, **options)  # type: ignore[arg-type]
+    result = as_function(ingest)(source, store, **options)  # type: ignore[arg-type]
     memory.write_bytes(_state(seen, store).encode())
     return result
 
@@ -158,6 +152,6 @@ def _remembered(place: Location) -> str:
     return place.read_bytes(0, 1000).decode("utf-8", "replace") if place.exists() else ""
 
 
-def _state(seen: Look, store: str) -> str:
+def _state(seen: FolderSnapshot, store: str) -> str:
     """What a source and its dataset are now: also when somebody took episodes out of the dataset, all is compared."""
     return f"{seen.digest} {pin_dataset(store).identity if dataset_exists(store) else 'none'}"

@@ -4,12 +4,12 @@ from datetime import timedelta
 
 from prefect import flow, get_run_logger
 
-from flows.runtime.user_errors import refusing
+from flows.runtime.user_errors import failing_on_user_error
 from storage_schemas.maintenance.orphans import collect_orphans
 
 
 @flow(name="gc", flow_run_name="gc {stores}")
-@refusing
+@failing_on_user_error
 def gc(stores: list[str], age_hours: float = 24.0, delete: bool = False) -> dict[str, int]:
     """List, or delete, what crashed writers have left and no version names. Old versions stay readable.
 

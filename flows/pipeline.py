@@ -15,8 +15,9 @@ from flows.jobs.pipeline import pretrain_then_finetune as carry_out
 from flows.jobs.promotion import Decision
 from flows.lineage.pages import HOME_KEY, slug
 from flows.lineage.sections import facts_of
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from flows.train import train
+from storage_schemas.markdown import table
 
 
 def as_flows(*, hours: float | None = None) -> Steps:
@@ -25,11 +26,13 @@ def as_flows(*, hours: float | None = None) -> Steps:
     Args:
         hours: most hours of a training run.
     """
-    return Steps(ingest=settled(ingest), train=partial(settled(train), hours=hours), evaluate=settled(evaluate))
+    return Steps(
+        ingest=as_function(ingest), train=partial(as_function(train), hours=hours), evaluate=as_function(evaluate)
+    )
 
 
 @flow(name="pretrain-then-finetune", flow_run_name="{pretrain} then {finetune}")
-@refusing
+@failing_on_user_error
 def pretrain_then_finetune(
     pretrain: RecipeName,
     finetune: RecipeName,
@@ -73,7 +76,7 @@ def pretrain_then_finetune(
 
 
 @flow(name="chain", flow_run_name="{chain.track} from {chain.dataset}")
-@refusing
+@failing_on_user_error
 def chain(chain: Chain, dry_run: bool = False) -> Chained:
     """Train on a dataset's newest version, evaluate, and promote the checkpoint when it is better than the best.
 
@@ -103,5 +106,4 @@ def _page(decision: Decision) -> str:
     best = decision.best
     rows = [("dataset", decision.dataset), ("candidate", decision.candidate.checkpoint)]
     rows += [("evaluation", decision.candidate.evaluation), ("best so far", best.checkpoint if best else "none")]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    return f"{_verdict(decision)}\n\n| decision {decision.number} | |\n|---|---|\n{table}\n"
+    return f"{_verdict(decision)}\n\n{table((f'decision {decision.number}', ''), rows)}"

@@ -16,7 +16,7 @@ from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.runtime.child_process import ChildError
 from flows.runtime.gpu_slots import gpu_slot
-from flows.runtime.user_errors import refusing, settled
+from flows.runtime.user_errors import as_function, failing_on_user_error
 from uwm.events import TrainEvent, TrainFinished, TrainProgress, TrainStarted
 
 
@@ -60,14 +60,14 @@ def _child_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     retry_delay_seconds=[10, 60],
     retry_condition_fn=_child_failed,
 )
-@refusing
+@failing_on_user_error
 def train_recipe(recipe: str, overrides: tuple[str, ...], run_url: str) -> Trained:
     """Run the training process to its end; cancelling lets it write a checkpoint, and a retry goes on from the last."""
     return run_training(recipe, overrides, run_url=run_url, on_event=FlowFollower())
 
 
 @flow(name="train", flow_run_name="train {recipe}")
-@refusing
+@failing_on_user_error
 def train(
     recipe: RecipeName,
     overrides: tuple[str, ...] = (),
@@ -84,7 +84,7 @@ def train(
     """
     limit = 3600 * hours if hours else None
     with gpu_slot():
-        job = settled(train_recipe.with_options(timeout_seconds=limit))
+        job = as_function(train_recipe.with_options(timeout_seconds=limit))
         result = job(recipe, (*settings.overrides(), *overrides), flow_run.ui_url or "")
     publish_lineage(result.root, [result.record.node])
     return result

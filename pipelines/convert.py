@@ -10,16 +10,18 @@ there is left out of the parts here.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from pipelines.filters import Filter, Verdict
+from pipelines.checks.content import Sketches
+from pipelines.checks.filters import Filter
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.options import SourceOptions
-from pipelines.quality import Rejection
-from pipelines.source import Rejected, SourceReader, SourceRef
+from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
@@ -34,11 +36,11 @@ class Batch:
     format: str
     options: SourceOptions
     reject: frozenset[str]
-    """Some of `pipelines.filters.FILTERS`."""
+    """Some of `pipelines.checks.filters.FILTERS`."""
     store_uri: str
+    spec: DatasetSpec
+    """Of the store."""
     run_id: str
-    number: int
-    """Its place in the plan, from 0."""
     refs: tuple[SourceRef, ...]
 
 
@@ -67,7 +69,10 @@ class Candidate:
     episode_id: str
     source_uri: str
     length: int
-    verdict: Verdict
+    rejection: Rejection | None = None
+    """Why it is not wanted, as far as its batch tells."""
+    sketches: Sketches = field(default_factory=dict)
+    """What is compared with all episodes before it; empty when that does not matter."""
     row: EpisodeRow | None = None
     """Where it lies; None when it is not wanted, or is certain to be turned away."""
 
@@ -86,8 +91,6 @@ class ConvertedRef:
 class Converted:
     """What became of a batch."""
 
-    number: int
-    """The batch's."""
     refs: tuple[ConvertedRef, ...]
     tally: Tally
 
@@ -141,7 +144,7 @@ class _Converter:
             found.append(self._convert(ref))
             on_reference(ref, self._tally)
         self._flush()
-        return Converted(number=self.batch.number, refs=tuple(found), tally=self._tally)
+        return Converted(refs=tuple(found), tally=self._tally)
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []
@@ -151,12 +154,12 @@ class _Converter:
                 candidates.append(self._candidate(ref, episode))
                 if self._full():
                     self._flush()
-        except Rejected as error:
+        except BadDataError as error:
             self._buffer = [item for item in self._buffer if not any(item[0] is given for given in candidates)]
             self._filter.forget()
             self._tally += Tally(refs=1, rejected=1)
-            return ConvertedRef(ref=ref, rejection=error.rejection)
-        good = [candidate for candidate in candidates if candidate.verdict.rejection is None]
+            return ConvertedRef(ref=ref, rejection=ref.rejection(error.reason, error.detail))
+        good = [candidate for candidate in candidates if candidate.rejection is None]
         self._kept |= {(candidate.episode_id, ref.fingerprint): candidate for candidate in good}
         self._tally += Tally(
             refs=1,
@@ -169,13 +172,17 @@ class _Converter:
     def _candidate(self, ref: SourceRef, episode: Episode) -> Candidate:
         meta = episode.meta
         double = self._kept.get((meta.episode_id, ref.fingerprint))  # what is decided of it is decided of this one
+        if double:
+            return replace(double, source_uri=meta.source_uri, row=None)
+        rejection, sketches = self._filter.check(episode)
         candidate = Candidate(
             episode_id=meta.episode_id,
             source_uri=meta.source_uri,
             length=len(episode),
-            verdict=double.verdict if double else self._filter.look(episode),
+            rejection=rejection,
+            sketches=sketches,
         )
-        if not double and candidate.verdict.rejection is None:
+        if rejection is None:
             self._buffer.append((candidate, episode))
             self._bytes += _weight(episode)
         return candidate
@@ -186,7 +193,8 @@ class _Converter:
     def _flush(self) -> None:
         """Write what is in memory as a part."""
         if self._buffer:
-            rows = write_part(self.batch.store_uri, [episode for _, episode in self._buffer], run_id=self.batch.run_id)
+            episodes, batch = [episode for _, episode in self._buffer], self.batch
+            rows = write_part(batch.store_uri, episodes, run_id=batch.run_id, spec=batch.spec)
             for (candidate, _), row in zip(self._buffer, rows, strict=True):
                 candidate.row = row
         self._buffer, self._bytes = [], 0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote_to_bytes
 
-from pipelines.quality import Rejection
+from pipelines.checks.quality import Rejection
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 
@@ -94,11 +94,11 @@ def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Re
     if os.path.isdir(path):  # noqa: PTH112 - pathlib's walk of 3.11 has no error callback
         yield from _walk(path, wanted)
     elif os.path.lexists(path):
-        yield _examine(path)
+        yield _regular(path)
     elif glob.has_magic(path):
         for name in glob.iglob(path, recursive=True, include_hidden=True):  # noqa: PTH207
             if not os.path.isdir(name):  # noqa: PTH112
-                yield _examine(name)
+                yield _regular(name)
 
 
 def _walk(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
@@ -106,12 +106,12 @@ def _walk(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rej
     for folder, _, names in os.walk(path, onerror=errors.append, followlinks=False):
         for name in names:
             if wanted(name):
-                yield _examine(f"{folder.rstrip('/')}/{name}")
+                yield _regular(f"{folder.rstrip('/')}/{name}")
     for error in errors:
         yield _unusable(str(error.filename), "unreadable", f"can't list the folder: {error.strerror}")
 
 
-def _examine(path: str) -> SourceFile | Rejection:
+def _regular(path: str) -> SourceFile | Rejection:
     try:
         info = os.stat(path)  # noqa: PTH116 - names need not be UTF-8
     except OSError as error:

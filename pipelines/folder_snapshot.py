@@ -1,4 +1,4 @@
-"""Look after a folder that others write to: what is in it, whether it changed, and whether the writing has ended."""
+"""Take snapshots of a folder that others write to: what is in it, whether it changed, whether the writing has ended."""
 
 import glob
 import hashlib
@@ -16,7 +16,7 @@ _POLL_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Look:
+class FolderSnapshot:
     """All files of a folder at one time."""
 
     files: Mapping[str, tuple[int, int]]
@@ -38,7 +38,7 @@ class Look:
         return any(is_of(format, name.rpartition("/")[2]) for name in self.files)
 
 
-def look(source: str) -> Look:
+def take_snapshot(source: str) -> FolderSnapshot:
     """List a folder, or the folder that a glob starts from, at any depth.
 
     Locally the time of a file's last change is that of its content or of its name, whichever is later: a file that was
@@ -47,17 +47,12 @@ def look(source: str) -> Look:
     Raises:
         UserError: when there is no folder.
     """
-    place = _folder(source)
-    if not place.is_dir():
-        raise UserError(f"there is no folder {printable(place.uri)} to watch")
-    return Look(dict(_local(place.path)) if place.is_local else dict(_remote(place)))
-
-
-def _folder(source: str) -> Location:
-    place = locate(source)
-    while glob.has_magic(place.path):
-        place = place.parent
-    return place
+    folder = locate(source)
+    while glob.has_magic(folder.path):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {printable(folder.uri)} to watch")
+    return FolderSnapshot(dict(_local(folder.path)) if folder.is_local else dict(_remote(folder)))
 
 
 def _local(root: str) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -71,19 +66,19 @@ def _local(root: str) -> Iterator[tuple[str, tuple[int, int]]]:
             yield path, (info.st_size, max(info.st_mtime_ns, info.st_ctime_ns))
 
 
-def _remote(place: Location) -> Iterator[tuple[str, tuple[int, int]]]:
-    for info in place.files():
+def _remote(folder: Location) -> Iterator[tuple[str, tuple[int, int]]]:
+    for info in folder.files():
         yield info.name, (info.bytes, int(info.modified.timestamp() * 1e9))
 
 
-def settle(
+def wait_until_quiet(
     source: str,
     *,
     quiet: float,
     patience: float,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
-) -> Look | None:
+) -> FolderSnapshot | None:
     """Wait until nothing in a folder has changed for a while, so that files that come together are taken together.
 
     A folder that has been left alone for that long is not waited for. The clocks of this machine and of the storage
@@ -103,13 +98,13 @@ def settle(
         UserError: when there is no folder.
     """
     deadline = clock() + patience
-    seen = look(source)
-    since = min(seen.changed, clock())
+    snapshot = take_snapshot(source)
+    since = min(snapshot.changed, clock())
     while (rest := since + quiet - clock()) > 0:
         if clock() + rest > deadline:
             return None
         sleep(min(rest, _POLL_SECONDS))
-        again = look(source)
-        if again != seen:
-            seen, since = again, clock()
-    return seen
+        newer = take_snapshot(source)
+        if newer != snapshot:
+            snapshot, since = newer, clock()
+    return snapshot

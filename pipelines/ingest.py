@@ -12,15 +12,16 @@ import hashlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 
+from pipelines.checks.filters import Filter, chosen
+from pipelines.checks.quality import Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
 from pipelines.files import printable
-from pipelines.filters import Filter, chosen
 from pipelines.options import SourceOptions
-from pipelines.quality import Rejection
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.commits import Committer, commit
@@ -28,15 +29,13 @@ from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, wi
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.catalog.table import create_dataset, dataset_exists
 from storage_schemas.errors import UserError
+from storage_schemas.executors import in_order
 from storage_schemas.location import locate
 from storage_schemas.store.dataset import Dataset, open_dataset
 
 BATCH_EPISODES = 64
 _BATCH_BYTES = 4 << 30
 """Raw bytes at which a batch ends: what a killed worker loses, and a killed run between two commits, is bounded."""
-
-Carry = Callable[[Sequence[Batch]], Iterable[Converted]]
-"""Has `pipelines.convert.convert` do batches, anywhere and in any order, and hands back the outcomes in their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +101,8 @@ def ingest(
     run_id: str | None = None,
     val_percent: int | None = None,
     reject: Sequence[str] | None = None,
-    carry: Carry | None = None,
+    executor: Executor | None = None,
+    in_flight: int = 16,
     progress: Callable[[IngestProgress], None] | None = None,
 ) -> IngestReport:
     """Bring a source into a dataset, which is created when there is none.
@@ -116,9 +116,10 @@ def ingest(
             at 4 GB of raw data.
         run_id: for lineage; a new one when None.
         val_percent: share of held-out episodes of a new dataset.
-        reject: names of `pipelines.filters.FILTERS`; the format's own when None, no filter when empty.
-        carry: who converts the batches; this process, one after another, when None.
-        progress: called after every reference; after every batch when `carry` is given.
+        reject: names of `pipelines.checks.filters.FILTERS`; the format's own when None, no filter when empty.
+        executor: who converts the batches, anywhere and in any order; this process, one after another, when None.
+        in_flight: batches that the executor is given before the first of them is committed.
+        progress: called after every reference; after every batch when there is an executor.
 
     Raises:
         UserError: when there is nothing to read or the dataset does not fit the source.
@@ -142,19 +143,19 @@ def ingest(
         options=options,
         reject=fit.names,
         store_uri=locate(store_uri).uri,
+        spec=dataset.spec,
         run_id=run_id or uuid.uuid4().hex,
-        number=0,
         refs=(),
     )
-    ledger = _Ledger(blank.store_uri, blank.run_id, plan, fit)
+    ledger = _Ledger(dataset, blank.run_id, plan, fit)
     _record(store_uri, plan.rejected, blank.run_id)
-    batches = [replace(blank, number=i, refs=refs) for i, refs in enumerate(_cut(plan.todo, batch_episodes))]
-    for converted in _carried(batches, carry, reader, ledger, progress):
+    batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, batch_episodes)]
+    for converted in _converted(batches, reader, executor, in_flight, ledger, progress):
         ledger.take(converted)
     ledger.close()
     return IngestReport(
         store_uri=blank.store_uri,
-        version=open_dataset(store_uri).version,
+        version=ledger.version,
         added=ledger.total["added"],
         replaced=ledger.total["replaced"],
         present=ledger.total["present"] + plan.present,
@@ -182,10 +183,11 @@ def _cut(refs: Sequence[SourceRef], count: int) -> Iterator[tuple[SourceRef, ...
         yield tuple(batch)
 
 
-def _carried(
+def _converted(
     batches: Sequence[Batch],
-    carry: Carry | None,
     reader: SourceReader,
+    executor: Executor | None,
+    in_flight: int,
     ledger: "_Ledger",
     progress: Callable[[IngestProgress], None] | None,
 ) -> Iterator[Converted]:
@@ -195,21 +197,18 @@ def _carried(
         if progress:
             progress(ledger.progress(ref, tally))
 
-    if carry is None:
-        for batch in batches:
-            yield convert(batch, reader, tell)
+    if executor is None:
+        yield from (convert(batch, reader, tell) for batch in batches)
         return
-    for batch, converted in zip(batches, carry(batches), strict=True):
-        if converted.number != batch.number:
-            raise RuntimeError(f"batch {converted.number} was handed back in the place of batch {batch.number}")
+    for batch, converted in zip(batches, in_order(executor, convert, batches, in_flight), strict=True):
         tell(batch.refs[-1], converted.tally)
         yield converted
 
 
 def _create(store_uri: str, reader: SourceReader, val_percent: int | None) -> Dataset:
     spec = reader.spec()
-    create_dataset(store_uri, spec if val_percent is None else replace(spec, val_percent=val_percent))
-    return open_dataset(store_uri)
+    spec = spec if val_percent is None else replace(spec, val_percent=val_percent)
+    return Dataset(locate(store_uri), create_dataset(store_uri, spec))
 
 
 def _check_fits(dataset: Dataset, reader: SourceReader, val_percent: int | None) -> None:
@@ -228,7 +227,7 @@ def _plan(reader: SourceReader, dataset: Dataset, fit: Filter) -> _Plan:
     refs = tuple(item for item in listed if isinstance(item, SourceRef))
     current = {ref.uri: ref.fingerprint for ref in refs}
     fingerprints = set(current.values())
-    withdrawn = withdrawn_fingerprints(dataset.uri)
+    withdrawn = withdrawn_fingerprints(dataset.uri, dataset.episodes)
     held = zip(*(dataset.episodes.column(n) for n in ("source_uri", "source_fingerprint", "episode_id")), strict=True)
     known: Counter[str] = Counter()
     taken: dict[str, tuple[str, str]] = {}
@@ -278,20 +277,25 @@ def _record(store_uri: str, rejections: tuple[Rejection, ...] | list[Rejection],
 class _Ledger:
     """Takes converted batches in the order of the plan and commits what is good of them."""
 
-    store_uri: str
+    dataset: InitVar[Dataset]
+    """As it was before the run."""
     run_id: str
     plan: _Plan
     fit: Filter
+    version: int = field(init=False)
+    """Of the dataset after the last commit."""
     rejected: list[Rejection] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
     _done: Tally = field(default_factory=Tally)
+    _uri: str = field(init=False)
     _committer: Committer = field(init=False)
     _retired: list[str] = field(init=False)
     _rows: list[EpisodeRow] = field(default_factory=list)
     _unrecorded: list[Rejection] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._committer = Committer(self.store_uri)
+    def __post_init__(self, dataset: Dataset) -> None:
+        self._uri, self.version = dataset.uri, dataset.version
+        self._committer = Committer(dataset.uri)
         todo = {ref.uri for ref in self.plan.todo}  # a file may have become a copy of another, with nothing to read
         self._retired = [key for uri, ids in self.plan.stale.items() if uri not in todo for key in ids]
 
@@ -311,9 +315,10 @@ class _Ledger:
         """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
             result = commit(self._committer, self._rows, retire=self._retired)
+            self.version = result.version
             self.total.update(added=result.added, replaced=result.replaced, present=result.present)
             self.total["steps"] += sum(row.length for row in self._rows)
-        _record(self.store_uri, self._unrecorded, self.run_id)
+        _record(self._uri, self._unrecorded, self.run_id)
         self.rejected += self._unrecorded
         self._rows, self._retired, self._unrecorded = [], [], []
 
@@ -342,7 +347,9 @@ class _Ledger:
         _, uri = self.plan.taken.setdefault(candidate.episode_id, (ref.fingerprint, ref.uri))
         if uri != ref.uri:
             self.total["present"] += 1
-        elif unwanted := self.fit.judge(candidate.source_uri, ref.fingerprint, candidate.verdict):
+            return
+        duplicate = self.fit.duplicate(candidate.source_uri, ref.fingerprint, candidate.sketches)
+        if unwanted := duplicate or candidate.rejection:
             del self.plan.taken[candidate.episode_id]
             self._unrecorded.append(unwanted)
         elif candidate.row is None:  # a double of one in its batch

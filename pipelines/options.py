@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipelines.video_io import Backend
+from pipelines.video.decode import Backend
 from storage_schemas.schema import DatasetSpec
 
 

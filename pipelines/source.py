@@ -8,20 +8,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile
-from pipelines.quality import BadDataError, Rejection
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
-
-__all__ = ["BadDataError", "Rejected", "Rejection", "SourceReader", "SourceRef", "Timed", "rejecting"]
-
-
-class Rejected(Exception):  # noqa: N818 - a verdict on data, not an error of the program
-    """A reference could not be read; nothing of it may be stored."""
-
-    def __init__(self, rejection: Rejection) -> None:
-        super().__init__(f"{rejection.source_uri}: {rejection.reason}: {rejection.detail}")
-        self.rejection = rejection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +35,12 @@ class SourceRef:
 
 
 @contextmanager
-def rejecting(ref: SourceRef) -> Iterator[None]:
-    """Turn bad data and unreadable files into `Rejected` for `ref`."""
+def reading() -> Iterator[None]:
+    """Turn the error of a file that can't be read into `BadDataError`, so that no error of a store is taken for it."""
     try:
         yield
-    except BadDataError as error:
-        raise Rejected(ref.rejection(error.reason, error.detail)) from error
     except OSError as error:
-        raise Rejected(ref.rejection("unreadable", f"{type(error).__name__}: {error}")) from error
+        raise BadDataError("unreadable", f"{type(error).__name__}: {error}") from error
 
 
 @runtime_checkable
@@ -61,7 +49,7 @@ class SourceReader(Protocol):
 
     format: ClassVar[str]
     unwanted: ClassVar[frozenset[str]]
-    """Filters of `pipelines.filters` that apply to its episodes unless the user says otherwise."""
+    """Filters of `pipelines.checks.filters` that apply to its episodes unless the user says otherwise."""
 
     def spec(self) -> DatasetSpec:
         """The dataset that this source would start: its cameras and action."""
@@ -75,7 +63,7 @@ class SourceReader(Protocol):
         """The episodes of a reference, in order.
 
         Raises:
-            Rejected: when the reference is bad; episodes that were yielded before must be dropped too.
+            BadDataError: when the reference is bad; episodes that were yielded before must be dropped too.
         """
         ...
 
@@ -85,5 +73,5 @@ class Timed(Protocol):
     """A reader whose references have a clock of their own."""
 
     def times(self, ref: SourceRef) -> NDArray[np.float64]:
-        """When the frames of a reference appear, (T,) in seconds, ascending. Raises Rejected."""
+        """When the frames of a reference appear, (T,) in seconds, ascending. Raises BadDataError."""
         ...

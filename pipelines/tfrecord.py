@@ -15,7 +15,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.quality import BadDataError
+from pipelines.checks.quality import BadDataError
 
 _HEADER, _FOOTER = 12, 4
 
@@ -24,19 +24,9 @@ _HEADER, _FOOTER = 12, 4
 class Record:
     """Where a record's data lies in its file, and what the file says its masked checksum is."""
 
-    index: int
     offset: int
     length: int
     checksum: int
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A place in a file where the framing is broken."""
-
-    index: int
-    reason: str
-    detail: str
 
 
 def masked_crc(data: bytes) -> int:
@@ -45,36 +35,36 @@ def masked_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def scan(file: BinaryIO, size: int) -> Iterator[Record | Damage]:
-    """The records of a file of `size` bytes, seeking from header to header.
+def scan(file: BinaryIO, size: int) -> Iterator[Record | BadDataError]:
+    """The records of a file of `size` bytes, seeking from header to header; an error where the framing is broken.
 
     A length whose own checksum is wrong counts as damage; the scan goes on behind it when a good header
     (or the end of the file) lies where the length says.
     """
-    position, index = 0, 0
+    position = 0
     file.seek(0)
     header = file.read(_HEADER)
     while header:
         if len(header) < _HEADER:
-            yield Damage(index, "truncated", f"{len(header)} bytes at the end, where a header has {_HEADER}")
+            yield BadDataError("truncated", f"{len(header)} bytes at the end, where a header has {_HEADER}")
             return
         length, good = _length(header)
         end = position + _HEADER + length + _FOOTER
         if end > size:
-            yield _overrun(index, length, size - position - _HEADER - _FOOTER, good)
+            yield _overrun(length, size - position - _HEADER - _FOOTER, good)
             return
         file.seek(end - _FOOTER)
         tail = file.read(_FOOTER + _HEADER)
         header = tail[_FOOTER:]
         if good:
-            yield Record(index, position + _HEADER, length, int.from_bytes(tail[:_FOOTER], "little"))
+            yield Record(position + _HEADER, length, int.from_bytes(tail[:_FOOTER], "little"))
         else:
             follows = not header or (len(header) == _HEADER and _length(header)[1])
             rest = "" if follows else "; the rest of the file can't be located"
-            yield Damage(index, "length_crc_mismatch", f"the checksum of the record's length is wrong{rest}")
+            yield BadDataError("length_crc_mismatch", f"the checksum of the record's length is wrong{rest}")
             if not follows:
                 return
-        position, index = end, index + 1
+        position = end
 
 
 def _length(header: bytes) -> tuple[int, bool]:
@@ -82,10 +72,10 @@ def _length(header: bytes) -> tuple[int, bool]:
     return length, masked_crc(header[:8]) == checksum
 
 
-def _overrun(index: int, length: int, left: int, good: bool) -> Damage:
+def _overrun(length: int, left: int, good: bool) -> BadDataError:
     if good:
-        return Damage(index, "truncated", f"the record has {length} bytes, the file has {max(left, 0)} left")
-    return Damage(index, "length_crc_mismatch", f"the record's length, {length}, is damaged; the rest can't be located")
+        return BadDataError("truncated", f"the record has {length} bytes, the file has {max(left, 0)} left")
+    return BadDataError("length_crc_mismatch", f"the record's length, {length}, is damaged; the rest can't be located")
 
 
 def read_record(file: BinaryIO, record: Record) -> bytes:

@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and its kind for storage that fails."""
+"""The exceptions that a user is meant to read; what a source's data can be told is `pipelines`' own `BadDataError`."""
 
 
 class UserError(Exception):
@@ -10,4 +10,8 @@ class UserError(Exception):
 
 
 class StorageError(UserError):
-    """A remote storage that refused, failed or did not answer, also after retries. Nothing was half done."""
+    """A storage that refused, failed or did not answer, also after retries. Nothing was half done."""
+
+
+class DamagedError(UserError):
+    """Stored bytes are missing or not what was written; of a dataset, `uwm verify` names all that is damaged."""

@@ -18,16 +18,17 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from storage_schemas.errors import UserError
-from storage_schemas.location import sync_folder
+from storage_schemas.documents import read_document, write_document
+from storage_schemas.errors import DamagedError, UserError
+from storage_schemas.location import locate, sync_folder
 from uwm.card import model_card
 from uwm.checkpoint import Checkpoint, load_checkpoint, sha256_file
-from uwm.config import C, Config, RunConfig, TokenizerConfig, replace
+from uwm.config import Config, RunConfig, TokenizerConfig, replace
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import DTYPES, Precision
 from uwm.eval.files import load_evaluation
@@ -37,7 +38,6 @@ from uwm.policies import build
 MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
 TOKENIZER = "tokenizer"
-MAX_JSON_BYTES = 16 << 20
 
 
 class Manifest(Config):
@@ -108,8 +108,8 @@ def export(
         tokenizer = _write_tokenizer(loaded, temporary)
         config = replace(loaded.config, tokenizer=tokenizer, init_from="", output="")
         _write_weights(loaded, temporary, DTYPES[dtype])
-        (temporary / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
-        (temporary / "normalizer.json").write_text(loaded.normalizer.to_json())
+        write_document(locate(temporary / "config.json"), config)
+        write_document(locate(temporary / "normalizer.json"), loaded.normalizer)
         manifest = Manifest(
             name=loaded.state.name,
             step=loaded.state.step,
@@ -122,7 +122,7 @@ def export(
             },
         ).sealed()
         (temporary / CARD_FILE).write_text(model_card(loaded, manifest.weights, results, licence=licence))
-        (temporary / MANIFEST_FILE).write_text(manifest.model_dump_json(indent=1) + "\n")
+        write_document(locate(temporary / MANIFEST_FILE), manifest)
         _sync(temporary)
         temporary.rename(target)
     except BaseException:
@@ -139,20 +139,20 @@ def load_bundle(path: str | Path) -> Bundle:
         UserError: when a file is missing, cut short, changed, or of another version; one line.
     """
     place = Path(path).absolute()
-    manifest = _parse(Manifest, place, MANIFEST_FILE)
+    manifest = read_document(locate(place / MANIFEST_FILE), Manifest, hint="name the folder of a bundle")
     if manifest != manifest.sealed():
-        raise UserError(f"bundle {place} is damaged: {MANIFEST_FILE} is not the file that was exported")
+        raise DamagedError(f"bundle {place} is damaged: {MANIFEST_FILE} is not the file that was exported")
     for name, expected in manifest.files.items():
         file = place / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not file.is_file():
-            raise UserError(f"bundle {place} is damaged: {name} is missing")
+            raise DamagedError(f"bundle {place} is damaged: {name} is missing")
         if sha256_file(file) != expected:
-            raise UserError(f"bundle {place} is damaged: {name} is not the file that was exported")
+            raise DamagedError(f"bundle {place} is damaged: {name} is not the file that was exported")
     needed = [name for name in ("model.safetensors", "config.json", "normalizer.json") if name not in manifest.files]
     if needed:
-        raise UserError(f"bundle {place} is damaged: {needed[0]} is missing")
-    config = _parse(RunConfig, place, "config.json")
-    normalizer = _parse(ActionNormalizer, place, "normalizer.json")
+        raise DamagedError(f"bundle {place} is damaged: {needed[0]} is missing")
+    config = read_document(locate(place / "config.json"), RunConfig)
+    normalizer = read_document(locate(place / "normalizer.json"), ActionNormalizer)
     if config.tokenizer.path == TOKENIZER:
         config = replace(config, tokenizer=replace(config.tokenizer, path=str(place / TOKENIZER)))
     policy = build(config)
@@ -182,7 +182,7 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenizerConfig:
         (folder / TOKENIZER).mkdir()
         _write_weights(source, folder / TOKENIZER, torch.float32, averaged=False)
         plain = replace(source.config, init_from="", output="")
-        (folder / TOKENIZER / "config.json").write_text(plain.model_dump_json(indent=1) + "\n")
+        write_document(locate(folder / TOKENIZER / "config.json"), plain)
     return replace(config, path=TOKENIZER)
 
 
@@ -194,20 +194,6 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype, *, 
 
 def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
-
-
-def _parse(kind: type[C], place: Path, name: str) -> C:
-    try:
-        with (place / name).open("rb") as file:
-            content = file.read(MAX_JSON_BYTES + 1)
-        if len(content) > MAX_JSON_BYTES:
-            raise UserError(f"{place / name} is larger than {MAX_JSON_BYTES} bytes")
-        return TypeAdapter(kind).validate_json(content)
-    except OSError as error:
-        raise UserError(f"{place} is no bundle: {name}: {error.strerror}") from error
-    except ValidationError as error:
-        reason = json.dumps(error.errors()[0]["msg"])[1:-1]
-        raise UserError(f"bundle {place} is damaged or of another version: {name}: {reason}") from error
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -21,13 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from storage_schemas.errors import UserError
-from storage_schemas.location import sync_folder
+from storage_schemas.documents import read_document, write_document
+from storage_schemas.errors import DamagedError, UserError
+from storage_schemas.location import locate, sync_folder
 from uwm.config import C, Config, RunConfig
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import resolve_device
@@ -36,7 +37,6 @@ from uwm.policies import build
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
-MAX_JSON_BYTES = 16 << 20
 _STEP = re.compile(r"step-(\d{8,})")
 _TEMPORARY = ".tmp-"
 
@@ -140,11 +140,11 @@ def save_checkpoint(
     temporary.mkdir()
     for kind, named in tensors.items():
         save_file({name: value.detach().contiguous() for name, value in named.items()}, temporary / _tensor_file(kind))
-    (temporary / "config.json").write_text(config.model_dump_json(indent=1) + "\n")
-    (temporary / "normalizer.json").write_text(normalizer.to_json())
+    write_document(locate(temporary / "config.json"), config)
+    write_document(locate(temporary / "normalizer.json"), normalizer)
     hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
     body = state.model_copy(update={"files": hashes}).model_dump(mode="json")
-    (temporary / STATE_FILE).write_text(json.dumps({"digest": _digest(body), **body}, indent=1) + "\n")
+    write_document(locate(temporary / STATE_FILE), {"digest": _digest(body), **body})
     _sync(temporary)
     final = root / _step_name(state.step)
     if final.exists() and final not in _complete(root):
@@ -192,9 +192,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     for name, expected in state.files.items():
         file = place / name
         if Path(name).name != name or not file.is_file():
-            raise UserError(f"checkpoint {place} is damaged: {name} is missing")
+            raise DamagedError(f"checkpoint {place} is damaged: {name} is missing")
         if sha256_file(file) != expected:
-            raise UserError(f"checkpoint {place} is damaged: {name} is not the file that was saved")
+            raise DamagedError(f"checkpoint {place} is damaged: {name} is not the file that was saved")
     config = _parse(RunConfig, place, "config.json", state)
     normalizer = _parse(ActionNormalizer, place, "normalizer.json", state)
     return Checkpoint(path=place, identity=identity, config=config, normalizer=normalizer, state=state)
@@ -262,34 +262,22 @@ def _complete(root: Path) -> list[Path]:
 
 
 def _read_state(place: Path) -> tuple[CheckpointState, str]:
-    text = _read_json(place / STATE_FILE)
+    body = read_document(locate(place / STATE_FILE), dict[str, object])
+    digest = str(body.pop("digest", ""))
+    if digest != _digest(body):
+        raise DamagedError(f"checkpoint {place} is damaged: {STATE_FILE} is not the file that was saved")
     try:
-        body = json.loads(text)
-        digest = str(body.pop("digest"))
-        whole = digest == _digest(body)
-        state = CheckpointState.model_validate(body)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"checkpoint {place} is damaged: {STATE_FILE} can't be read") from error
-    if not whole:
-        raise UserError(f"checkpoint {place} is damaged: {STATE_FILE} is not the file that was saved")
-    return state, digest
+        return CheckpointState.model_validate(body), digest
+    except ValidationError as error:
+        raise DamagedError(
+            f"checkpoint {place} is of another version: {STATE_FILE}: {error.errors()[0]['msg']}"
+        ) from error
 
 
 def _parse(kind: type[C], place: Path, name: str, state: CheckpointState) -> C:
     if name not in state.files:
-        raise UserError(f"checkpoint {place} is damaged: {name} is missing")
-    try:
-        return TypeAdapter(kind).validate_json(_read_json(place / name))
-    except ValidationError as error:
-        raise UserError(f"checkpoint {place} is of another version: {name}: {error.errors()[0]['msg']}") from error
-
-
-def _read_json(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise UserError(f"{path} is larger than {MAX_JSON_BYTES} bytes")
-    return content
+        raise DamagedError(f"checkpoint {place} is damaged: {name} is missing")
+    return read_document(locate(place / name), kind)
 
 
 def _digest(body: Mapping[str, object]) -> str:

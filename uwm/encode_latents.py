@@ -1,13 +1,15 @@
 """Encode the datasets of a run ahead of its training: plan batches of parts, encode them anywhere, declare it done."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from storage_schemas.errors import UserError
+from storage_schemas.executors import in_order
 from storage_schemas.store.latents import LatentSpec
 from uwm.config import RunConfig
 from uwm.data.latents import EncodeReport, encode_parts, finish, prepare
@@ -23,7 +25,6 @@ BATCH_EPISODES = 64
 class EncodeBatch:
     """Some parts of one dataset. Picklable, and valid wherever dataset and tokenizer can be reached."""
 
-    number: int
     config: str
     """The run's, as JSON, with its datasets pinned."""
     dataset: int
@@ -36,15 +37,12 @@ class EncodeBatch:
 class EncodedBatch:
     """What became of a batch."""
 
-    number: int
     encoded: int
     """Latents written now: frames x variants."""
     total: int
     """Latents of the batch."""
 
 
-Carry = Callable[[Sequence[EncodeBatch]], Iterable[EncodedBatch]]
-"""Has `encode_batch` do batches, anywhere and in any order, and hands back the outcomes in their order."""
 Progress = Callable[[int, int], None]
 
 
@@ -65,7 +63,8 @@ def encode_run(
     variants: int = 1,
     seed: int = 0,
     batch_episodes: int = BATCH_EPISODES,
-    carry: Carry | None = None,
+    executor: Executor | None = None,
+    in_flight: int = 16,
     progress: Progress = lambda done, total: None,
 ) -> tuple[EncodeReport, ...]:
     """Encode every dataset of a run, training and held-out episodes, with the run's tokenizer and settings.
@@ -75,7 +74,8 @@ def encode_run(
         variants: of every frame.
         seed: of the variants.
         batch_episodes: episodes per batch, at least; a batch consists of whole parts.
-        carry: who encodes the batches; this process, one after another, when None.
+        executor: who encodes the batches; this process, one after another, when None.
+        in_flight: batches that the executor is given before the first of them has given its result.
         progress: called with encoded and all batches.
 
     Raises:
@@ -90,10 +90,12 @@ def encode_run(
     batches = list(_plan(opened, specs, batch_episodes))
     encoded: Counter[int] = Counter()
     total: Counter[int] = Counter()
-    carried = carry(batches) if carry else (encode_batch(batch, opened) for batch in batches)
-    for place, (batch, done) in enumerate(zip(batches, carried, strict=True), 1):
-        if done.number != batch.number:
-            raise RuntimeError(f"batch {done.number} was handed back in the place of batch {batch.number}")
+    results = (
+        in_order(executor, encode_batch, batches, in_flight)
+        if executor
+        else (encode_batch(batch, opened) for batch in batches)
+    )
+    for place, (batch, done) in enumerate(zip(batches, results, strict=True), 1):
         encoded[batch.dataset] += done.encoded
         total[batch.dataset] += done.total
         progress(place, len(batches))
@@ -123,7 +125,7 @@ def encode_batch(batch: EncodeBatch, opened: Opened | None = None) -> EncodedBat
         device=opened.device,
         dtype=opened.dtype,
     )
-    return EncodedBatch(number=batch.number, encoded=encoded, total=total)
+    return EncodedBatch(encoded=encoded, total=total)
 
 
 @lru_cache(maxsize=1)
@@ -151,12 +153,10 @@ def _plan(opened: Opened, specs: Sequence[LatentSpec], batch_episodes: int) -> I
     refs = tuple(member.ref for member in opened.members)
     data = opened.config.data.model_copy(update={"datasets": refs})
     config = opened.config.model_copy(update={"data": data}).model_dump_json()
-    number = 0
     for dataset, (member, spec) in enumerate(zip(opened.members, specs, strict=True)):
         episodes = Counter(member.dataset.episodes.parts[row] for row in member.rows.tolist())
         for parts in _cut(episodes, batch_episodes):
-            yield EncodeBatch(number=number, config=config, dataset=dataset, spec=spec, parts=parts)
-            number += 1
+            yield EncodeBatch(config=config, dataset=dataset, spec=spec, parts=parts)
 
 
 def _cut(episodes: Counter[str], count: int) -> Iterator[tuple[str, ...]]:

@@ -10,7 +10,7 @@ from flows.cli.data import AsJson, Flow, Version
 from flows.cli.execution import use_flow
 
 if TYPE_CHECKING:
-    from pipelines.doctor import Diagnosis
+    from pipelines.doctor.diagnose import Diagnosis
 
 _SHOWN = 20
 """Findings of one reason that the terminal shows."""
@@ -39,7 +39,7 @@ def doctor(
     """
     found = _carried_out(target, format, version, flow, quiet=json)
     if html is not None:
-        from pipelines.doctor_page import write_page
+        from pipelines.doctor.page import write_page
 
         write_page(found, str(html))
     if json:
@@ -61,10 +61,10 @@ def _carried_out(
 ) -> "Diagnosis":
     if use_flow(flow):
         from flows.doctor import doctor as run
-        from flows.runtime.user_errors import settled
+        from flows.runtime.user_errors import as_function
 
-        return settled(run)(target, format, version)
-    from pipelines.doctor import diagnose
+        return as_function(run)(target, format, version)
+    from pipelines.doctor.diagnose import diagnose
 
     with progress_bar(quiet=quiet) as display:
         task = display.add_task("doctor", total=None)
@@ -78,7 +78,7 @@ def _carried_out(
 
 def show(diagnosis: "Diagnosis") -> None:
     """Print the findings and the verdict."""
-    from pipelines.doctor_page import groups, verdict
+    from pipelines.doctor.page import groups, verdict
 
     def short(text: str) -> str:
         return text.replace(diagnosis.target.rstrip("/") + "/", "")

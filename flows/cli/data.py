@@ -27,12 +27,10 @@ Batch = Annotated[
     int | None, typer.Option(min=1, help="Episodes or video files per task run and commit (64); up to 256 for many.")
 ]
 RunnerName = Annotated[
-    str | None, typer.Option("--runner", help="Who does the task runs: threads, processes, dask or ray (threads).")
+    str | None, typer.Option("--runner", help="Who does the task runs: threads, processes or dask (threads).")
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Task runs at once (one thread, or a process per core).")]
-Cluster = Annotated[
-    str | None, typer.Option(help="A cluster that runs already: tcp://HOST:8786 (Dask), ray://HOST:10001 (Ray).")
-]
+Cluster = Annotated[str | None, typer.Option(help="A Dask cluster that runs already: tcp://HOST:8786.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -26,7 +26,7 @@ def use_flow(flow: bool | None) -> bool:
     """
     if flow is False:
         return False
-    from flows.deploy.server import configured_api_url, require_server
+    from flows.runtime.server import configured_api_url, require_server
 
     api_url = configured_api_url()
     if not api_url:
@@ -50,9 +50,9 @@ def encoded(flow: bool | None, *, quiet: bool) -> "Callable[..., tuple[EncodeRep
     """The encoding of latents as a flow or as a plain function; `quiet` shows no progress of the latter."""
     if use_flow(flow):
         from flows.encode_latents import latents
-        from flows.runtime.user_errors import settled
+        from flows.runtime.user_errors import as_function
 
-        return settled(latents)
+        return as_function(latents)
     return Here(quiet=quiet).encode
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flows.jobs.evaluate import Evaluated
     from storage_schemas.lineage.records import LineageGraph
 
-Format = Literal["text", "json", "dot", "html"]
+Format = Literal["text", "json"]
 Kind = Literal["source", "dataset", "checkpoint", "evaluation"]
 
 Root = Annotated[
@@ -43,9 +43,7 @@ def lineage(
     file: Annotated[
         str | None, typer.Option(metavar="PATH|URI", help="List everything that saw this raw file.")
     ] = None,
-    format: Annotated[  # noqa: A002 - the option's name
-        Format, typer.Option(help="json, dot for Graphviz, or html: one page that needs no network.")
-    ] = "text",
+    format: Annotated[Format, typer.Option(help="Lines to read, or what --json prints.")] = "text",  # noqa: A002
     publish: Annotated[
         bool, typer.Option("--publish", help="Bring the pages to the configured Prefect server.")
     ] = False,
@@ -79,17 +77,11 @@ def _shown(found: "LineageGraph", node: str | None, kind: Kind | None, chosen: F
     from json import dumps
 
     from flows.lineage.details import details_of
-    from flows.lineage.dot import dot
-    from flows.lineage.html import html
     from flows.lineage.text import as_json, described, listing, outline
     from storage_schemas.lineage.records import kind_of
 
     if kind:
         found = found.part([name for name in found.nodes if kind_of(name) == kind])
-    if chosen == "dot":
-        return dot(found.around(node) if node else found, node or "").rstrip()
-    if chosen == "html":
-        return html(found, details_of(found, found.around(node).nodes if node else found.nodes), node).rstrip()
     if chosen == "json":
         details = details_of(found, [node] if node else [])
         return dumps(as_json(found, node, details), indent=1, ensure_ascii=False)
@@ -125,8 +117,6 @@ def _seen_by(found: "LineageGraph", file: str, chosen: Format) -> int:
 
 
 def _say_answer(answer: object, lines: Sequence[str], chosen: Format) -> None:
-    if chosen not in ("text", "json"):
-        raise UserError("--files and --file print text or json")
     if chosen == "json":
         say_json(answer)
     elif lines:
@@ -194,8 +184,8 @@ def ui(
 
     Example: uwm ui --port 4300
     """
-    from flows.deploy.server import local_server
     from flows.lineage.pages import HOME_KEY
+    from flows.runtime.server import local_server
 
     home = folder / "prefect"
     if not home.is_dir():

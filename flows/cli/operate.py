@@ -89,7 +89,7 @@ def worker(
 
 def worker_environment() -> dict[str, str]:
     """Variables of a worker: flow runs take its interpreter, and say often that they are alive."""
-    from flows.deploy.site import HEARTBEAT_SECONDS
+    from flows.runtime.timeouts import HEARTBEAT_SECONDS
 
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     return {**os.environ, "PATH": path, "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}

@@ -49,7 +49,7 @@ def scale(
     chosen = None if split is Split.ALL else split.value
     found = dataset_normalizer(store, version, split=chosen, collections=tuple(collections or ()), scale=how.value)
     if json:
-        say(found.to_json().rstrip())
+        say(found.model_dump_json(indent=1))
         return 0
     rows = [tuple(f"{value:.5g}" for value in row) for row in zip(found.low, found.high, found.mean, strict=True)]
     say_table(f"{store}, {found.count:,} steps, {found.scale}", ("becomes -1", "becomes 1", "mean"), rows)

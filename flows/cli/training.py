@@ -172,9 +172,9 @@ def pretrain_then_finetune(
     given: dict[str, Any] = {"overrides": overrides or [], "evaluate_on": evaluate_on or [], "samples": samples}
     if use_flow(flow):
         from flows.pipeline import pretrain_then_finetune as run
-        from flows.runtime.user_errors import settled
+        from flows.runtime.user_errors import as_function
 
-        result = settled(run)(pretrain, finetune, **given)
+        result = as_function(run)(pretrain, finetune, **given)
     else:
         from flows.jobs.pipeline import pretrain_then_finetune as run_plainly
 

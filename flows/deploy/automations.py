@@ -12,16 +12,13 @@ from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeploymen
 
 from flows.deploy.site import Deployment, Site
 from flows.runtime.dataset_events import COMMITTED, resource_of
+from flows.runtime.timeouts import CANCEL_SECONDS, FIRST_HEARTBEAT_SECONDS
 from storage_schemas.location import locate
 
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
 """Events after which no heartbeat is missed."""
-START_SECONDS = 600
-"""How long a run may take from the worker's hands to its first heartbeat."""
-CANCEL_SECONDS = 50
-"""How long a cancellation may take: a worker kills after 30 s. Less than any silence that counts as a crash."""
-NOBODY = UUID(int=0)
-"""In a dry run, a deployment that is not there yet."""
+NOT_YET_DEPLOYED = UUID(int=0)
+"""Stands for a deployment that a dry run would create."""
 
 
 def automations(
@@ -43,7 +40,7 @@ def automations(
         yield _resume(site)
     for item in table:
         if item.listens_to:
-            yield _started_by(item, ids.get(item.name, NOBODY), workspace)
+            yield _started_by(item, ids.get(item.name, NOT_YET_DEPLOYED), workspace)
 
 
 def _crashed(flows: list[str], silence: float) -> AutomationCore:
@@ -67,9 +64,9 @@ def _never_started(pool: str) -> AutomationCore:
         "A worker took the flow run, and no heartbeat came of it.",
         after="prefect.flow-run.Pending",
         expect={"prefect.flow-run.heartbeat"},
-        seconds=START_SECONDS,
+        seconds=FIRST_HEARTBEAT_SECONDS,
         of=_related("work-pool", [pool]),
-        then=ChangeFlowRunState(state=StateType.CRASHED, message=f"did not start within {START_SECONDS} s"),
+        then=ChangeFlowRunState(state=StateType.CRASHED, message=f"did not start within {FIRST_HEARTBEAT_SECONDS} s"),
     )
 
 

@@ -33,7 +33,7 @@ from storage_schemas.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What deploying does about one thing."""
+    """What deploying did, or would do, about one thing on the server."""
 
     kind: str
     name: str
@@ -61,122 +61,116 @@ def deploy(site: Site, *, folder: Path, dry_run: bool = False) -> tuple[Change, 
     table = deployments(site)
     try:
         with get_client(sync_client=True) as client:
-            return tuple(_bring(_Hand(client, dry_run), site, table, workspace))
+            return tuple(_changes(_ServerSync(client, dry_run), site, table, workspace))
     except PrefectHTTPStatusError as error:
         raise UserError(f"the Prefect server refused it: {' '.join(str(error).split())}") from error
 
 
-def _bring(hand: "_Hand", site: Site, table: tuple[Deployment, ...], workspace: str) -> Iterator[Change]:
-    yield hand.pool(site.pool)
-    yield hand.slots(site.gpu_slots)
+def _changes(server: "_ServerSync", site: Site, table: tuple[Deployment, ...], workspace: str) -> Iterator[Change]:
+    yield server.pool(site.pool)
+    yield server.slots(site.gpu_slots)
     for deployment in table:
-        yield hand.deployment(deployment, site, workspace)
-    names = sorted({_flow(item).name for item in table} | {"ingest"})
-    held = {item.name: _read(hand.client, f"{_flow(item).name}/{item.name}") for item in table}
-    ids = {name: found.id for name, found in held.items() if found}
-    for automation in automations(site, table, names, ids, workspace):
-        yield hand.automation(automation)
-    yield from hand.left_over(table)
+        yield server.deployment(deployment, site, workspace)
+    flows = sorted({_flow(item).name for item in table} | {"ingest"})  # a watched folder's flow runs it as a part
+    ids = {item.name: existing.id for item in table if (existing := server.find(item))}
+    for automation in automations(site, table, flows, ids, workspace):
+        yield server.automation(automation)
+    yield from server.left_over(table)
 
 
-class _Hand:
+class _ServerSync:
     """Compares with the server and changes what differs, unless it is a dry run."""
 
     def __init__(self, client: SyncPrefectClient, dry_run: bool) -> None:
         self.client = client
         self.dry_run = dry_run
 
+    def find(self, item: Deployment) -> DeploymentResponse | None:
+        """The deployment as the server has it."""
+        try:
+            return self.client.read_deployment_by_name(f"{_flow(item).name}/{item.name}")
+        except ObjectNotFound:
+            return None
+
     def pool(self, name: str) -> Change:
         try:
-            held = self.client.read_work_pool(name)
+            existing = self.client.read_work_pool(name)
         except ObjectNotFound:
             if not self.dry_run:
                 template = ProcessWorker.get_default_base_job_template()
                 pool = WorkPoolCreate(name=name, type="process", base_job_template=template)
                 self.client.create_work_pool(pool)
             return Change(kind="work pool", name=name, what="created")
-        if held.type != "process":
+        if existing.type != "process":
             raise UserError(
-                f"the work pool {name} is of type {held.type}, not process: name another one in the site file"
+                f"the work pool {name} is of type {existing.type}, not process: name another one in the site file"
             )
         return Change(kind="work pool", name=name, what="unchanged")
 
     def slots(self, count: int) -> Change:
         try:
-            held = self.client.read_global_concurrency_limit_by_name(GPU_LIMIT)
+            existing = self.client.read_global_concurrency_limit_by_name(GPU_LIMIT)
         except ObjectNotFound:
             if not self.dry_run:
                 self.client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=GPU_LIMIT, limit=count))
             return Change(kind="GPU slots", name=GPU_LIMIT, what="created")
-        if held.limit == count:
+        if existing.limit == count:
             return Change(kind="GPU slots", name=GPU_LIMIT, what="unchanged")
         if not self.dry_run:
             self.client.update_global_concurrency_limit(GPU_LIMIT, GlobalConcurrencyLimitUpdate(limit=count))
-        return Change(kind="GPU slots", name=GPU_LIMIT, what=f"updated ({held.limit} to {count})")
+        return Change(kind="GPU slots", name=GPU_LIMIT, what=f"updated ({existing.limit} to {count})")
 
     def deployment(self, item: Deployment, site: Site, workspace: str) -> Change:
-        flow = _flow(item)
-        wanted = _wanted(item, flow, site, workspace)
-        held = _read(self.client, f"{flow.name}/{item.name}")
-        differing = [key for key, value in wanted.items() if _held(held)[key] != value] if held else []
-        if held and not differing:
+        fields, existing = _fields_of_site(item, site, workspace), self.find(item)
+        on_server = _fields_of_server(existing) if existing else fields
+        differing = [name for name, value in fields.items() if on_server[name] != value]
+        if existing and not differing:
             return Change(kind="deployment", name=item.name, what="unchanged")
         if not self.dry_run:
-            self._put(item, flow, wanted, held)
-        what = f"updated ({', '.join(differing)})" if held else "created"
+            self._put(item, fields, existing)
+        what = f"updated ({', '.join(differing)})" if existing else "created"
         return Change(kind="deployment", name=item.name, what=what)
 
-    def _put(
-        self, item: Deployment, flow: Flow[..., Any], wanted: dict[str, Any], held: DeploymentResponse | None
-    ) -> None:
-        plain = {key: value for key, value in wanted.items() if key not in ("schedules", "single")}
-        active = all(schedule.active for schedule in held.schedules) if held else True
+    def _put(self, item: Deployment, fields: dict[str, Any], existing: DeploymentResponse | None) -> None:
+        """Create or replace it; what someone paused stays paused."""
+        active = all(schedule.active for schedule in existing.schedules) if existing else True
         queue = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
         self.client.create_deployment(
-            flow_id=self.client.create_flow_from_name(flow.name),
+            flow_id=self.client.create_flow_from_name(_flow(item).name),
             name=item.name,
             schedules=[DeploymentScheduleCreate(schedule=clock, active=active) for clock in _clocks(item.when)],
             concurrency_limit=1 if item.single else None,
             concurrency_options=queue if item.single else None,
-            paused=held.paused if held else False,
+            paused=existing.paused if existing else False,
             enforce_parameter_schema=True,
             pull_steps=[],
-            **plain,
+            **{name: value for name, value in fields.items() if name not in ("schedules", "single")},
         )
 
-    def automation(self, wanted: AutomationCore) -> Change:
-        found = self.client.read_automations_by_name(wanted.name)
-        if found and _shape(found[0]) == _shape(wanted):
-            return Change(kind="automation", name=wanted.name, what="unchanged")
-        if self.dry_run:
-            pass
-        elif found:
-            update = wanted.model_copy(update={"enabled": found[0].enabled})
-            self.client.update_automation(found[0].id, update)
-        else:
-            self.client.create_automation(wanted)
-        return Change(kind="automation", name=wanted.name, what="updated" if found else "created")
+    def automation(self, automation: AutomationCore) -> Change:
+        existing = next(iter(self.client.read_automations_by_name(automation.name)), None)
+        if existing and _comparable(existing) == _comparable(automation):
+            return Change(kind="automation", name=automation.name, what="unchanged")
+        if existing and not self.dry_run:
+            update = automation.model_copy(update={"enabled": existing.enabled})
+            self.client.update_automation(existing.id, update)
+        elif not self.dry_run:
+            self.client.create_automation(automation)
+        return Change(kind="automation", name=automation.name, what="updated" if existing else "created")
 
     def left_over(self, table: tuple[Deployment, ...]) -> Iterator[Change]:
         names = {item.name for item in table}
-        for held in self.client.read_deployments(limit=200):
-            if TAG in held.tags and held.name not in names:
-                yield Change(kind="deployment", name=held.name, what="left over: not in the site file any more")
+        for existing in self.client.read_deployments(limit=200):
+            if TAG in existing.tags and existing.name not in names:
+                yield Change(kind="deployment", name=existing.name, what="left over: not in the site file any more")
 
 
 def _flow(item: Deployment) -> Flow[..., Any]:
     return cast("Flow[..., Any]", getattr(importlib.import_module(item.module), item.function))
 
 
-def _read(client: SyncPrefectClient, name: str) -> DeploymentResponse | None:
-    try:
-        return client.read_deployment_by_name(name)
-    except ObjectNotFound:
-        return None
-
-
-def _wanted(item: Deployment, flow: Flow[..., Any], site: Site, workspace: str) -> dict[str, Any]:
-    """All that a deployment should say, in the server's own words."""
+def _fields_of_site(item: Deployment, site: Site, workspace: str) -> dict[str, Any]:
+    """All that a deployment should say, in the server's own words, so that it can be compared."""
     return {
         "entrypoint": item.entrypoint,
         "description": item.description,
@@ -185,25 +179,25 @@ def _wanted(item: Deployment, flow: Flow[..., Any], site: Site, workspace: str) 
         "work_pool_name": site.pool,
         "work_queue_name": queue(item, site),
         "job_variables": job_variables(workspace),
-        "parameter_openapi_schema": as_form(parameter_schema(flow).model_dump(exclude_unset=True)),
+        "parameter_openapi_schema": as_form(parameter_schema(_flow(item)).model_dump(exclude_unset=True)),
         "schedules": [_clock_key(clock) for clock in _clocks(item.when)],
         "single": item.single,
     }
 
 
-def _held(held: DeploymentResponse) -> dict[str, Any]:
-    """What a deployment says, as `_wanted` puts it."""
-    limit = held.global_concurrency_limit
+def _fields_of_server(existing: DeploymentResponse) -> dict[str, Any]:
+    """What a deployment says, as `_fields_of_site` puts it."""
+    limit = existing.global_concurrency_limit
     return {
-        "entrypoint": held.entrypoint,
-        "description": held.description,
-        "parameters": held.parameters,
-        "tags": held.tags,
-        "work_pool_name": held.work_pool_name,
-        "work_queue_name": held.work_queue_name,
-        "job_variables": held.job_variables,
-        "parameter_openapi_schema": held.parameter_openapi_schema,
-        "schedules": [_clock_key(entry.schedule) for entry in held.schedules],
+        "entrypoint": existing.entrypoint,
+        "description": existing.description,
+        "parameters": existing.parameters,
+        "tags": existing.tags,
+        "work_pool_name": existing.work_pool_name,
+        "work_queue_name": existing.work_queue_name,
+        "job_variables": existing.job_variables,
+        "parameter_openapi_schema": existing.parameter_openapi_schema,
+        "schedules": [_clock_key(entry.schedule) for entry in existing.schedules],
         "single": limit is not None and limit.limit == 1,
     }
 
@@ -228,14 +222,14 @@ def _clock_key(schedule: Any) -> tuple[str, ...]:
     return "cron", str(getattr(schedule, "cron", schedule)), str(schedule.timezone)
 
 
-def _shape(automation: AutomationCore) -> Mapping[str, Any]:
-    """What counts of an automation; whether someone switched it off does not, nor what the server adds."""
+def _comparable(automation: AutomationCore) -> Mapping[str, Any]:
+    """An automation without what deploying leaves alone: whether someone switched it off, and what the server adds."""
     plain = AutomationCore.model_validate(automation.model_dump(include=set(AutomationCore.model_fields)))
     return {key: _ordered(value) for key, value in plain.model_dump(mode="json", exclude={"enabled"}).items()}
 
 
 def _ordered(value: Any) -> Any:
-    """Sets come back as lists in any order."""
+    """A value that compares equal in any order: sets come back from the server as lists."""
     if isinstance(value, dict):
         return {key: _ordered(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -12,25 +12,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from flows.deploy.forms import Chain
 from flows.jobs.promotion import Measure
 from flows.jobs.train import make_config
+from flows.runtime.timeouts import HEARTBEAT_SECONDS, MIN_SILENCE_SECONDS
 from storage_schemas.errors import UserError
 
 MAX_SITE_BYTES = 1 << 20
 TAG = "uwm"
 DEFAULT_QUEUE = "default"
 """The work queue that every work pool has."""
-HEARTBEAT_SECONDS = 30
-"""How often a flow run says that it is alive; the least that Prefect allows."""
 COMMAND = "python -m flows.runtime.end_with_parent 0 python -m prefect.engine"
 """How a worker runs a flow: ended in order when the worker is gone."""
 
 
-class Table(BaseModel):
+class SiteTable(BaseModel):
     """Base of the site file's tables: an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Scheduled(Table):
+class Scheduled(SiteTable):
     """When something runs: by cron, every so many seconds, or only when asked."""
 
     cron: str | None = Field(None, description="such as */15 * * * *")
@@ -73,19 +72,19 @@ class Triggered(Chain):
 
     @property
     def chain(self) -> Chain:
-        """What the flow gets."""
+        """The chain as the flow's parameter."""
         return Chain(**{name: getattr(self, name) for name in Chain.model_fields})
 
 
-class Upkeep(Scheduled):
-    """The collection of what crashed writers left, and the examination of stores."""
+class Maintenance(Scheduled):
+    """When stores are checked, or cleared of what crashed writers left."""
 
     stores: list[str] = Field([], description="datasets")
     age_hours: float = Field(24.0, ge=1)
     delete: bool = False
 
 
-class Site(Table):
+class Site(SiteTable):
     """All of a site file."""
 
     pool: str = Field("uwm", pattern=r"^[a-z0-9][a-z0-9-]{0,40}$", description="work pool")
@@ -97,13 +96,13 @@ class Site(Table):
     )
     gpu_slots: int = Field(1, ge=1, description="trainings and evaluations at once")
     silence: float = Field(
-        90.0, ge=2 * HEARTBEAT_SECONDS, description="seconds without a heartbeat after which a run counts as crashed"
+        90.0, ge=MIN_SILENCE_SECONDS, description="seconds without a heartbeat after which a run counts as crashed"
     )
     resumes: int = Field(3, ge=0, le=20, description="how often a crashed run is started again by itself")
     watch: tuple[Watch, ...] = ()
     chain: tuple[Triggered, ...] = ()
-    gc: Upkeep = Upkeep()
-    doctor: Upkeep = Upkeep()
+    gc: Maintenance = Maintenance()
+    doctor: Maintenance = Maintenance()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -123,7 +122,7 @@ class Deployment:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     when: Scheduled = ON_REQUEST
     gpu: bool = False
-    """Whether it trains, evaluates or encodes, so that it belongs into the queue of the GPU machines."""
+    """Whether the flow trains, evaluates or encodes, so that it belongs into the queue of the GPU machines."""
     single: bool = False
     """At most one run at a time; others wait."""
     listens_to: str = ""
@@ -265,6 +264,6 @@ def job_variables(workspace: str) -> dict[str, Any]:
     """What a process worker is told about every run."""
     variables = {
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "flows.runtime.log_handler.PatientHandler",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_CLASS": "flows.runtime.log_handler.BrokenPipeSafeHandler",
     }
     return {"command": COMMAND, "working_dir": workspace, "env": variables}

@@ -57,8 +57,9 @@ def run_ablations(
     Raises:
         UserError: when the recipe, an ablation, a setting or the dataset is not as it should be.
     """
+    from storage_schemas import markdown
     from uwm.ablations import BASE, find_ablations, variants
-    from uwm.report.ablations import ResultsLog, Row, markdown, table
+    from uwm.report.ablations import ResultsLog, Row, table
 
     common = (f"data.datasets.0.uri={dataset}", *overrides)
     found = variants(make_config(base, common), find_ablations(ablations))
@@ -76,6 +77,6 @@ def run_ablations(
             evaluated = steps.evaluate(trained.path, dataset, samples=samples)
             log.add(Row.of(run, seed, settings, evaluated.evaluation, evaluated.folder))
             lines = table(found, log.rows())
-            (folder / TABLE).write_bytes(markdown(lines).encode())
+            (folder / TABLE).write_bytes(markdown.table(lines[0], lines[1:]).encode())
             reused += trained.reused
     return Study(log=(folder / LOG).uri, table=(folder / TABLE).uri, lines=lines, runs=seeds * len(plan), reused=reused)

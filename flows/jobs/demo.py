@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.deploy.server import client_environment, configured_api_url, local_server, require_server
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import Ingested
 from flows.jobs.pipeline import Steps
 from flows.jobs.train import Trained
 from flows.lineage.picture import svg
+from flows.runtime.server import client_environment, configured_api_url, local_server, require_server
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, graph, lineage_root
 

@@ -11,7 +11,9 @@ from storage_schemas.lineage.records import Fact, LineageRecord, lineage_root
 from storage_schemas.location import locate
 
 if TYPE_CHECKING:
-    from pipelines.ingest import Carry, IngestProgress, IngestReport
+    from concurrent.futures import Executor
+
+    from pipelines.ingest import IngestProgress, IngestReport
     from pipelines.options import VideoOptions
     from storage_schemas.store.dataset import DatasetSummary
 
@@ -53,7 +55,8 @@ def run_ingest(
     batch_episodes: int = 64,
     run_id: str = "",
     run_url: str = "",
-    carry: "Carry | None" = None,
+    executor: "Executor | None" = None,
+    in_flight: int = 16,
     progress: "Callable[[IngestProgress], None] | None" = None,
 ) -> Ingested:
     """Bring a source into a store; a second call adds only what is new.
@@ -72,7 +75,8 @@ def run_ingest(
         batch_episodes: episodes or video files per commit.
         run_id: written into every row; a new one when empty.
         run_url: the flow run, for the lineage.
-        carry: who converts the batches; this process when None.
+        executor: who converts the batches; this process when None.
+        in_flight: batches that the executor is given before the first of them is committed.
         progress: called after every reference, or every batch.
 
     Raises:
@@ -91,7 +95,8 @@ def run_ingest(
         reject=reject,
         batch_episodes=batch_episodes,
         run_id=run_id or None,
-        carry=carry,
+        executor=executor,
+        in_flight=in_flight,
         progress=progress,
     )
     root = lineage_root(store)
@@ -121,7 +126,11 @@ def _video_options(**given: str | float | None) -> "VideoOptions | None":
 
 
 def _record_ingested(root: str, report: "IngestReport", source: LineageRecord, run_url: str) -> LineageRecord:
-    found = summary_of(report.store_uri, report.version)
+    from storage_schemas.store.dataset import open_dataset, summary
+
+    dataset = open_dataset(report.store_uri, report.version)
+    pin = DatasetPin(uri=dataset.uri, version=dataset.version, table_id=dataset.table_id)
+    found = summary(dataset)
     facts: dict[str, Fact] = {
         "episodes": found.episodes,
         "steps": found.steps,
@@ -132,7 +141,6 @@ def _record_ingested(root: str, report: "IngestReport", source: LineageRecord, r
         "quarantined": len(report.quarantined),
     }
     used = report.added + report.replaced + report.present > 0
-    pin = pin_dataset(report.store_uri, report.version)
     return record_dataset(root, pin, sources=(source.node,) if used else (), facts=facts, run_url=run_url)
 
 

@@ -12,13 +12,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import safe_name
 from storage_schemas.location import Location, locate
 from uwm.eval.result import Estimate, Evaluation, Metric, ModeName
 
 FOLDER = "promotions"
-MAX_DECISION_BYTES = 1 << 20
 MAX_RACES = 100
 """Decisions that others may add while one is taken."""
 
@@ -192,8 +192,7 @@ class Track:
                 run_url=run_url,
             )
             try:
-                text = decision.model_dump_json(indent=1) + "\n"
-                (self._folder / f"{number:06d}.json").write_bytes(text.encode(), exclusive=True)
+                write_document(self._folder / f"{number:06d}.json", decision, exclusive=True)
             except FileExistsError:
                 continue
             return decision
@@ -206,7 +205,4 @@ def tracks(root: str) -> list[str]:
 
 
 def _load(place: Location) -> Decision:
-    try:
-        return Decision.model_validate_json(place.read_bytes(0, MAX_DECISION_BYTES))
-    except ValidationError as error:
-        raise UserError(f"{place.uri} is damaged: {error.errors()[0]['msg']}") from error
+    return read_document(place, Decision)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 from flows.lineage.openlineage import Start, emitting
 from flows.lineage.records import CheckpointPin, DatasetPin, checkpoint_root, record_checkpoint
-from flows.runtime.child_process import follow, python_module
+from flows.runtime.child_process import module_command, run_child
+from storage_schemas.documents import write_document
 from storage_schemas.lineage.records import Fact, LineageRecord
+from storage_schemas.location import locate
 
 if TYPE_CHECKING:
     from uwm.config import RunConfig
@@ -79,8 +81,8 @@ def run_training(
 
     with tempfile.TemporaryDirectory(prefix="uwm-") as folder:
         path = Path(folder) / "config.json"
-        path.write_text(config.model_dump_json())
-        follow(python_module("uwm.train", str(path)), on_line)
+        write_document(locate(path), config)
+        run_child(module_command("uwm.train", str(path)), on_line)
     done = finished[-1]
     pin, facts = pin_checkpoint(done.path)
     root = checkpoint_root(pin)

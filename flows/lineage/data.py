@@ -23,16 +23,16 @@ def of_source(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     Raises:
         UserError: when a dataset that took them in can't be read.
     """
-    found = raw_files(graph, record.node)
-    if found.missing:
-        raise UserError("; ".join(f"{node}: {reason}" for node, reason in found.missing.items()))
+    raw = raw_files(graph, record.node)
+    if raw.missing:
+        raise UserError("; ".join(f"{node}: {reason}" for node, reason in raw.missing.items()))
     episodes, steps = Counter[str](), Counter[str]()
-    for episode in found.episodes:
+    for episode in raw.episodes:
         episodes[episode.file] += 1
         steps[episode.file] += episode.steps
-    rows = [(file, f"{episodes[file]:,}", f"{steps[file]:,}") for file in found.files]
-    text = f"{len(rows):,} raw files became {len(found.episodes):,} episodes"
-    text += f" of {', '.join(found.datasets)}." if found.datasets else "."
+    rows = [(file, f"{episodes[file]:,}", f"{steps[file]:,}") for file in raw.files]
+    text = f"{len(rows):,} raw files became {len(raw.episodes):,} episodes"
+    text += f" of {', '.join(raw.datasets)}." if raw.datasets else "."
     if rows:
         text += f" All of them: uwm lineage {record.node} --files."
     return [table("Raw files", ("file", "episodes", "steps"), rows, text=text)]
@@ -50,7 +50,7 @@ def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     return [
         _statistics(dataset),
         _samples(dataset),
-        *_changes(graph, record),
+        *_changes(graph, record, dataset),
         _cameras(dataset),
         _collections(dataset),
         _actions(dataset),
@@ -58,16 +58,16 @@ def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
 
 
 def _statistics(dataset: Dataset) -> Section:
-    found = summary(dataset)
+    totals = summary(dataset)
     lengths = dataset.episodes.lengths
     splits = Counter(dataset.episodes.splits)
     rates = sorted({f"{rate:g}" for rate in dataset.episodes.column("fps")}, key=float)
     rows = [
-        ("episodes", f"{found.episodes:,}"),
+        ("episodes", f"{totals.episodes:,}"),
         ("train / held out", f"{splits['train']:,} / {splits['val']:,}"),
-        ("steps", f"{found.steps:,}"),
-        ("steps with a known action", _share(found.actions_available, found.steps)),
-        ("bytes", f"{found.bytes:,}"),
+        ("steps", f"{totals.steps:,}"),
+        ("steps with a known action", _share(totals.actions_available, totals.steps)),
+        ("bytes", f"{totals.bytes:,}"),
         ("steps per second", ", ".join(rates[:8])),
     ]
     if len(lengths):
@@ -84,10 +84,10 @@ def _cameras(dataset: Dataset) -> Section:
     sizes = dataset.episodes.sizes
     rows = []
     for view, camera in enumerate(dataset.spec.cameras):
-        there = sizes[:, view][sizes[:, view, 0] > 0] if len(sizes) else sizes[:0, 0]
-        shapes = Counter(f"{height} x {width}" for height, width in there.tolist())
+        present = sizes[:, view][sizes[:, view, 0] > 0] if len(sizes) else sizes[:0, 0]
+        shapes = Counter(f"{height} x {width}" for height, width in present.tolist())
         rows.append(
-            (camera, _share(len(there), len(dataset)), ", ".join(shape for shape, _ in shapes.most_common(4)) or "-")
+            (camera, _share(len(present), len(dataset)), ", ".join(shape for shape, _ in shapes.most_common(4)) or "-")
         )
     return table("Cameras", ("camera", "episodes that have it", "height x width"), rows)
 
@@ -104,12 +104,14 @@ def _collections(dataset: Dataset) -> Section:
 
 
 def _actions(dataset: Dataset) -> Section:
-    found = dataset.episodes.statistics("action")
-    if not found.count:
+    statistics = dataset.episodes.statistics("action")
+    if not statistics.count:
         return Section(title="Actions", text="No step has a known action.")
-    columns = zip(found.min, found.mean, found.max, found.std, strict=True)
+    columns = zip(statistics.min, statistics.mean, statistics.max, statistics.std, strict=True)
     rows = [(index, *(f"{value:.4g}" for value in values)) for index, values in enumerate(columns)]
-    return table("Actions", ("dimension", "min", "mean", "max", "std"), rows, text=f"Over {found.count:,} known steps.")
+    return table(
+        "Actions", ("dimension", "min", "mean", "max", "std"), rows, text=f"Over {statistics.count:,} known steps."
+    )
 
 
 def _samples(dataset: Dataset) -> Section:
@@ -127,19 +129,21 @@ def _strips(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
             yield ", ".join(filter(None, words)), strip(frames)
 
 
-def _changes(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+def _changes(graph: LineageGraph, record: LineageRecord, dataset: Dataset) -> list[Section]:
     """Against the version that the record names as its parent; without one everything is new."""
     before = next((graph.records[name] for name in record.upstream if _same_log(graph, name, record)), None)
-    found = diff(record.uri, int(before.version) if before else 0, int(record.version))
+    changes = diff(record.uri, int(before.version) if before else 0, int(record.version))
     since = f"since version {before.version}" if before else "in this first version"
-    rows = [(change.kind, change.episode_id, _lengths(change), change.source_uri) for change in found.changes]
-    counts = f"{found.count('added'):,} added, {found.count('changed'):,} replaced, {found.count('removed'):,} removed"
-    text = f"{counts}, {found.unchanged:,} as before; {found.steps:+,} steps."
+    rows = [(change.kind, change.episode_id, _lengths(change), change.source_uri) for change in changes.changes]
+    counts = (
+        f"{changes.count('added'):,} added, {changes.count('changed'):,} replaced, {changes.count('removed'):,} removed"
+    )
+    text = f"{counts}, {changes.unchanged:,} as before; {changes.steps:+,} steps."
     header = ("", "episode", "steps", "raw file")
     sections = [table(f"What changed {since}", header, rows if before else [], text=text)]
-    turned_away = _turned_away(record, found)
-    if turned_away:
-        sections.append(table("Turned away", ("reason", "raw file", "detail"), turned_away))
+    rejections = _rejections(dataset, changes)
+    if rejections:
+        sections.append(table("Turned away", ("reason", "raw file", "detail"), rejections))
     return sections
 
 
@@ -153,15 +157,15 @@ def _lengths(change: EpisodeChange) -> str:
     return " -> ".join(f"{length:,}" for length in (change.length_before, change.length_after) if length is not None)
 
 
-def _turned_away(record: LineageRecord, found: VersionDiff) -> Sequence[tuple[str, str, str]]:
-    """What the ingestions of this version quarantined, and why what is gone was removed."""
-    fresh = {change.episode_id for change in found.changes if change.kind != "removed"}
-    gone = {change.source_uri for change in found.changes if change.kind == "removed"}
-    episodes = open_dataset(record.uri, int(record.version)).episodes
+def _rejections(dataset: Dataset, changes: VersionDiff) -> Sequence[tuple[str, str, str]]:
+    """What the ingestions of this version quarantined, and why what is removed was removed."""
+    added = {change.episode_id for change in changes.changes if change.kind != "removed"}
+    removed = {change.source_uri for change in changes.changes if change.kind == "removed"}
+    episodes = dataset.episodes
     pairs = zip(episodes.episode_ids, episodes.column("run_id"), strict=True)
-    runs = {run for name, run in pairs if name in fresh}
+    runs = {run for name, run in pairs if name in added}
     return [
         (entry.reason, entry.source_uri, entry.detail)
-        for entry in quarantined(record.uri)
-        if entry.run_id in runs or entry.source_uri in gone
+        for entry in quarantined(dataset.uri, episodes)
+        if entry.run_id in runs or entry.source_uri in removed
     ]

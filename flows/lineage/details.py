@@ -6,20 +6,19 @@ holds them as JSON. That bounds what publishing costs, and keeps a page whole af
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from flows.lineage.sections import Section
-from storage_schemas.errors import UserError
+from storage_schemas.documents import find_document, write_document
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord
 from storage_schemas.location import Location, locate
-from storage_schemas.store.shards import DamagedError
 
 FOLDER = "details"
 FORMAT = 1
-MAX_BYTES = 1 << 20
 
 Details = Mapping[str, Sequence[Section]]
-"""Node -> its sections."""
+"""The sections of each node."""
 
 
 class _Kept(BaseModel):
@@ -42,27 +41,26 @@ def details_of(graph: LineageGraph, nodes: Iterable[str], *, keep: bool = False)
 
 
 def _details(graph: LineageGraph, record: LineageRecord, keep: bool) -> Sequence[Section]:
-    place = locate(graph.root) / FOLDER / record.kind / f"{record.name}@{record.version}.json"
-    held = _held(place, record)
-    if held is not None:
-        return held
+    location = locate(graph.root) / FOLDER / record.kind / f"{record.name}@{record.version}.json"
+    kept = _read_kept(location, record)
+    if kept is not None:
+        return kept
     try:
         sections = tuple(_gatherers()[record.kind](graph, record))
-    except (UserError, DamagedError, OSError) as error:  # gone, or not what it was
+    except (UserError, OSError) as error:  # gone, or not what it was
         return (Section(title="Details", text=f"They can't be read: {error}"),)
     if keep and (record.kind != "source" or graph.children(record.node)):
-        kept = _Kept(format=FORMAT, identity=record.identity, sections=sections)
-        place.write_bytes(kept.model_dump_json(indent=1).encode())
+        write_document(location, _Kept(format=FORMAT, identity=record.identity, sections=sections))
     return sections
 
 
-def _held(place: Location, record: LineageRecord) -> Sequence[Section] | None:
+def _read_kept(location: Location, record: LineageRecord) -> Sequence[Section] | None:
     """What was kept; None when nothing was, or nothing that this version of the code can use."""
     try:
-        found = _Kept.model_validate_json(place.read_bytes(0, MAX_BYTES))
-    except (FileNotFoundError, ValidationError):
+        kept = find_document(location, _Kept)
+    except DamagedError:
         return None
-    return found.sections if (found.format, found.identity) == (FORMAT, record.identity) else None
+    return kept.sections if kept and (kept.format, kept.identity) == (FORMAT, record.identity) else None
 
 
 def _gatherers() -> Mapping[str, Callable[[LineageGraph, LineageRecord], list[Section]]]:

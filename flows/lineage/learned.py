@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel
 
 from flows.lineage.sections import Section, pictures, strip, table
+from storage_schemas.documents import read_document
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.location import locate
@@ -15,7 +16,6 @@ from uwm.events import DatasetUse
 
 T = TypeVar("T")
 
-MAX_JSON_BYTES = 16 << 20
 EXAMPLES = 3
 _ELSEWHERE = ("data.datasets", "output", "init_from")
 """Settings that name places; the page shows those as links."""
@@ -66,15 +66,15 @@ def _trained_on(state: _State) -> Section:
 def _against_recipe(config: Mapping[str, Any]) -> Section:
     from uwm.recipes import RECIPES
 
-    made = ((name, make()) for name, make in RECIPES.items())
-    found = next(((name, recipe) for name, recipe in made if recipe.name == config.get("name")), None)
-    if found is None:
+    recipes = ((name, make()) for name, make in RECIPES.items())
+    match = next(((name, recipe) for name, recipe in recipes if recipe.name == config.get("name")), None)
+    if match is None:
         return Section(title="Settings", text=f"No recipe of this version makes runs named {config.get('name')}.")
-    return _difference(f"Settings that differ from the recipe {found[0]}", config, found[1].model_dump(mode="json"))
+    return _difference(f"Settings that differ from the recipe {match[0]}", config, match[1].model_dump(mode="json"))
 
 
-def _difference(title: str, here: Mapping[str, Any], there: Mapping[str, Any]) -> Section:
-    mine, theirs = flat(here), flat(there)
+def _difference(title: str, settings: Mapping[str, Any], others: Mapping[str, Any]) -> Section:
+    mine, theirs = flat(settings), flat(others)
     names = [name for name in {**theirs, **mine} if not name.startswith(_ELSEWHERE)]
     rows = [
         (name, mine.get(name) or "-", theirs.get(name) or "-") for name in names if mine.get(name) != theirs.get(name)
@@ -84,13 +84,13 @@ def _difference(title: str, here: Mapping[str, Any], there: Mapping[str, Any]) -
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested settings as dotted names and their JSON."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
+            named |= flat(value, f"{prefix}{name}.")
         else:
-            found[prefix + name] = value if isinstance(value, str) else json.dumps(value)
-    return found
+            named[prefix + name] = value if isinstance(value, str) else json.dumps(value)
+    return named
 
 
 def of_evaluation(graph: LineageGraph, record: LineageRecord) -> list[Section]:
@@ -137,10 +137,4 @@ def _examples(folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _read(record: LineageRecord, name: str, kind: type[T]) -> T:
-    place = locate(record.uri) / name
-    try:
-        return TypeAdapter(kind).validate_json(place.read_bytes(0, MAX_JSON_BYTES))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{place.uri} does not exist") from error
-    except ValidationError as error:
-        raise UserError(f"{place.uri} is damaged: {error.errors()[0]['msg']}") from error
+    return read_document(locate(record.uri) / name, kind)

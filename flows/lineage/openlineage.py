@@ -34,19 +34,19 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 
 
-class Made(Protocol):
+class JobResult(Protocol):
     """What a job returns: the root of the lineage and the record of what it made, if it made anything."""
 
     @property
     def root(self) -> str:
-        """Lineage root."""
+        """The root of the lineage."""
 
     @property
     def record(self) -> LineageRecord | None:
-        """What was made."""
+        """The record of what the job made."""
 
 
-M = TypeVar("M", bound=Made)
+M = TypeVar("M", bound=JobResult)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,11 @@ class Start:
     job: str
     """ingest, train or evaluate, as the flows are named."""
     about: str
-    """What tells this job from others of its kind: its store or recipe."""
+    """The store or recipe that tells this job from others of its kind."""
     inputs: tuple[str, ...] = ()
-    """URIs."""
+    """URIs of the datasets that it will read."""
     outputs: tuple[str, ...] = ()
+    """URIs of the datasets that it will write."""
 
 
 def emitting(starts: Callable[..., Start]) -> Callable[[Callable[P, M]], Callable[P, M]]:
@@ -102,7 +103,7 @@ class _Run:
     def started(self) -> None:
         self._send(lambda: self._event("START", *self._known()))
 
-    def completed(self, result: Made) -> None:
+    def completed(self, result: JobResult) -> None:
         self._send(lambda: self._event("COMPLETE", *self._recorded(result)))
 
     def failed(self, error: BaseException) -> None:
@@ -115,7 +116,7 @@ class _Run:
         inputs = [InputDataset(*named(uri)) for uri in self.start.inputs]
         return inputs, [OutputDataset(*named(uri)) for uri in self.start.outputs]
 
-    def _recorded(self, result: Made) -> tuple[list["InputDataset"], list["OutputDataset"]]:
+    def _recorded(self, result: JobResult) -> tuple[list["InputDataset"], list["OutputDataset"]]:
         record = result.record
         if record is None:
             return self._known()
@@ -187,7 +188,7 @@ def _transport() -> "HttpTransport":
     return HttpTransport(HttpConfig(**config))
 
 
-# --- what was read and made ---------------------------------------------------------------------
+# --- what a job read and wrote -------------------------------------------------------------------
 
 
 def named(uri: str) -> tuple[str, str]:

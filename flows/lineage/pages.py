@@ -10,15 +10,17 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from flows.lineage.picture import MAX_DRAWN, data_url, svg
+from flows.lineage.picture import MAX_DRAWN, svg
 from flows.lineage.sections import Section, facts_of
+from storage_schemas.images import data_url
 from storage_schemas.lineage.records import KINDS, LineageGraph, LineageRecord, kind_of
+from storage_schemas.markdown import plain, table
 
 HOME_KEY = "lineage-home"
 NEWEST = 20
 """Nodes of each kind on the home page."""
 ROW_LETTERS = 80
-"""Of the facts in a row."""
+"""Length of the facts in a row of a table."""
 NAME_AND_VALUE = 2
 """Columns of a table that says what a record's facts say."""
 PAGE_ROWS = 100
@@ -36,15 +38,15 @@ def keys(graph: LineageGraph) -> dict[str, str]:
     Two nodes whose ids differ only in what a key can't hold still get two keys: the older keeps the
     plain one, the other gets part of its id's hash.
     """
-    found: dict[str, str] = {}
+    links: dict[str, str] = {}
     taken: set[str] = set()
     for node in graph.nodes:
         key = slug(node)
         if key in taken or key.startswith("lineage-"):
             key = f"{key}-{hashlib.sha256(node.encode()).hexdigest()[:6]}"
         taken.add(key)
-        found[node] = key
-    return found
+        links[node] = key
+    return links
 
 
 # --- pages of nodes -----------------------------------------------------------------------------
@@ -65,10 +67,10 @@ def page(
     record = graph.records.get(node)
     up, down = graph.upstream(node), graph.downstream(node)
     sections = [
-        f"# {_text(node)}",
+        f"# {plain(node)}",
         _navigation(),
         _picture(*_neighbourhood(graph, node, up, down), node),
-        "\n".join(_facts(record, details)) if record else "There is **no record** of this node: it was made elsewhere.",
+        _facts(record, details) if record else "There is **no record** of this node: it was made elsewhere.",
         *(_section(item) for item in details),
         _list("Made from", up, graph, links),
         _list("What came of it", down, graph, links),
@@ -88,32 +90,28 @@ def _neighbourhood(graph: LineageGraph, node: str, up: Sequence[str], down: Sequ
 
 
 def _picture(graph: LineageGraph, note: str, focus: str) -> str:
-    return f"![lineage graph]({data_url(svg(graph, focus))}){note}"
+    return f"![lineage graph]({data_url(svg(graph, focus).encode(), 'image/svg+xml')}){note}"
 
 
-def _facts(record: LineageRecord, details: Sequence[Section]) -> list[str]:
+def _facts(record: LineageRecord, details: Sequence[Section]) -> str:
     """What is on record; what the details' tables of names and values say again is left to them."""
     again = {row[0] for section in details for row in section.rows if len(row) == NAME_AND_VALUE}
     rows = {"where": _code(record.uri), "made": _when(record), "identity": _code(record.identity)}
-    rows |= {name: _text(value) for name, value in facts_of(record) if name.replace("_", " ") not in again}
-    if record.run_url:
-        rows["flow run"] = f"[open the flow run]({run_link(record.run_url)})"
-    return _table(("", "on record"), [(_text(name), value) for name, value in rows.items()])
+    rows |= {name: plain(value) for name, value in facts_of(record) if name.replace("_", " ") not in again}
+    if link := run_link(record.run_url):
+        rows["flow run"] = f"[open the flow run]({link})"
+    return table(("", "on record"), [(plain(name), value) for name, value in rows.items()])
 
 
 def _section(section: Section) -> str:
-    parts = [f"## {_text(section.title)}"]
+    parts = [f"## {plain(section.title)}"]
     if section.text:
-        parts.append(_text(section.text))
+        parts.append(plain(section.text))
     if section.rows:
-        rows = [[_text(cell) for cell in row] for row in section.rows]
-        parts.append("\n".join(_table([_text(name) for name in section.header], rows)))
-    parts += [f"![{_text(item.caption)}]({item.url})\n\n{_text(item.caption)}" for item in section.pictures]
+        rows = [[plain(cell) for cell in row] for row in section.rows]
+        parts.append(table([plain(name) for name in section.header], rows))
+    parts += [f"![{plain(item.caption)}]({item.url})\n\n{plain(item.caption)}" for item in section.pictures]
     return "\n\n".join(parts)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(map(_cell, row))} |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def _list(title: str, nodes: Sequence[str], graph: LineageGraph, links: Mapping[str, str]) -> str:
@@ -122,9 +120,10 @@ def _list(title: str, nodes: Sequence[str], graph: LineageGraph, links: Mapping[
     lines = []
     for node in nodes[:PAGE_ROWS]:
         record = graph.records.get(node)
-        run = f" · [flow run]({run_link(record.run_url)})" if record and record.run_url else ""
+        link = run_link(record.run_url) if record else ""
+        run = f" · [flow run]({link})" if link else ""
         unknown = "" if record else " · no record"
-        lines.append(f"- [{_text(node)}](/artifacts/key/{links[node]}){run}{unknown}")
+        lines.append(f"- [{plain(node)}](/artifacts/key/{links[node]}){run}{unknown}")
     if len(nodes) > PAGE_ROWS:
         lines.append(f"- and {len(nodes) - PAGE_ROWS:,} more, farther away")
     return f"## {title}\n\n" + "\n".join(lines)
@@ -161,7 +160,7 @@ def kind_pages(graph: LineageGraph, links: Mapping[str, str] | None = None) -> d
     The numbered pages are filled from the oldest on, so that a full one never changes.
     """
     links = keys(graph) if links is None else links
-    found: dict[str, str] = {}
+    pages: dict[str, str] = {}
     for kind in KINDS:
         nodes = _of_kind(graph, kind)
         full = max(0, len(nodes) - 1) // PAGE_ROWS
@@ -169,12 +168,12 @@ def kind_pages(graph: LineageGraph, links: Mapping[str, str] | None = None) -> d
         for number in range(1, full + 1):
             some = nodes[(number - 1) * PAGE_ROWS : number * PAGE_ROWS][::-1]
             head = [f"# Lineage: {kind}s, page {number}", _navigation()]
-            found[kind_key(kind, number)] = "\n\n".join([*head, _rows(some, graph, links)]) + "\n"
+            pages[kind_key(kind, number)] = "\n\n".join([*head, _rows(some, graph, links)]) + "\n"
         parts = [f"# Lineage: {kind}s ({len(nodes):,})", _navigation(kind)]
         parts.append(_rows(nodes[full * PAGE_ROWS :][::-1], graph, links))
         parts += [f"Older: {' · '.join(older)}"] if older else []
-        found[kind_key(kind)] = "\n\n".join(parts) + "\n"
-    return found
+        pages[kind_key(kind)] = "\n\n".join(parts) + "\n"
+    return pages
 
 
 def _of_kind(graph: LineageGraph, kind: str) -> list[str]:
@@ -190,14 +189,14 @@ def _navigation(shown: str = "") -> str:
 def _rows(nodes: Sequence[str], graph: LineageGraph, links: Mapping[str, str]) -> str:
     if not nodes:
         return "None yet."
-    return "\n".join(_table(("node", "made", "facts"), [_row(node, graph, links) for node in nodes]))
+    return table(("node", "made", "facts"), [_row(node, graph, links) for node in nodes])
 
 
 def _row(node: str, graph: LineageGraph, links: Mapping[str, str]) -> tuple[str, str, str]:
     record = graph.records.get(node)
     known = [f"{name} {value}" for name, value in facts_of(record)]
     facts = textwrap.shorten("; ".join(known), ROW_LETTERS, placeholder=" …") if record else "no record"
-    return f"[{_text(node)}](/artifacts/key/{links[node]})", _when(record) if record else "", _text(facts)
+    return f"[{plain(node)}](/artifacts/key/{links[node]})", _when(record) if record else "", plain(facts)
 
 
 def _when(record: LineageRecord) -> str:
@@ -205,25 +204,18 @@ def _when(record: LineageRecord) -> str:
 
 
 def run_link(url: str) -> str:
-    """A flow run's URL as a page should link it.
+    """A flow run's URL as a page should link it; empty when it leads nowhere on the web.
 
     A server on this machine may come back on another port, so its links leave out the host.
     """
     parts = urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        return ""
     return parts.path if parts.hostname in ("127.0.0.1", "localhost", "::1") else url
 
 
 # --- markdown -----------------------------------------------------------------------------------
 
 
-def _text(text: str) -> str:
-    """Text that markdown shows as it is."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))
-
-
 def _code(text: str) -> str:
     return "`" + text.replace("`", "'") + "`"
-
-
-def _cell(text: str) -> str:
-    return re.sub(r"(?<!\\)\|", r"\\|", text.replace("\n", " "))

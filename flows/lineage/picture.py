@@ -1,6 +1,5 @@
 """The drawing of a lineage graph, as SVG."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -35,16 +34,16 @@ class Placed:
 
 def columns(graph: LineageGraph) -> dict[str, int]:
     """Column of each node: one right of its rightmost parent, so that every edge points right."""
-    found: dict[str, int] = {}
+    placed: dict[str, int] = {}
     pending = list(graph.nodes)
     while pending:
-        ready = [node for node in pending if all(parent in found for parent in graph.parents(node))]
+        ready = [node for node in pending if all(parent in placed for parent in graph.parents(node))]
         if not ready:  # records are write-once, so only a forged one closes a circle
             ready = pending[:1]
         for node in ready:
-            found[node] = 1 + max((found.get(parent, -1) for parent in graph.parents(node)), default=-1)
-        pending = [node for node in pending if node not in found]
-    return found
+            placed[node] = 1 + max((placed.get(parent, -1) for parent in graph.parents(node)), default=-1)
+        pending = [node for node in pending if node not in placed]
+    return placed
 
 
 def layout(graph: LineageGraph) -> list[Placed]:
@@ -91,8 +90,8 @@ def _mean(heights: Sequence[float]) -> float:
     return sum(heights) / len(heights) if heights else 0.0
 
 
-def svg(graph: LineageGraph, focus: str = "", anchors: Mapping[str, str] | None = None) -> str:
-    """A drawing of the graph as an SVG document; `focus` is drawn filled, and each box links to its anchor."""
+def svg(graph: LineageGraph, focus: str = "") -> str:
+    """A drawing of the graph as an SVG document; `focus` is drawn filled."""
     placed, lanes = _arranged(graph)
     width = max((item.x for item in placed.values()), default=0) + BOX_WIDTH + MARGIN
     height = max([*(item.y + BOX_HEIGHT for item in placed.values()), *lanes.values()], default=0) + MARGIN
@@ -103,8 +102,6 @@ def svg(graph: LineageGraph, focus: str = "", anchors: Mapping[str, str] | None 
         if parent in placed
     ]
     boxes = [_box(item, graph, focus=item.node == focus) for item in placed.values()]
-    if anchors is not None:
-        boxes = [f'<a href="#{escape(anchors[node])}">{box}</a>' for node, box in zip(placed, boxes, strict=True)]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
         f'viewBox="0 0 {width:g} {height:g}" font-family="Helvetica, Arial, sans-serif">'
@@ -151,8 +148,3 @@ def _shorten(name: str) -> str:
         return name
     half = (LABEL_LETTERS - 1) // 2
     return f"{name[:half]}…{name[-half:]}"
-
-
-def data_url(drawing: str) -> str:
-    """An SVG document as a URL that a markdown image can hold."""
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()

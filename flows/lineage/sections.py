@@ -1,21 +1,20 @@
 """What a page says about a node beyond its record: titled text, tables and small pictures."""
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from storage_schemas.images import data_url, encoded, tiled
 from storage_schemas.lineage.records import Fact, LineageRecord
 
 MAX_ROWS = 30
 """Rows of one table; a line below it says how many more there are."""
 MAX_PICTURE_BYTES = 36_000
-"""Of all JPEG data of one node: an artifact stays a small row of the server's database."""
+"""Most bytes of all JPEGs of one node: an artifact stays a small row of the server's database."""
 STRIP_HEIGHT = 84
-"""Pixels."""
+"""Height in pixels of a strip of frames."""
 
 
 class _Value(BaseModel):
@@ -58,13 +57,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], *
 
 def strip(frames: Iterable[NDArray[np.uint8]]) -> bytes:
     """A JPEG of frames (H, W, 3) side by side, each brought to a height of `STRIP_HEIGHT` pixels."""
-    from PIL import Image
-
-    small = [_shrunk(frame) for frame in frames]
-    picture = Image.fromarray(np.concatenate(small, axis=1))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=70, optimize=True)
-    return buffer.getvalue()
+    return encoded(tiled([map(_shrunk, frames)]), "JPEG")
 
 
 def _shrunk(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -77,11 +70,11 @@ def _shrunk(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def pictures(strips: Iterable[tuple[str, bytes]]) -> tuple[Picture, ...]:
     """Captions and JPEGs as pictures, as many as fit into `MAX_PICTURE_BYTES`."""
-    found: list[Picture] = []
+    shown: list[Picture] = []
     left = MAX_PICTURE_BYTES
     for caption, jpeg in strips:
         left -= len(jpeg)
         if left < 0:
             break
-        found.append(Picture(caption=caption, url="data:image/jpeg;base64," + base64.b64encode(jpeg).decode()))
-    return tuple(found)
+        shown.append(Picture(caption=caption, url=data_url(jpeg, "image/jpeg")))
+    return tuple(shown)

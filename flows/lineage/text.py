@@ -1,6 +1,5 @@
 """Lineage as plain text and as plain values for JSON."""
 
-import json
 from collections.abc import Iterator, Sequence
 
 from flows.lineage.details import Details
@@ -55,25 +54,25 @@ def listing(graph: LineageGraph, nodes: Sequence[str] | None = None) -> list[str
     return lines
 
 
-def files_listing(found: RawFiles) -> list[str]:
+def files_listing(raw: RawFiles) -> list[str]:
     """Lines of plain text: every episode's raw file, tab-separated, after a line that counts them."""
-    datasets = ", ".join(found.datasets) or "no dataset"
-    head = f"{len(found.files):,} raw files, {len(found.episodes):,} episodes of {datasets}"
-    rows = ((row.source_uri, row.fingerprint, row.split, row.collection, row.dataset) for row in found.episodes)
+    datasets = ", ".join(raw.datasets) or "no dataset"
+    head = f"{len(raw.files):,} raw files, {len(raw.episodes):,} episodes of {datasets}"
+    rows = ((row.source_uri, row.fingerprint, row.split, row.collection, row.dataset) for row in raw.episodes)
     return [head, *("\t".join(row) for row in rows)]
 
 
-def sightings_listing(found: Sightings) -> list[str]:
+def sightings_listing(seen: Sightings) -> list[str]:
     """Lines of plain text: the nodes that saw a raw file, with the episodes that were made from it."""
-    held: dict[str, list[str]] = {}
-    for row in found.episodes:
-        held.setdefault(row.dataset, []).append(f"{row.episode_id} ({row.split})")
-    return [node + (f"  {', '.join(held[node])}" if node in held else "") for node in found.nodes]
+    episodes_of: dict[str, list[str]] = {}
+    for row in seen.episodes:
+        episodes_of.setdefault(row.dataset, []).append(f"{row.episode_id} ({row.split})")
+    return [node + (f"  {', '.join(episodes_of[node])}" if node in episodes_of else "") for node in seen.nodes]
 
 
 def as_json(graph: LineageGraph, node: str | None, details: Details | None = None) -> dict[str, object]:
     """The graph, or one node with its walks and its details, as plain values for JSON; without pictures."""
-    records = {name: json.loads(record.to_json()) for name, record in graph.records.items()}
+    records = {name: record.document() for name, record in graph.records.items()}
     if node is None:
         known = [records.get(name, {"node": name, "kind": kind_of(name), "unknown": True}) for name in graph.nodes]
         return {"root": graph.root, "nodes": known}

@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import IO
 
-from flows.runtime.end_with_parent import leashed
+from flows.runtime.end_with_parent import ending_with_parent
+from flows.runtime.timeouts import GRACE_SECONDS
 from storage_schemas.errors import UserError
 
-GRACE_SECONDS = 60.0
-"""How long a child may take to write its checkpoint before it is killed."""
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a process that SIGTERM ended in order."""
 MAX_ERROR_BYTES = 8192
@@ -24,12 +23,12 @@ class ChildError(RuntimeError):
     """A child process ended with an error that is not the user's."""
 
 
-def python_module(module: str, *arguments: str) -> list[str]:
+def module_command(module: str, *arguments: str) -> list[str]:
     """The command that runs a module in this interpreter."""
     return [sys.executable, "-m", module, *arguments]
 
 
-def follow(command: Sequence[str], on_line: Callable[[str], None], *, grace: float = GRACE_SECONDS) -> None:
+def run_child(command: Sequence[str], on_line: Callable[[str], None], *, grace: float = GRACE_SECONDS) -> None:
     """Run `command` and hand over the lines it prints on stdout until it ends.
 
     Whatever ends this function early (an exception, Ctrl-C, a cancelled flow run) sends the child
@@ -43,7 +42,7 @@ def follow(command: Sequence[str], on_line: Callable[[str], None], *, grace: flo
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
-            leashed(command),
+            ending_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -56,7 +55,7 @@ def follow(command: Sequence[str], on_line: Callable[[str], None], *, grace: flo
             process.wait()
         finally:
             _stop(process, grace)
-        _judge(process.returncode, _tail(errors))
+        _raise_for_exit_code(process.returncode, _tail(errors))
 
 
 def _stop(process: subprocess.Popen[str], grace: float) -> None:
@@ -77,7 +76,7 @@ def _tail(errors: IO[bytes]) -> str:
     return errors.read().decode(errors="replace").strip()
 
 
-def _judge(code: int, errors: str) -> None:
+def _raise_for_exit_code(code: int, errors: str) -> None:
     if code == 0:
         return
     if code == 2:

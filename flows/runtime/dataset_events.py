@@ -1,6 +1,5 @@
 """Tell the Prefect server of a new dataset version, once, so that automations can act on it."""
 
-import json
 import uuid
 from datetime import UTC, datetime
 
@@ -9,12 +8,14 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
+from storage_schemas.documents import write_document
 from storage_schemas.lineage.records import LineageRecord, digest
 from storage_schemas.location import locate
 
 COMMITTED = "uwm.dataset.committed"
 """Name of the event. Its resource is the dataset at one place; the version is a label of it."""
-FOLDER = "announced"
+MARKS = "announced"
+"""Folder of the lineage in which each event that the server took leaves a mark."""
 
 
 def resource_of(uri: str) -> str:
@@ -22,8 +23,8 @@ def resource_of(uri: str) -> str:
     return f"uwm.dataset.{locate(uri).uri}"
 
 
-@task(name="announce version", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
-def announce(root: str, dataset: LineageRecord) -> bool:
+@task(name="emit dataset event", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
+def emit_dataset_event(root: str, dataset: LineageRecord) -> bool:
     """Send the event of a dataset version unless it was sent before.
 
     A mark beside the lineage is written after the server took the event. A run that is killed in between sends it
@@ -36,13 +37,13 @@ def announce(root: str, dataset: LineageRecord) -> bool:
     Returns:
         Whether it was sent now.
     """
-    mark = locate(root) / FOLDER / f"{dataset.name}@{dataset.version}-{digest(dataset.identity)[:8]}.json"
+    mark = locate(root) / MARKS / f"{dataset.name}@{dataset.version}-{digest(dataset.identity)[:8]}.json"
     if mark.exists():
         return False
     event = _event(dataset)
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event]).raise_for_status()
-    mark.write_bytes((json.dumps(event, indent=1) + "\n").encode())
+    write_document(mark, event)
     return True
 
 

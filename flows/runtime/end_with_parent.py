@@ -11,20 +11,20 @@ import sys
 from collections.abc import Sequence
 
 
-def leashed(command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` as a child of this process that doesn't outlive it in secret."""
+def ending_with_parent(command: Sequence[str]) -> list[str]:
+    """The command line that runs `command` as a child that is stopped in order when this process ends."""
     return [sys.executable, "-IS", __file__, str(os.getpid()), *command]  # without site-packages it starts in 20 ms
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Become the command, watched on Linux; elsewhere the command runs without."""
+    """Become the command; on Linux it is stopped when its starter ends, elsewhere it only runs."""
     if len(arguments) < 2 or not arguments[0].isdecimal():
         sys.stderr.write("error: usage: python -m flows.runtime.end_with_parent PID COMMAND...\n")
         return 2
     starter, command = int(arguments[0]) or os.getppid(), arguments[1:]
     if sys.platform == "linux":
-        _watch(starter)
-        if os.getppid() != starter:  # it was gone before anybody watched
+        _signal_when_gone(starter)
+        if os.getppid() != starter:  # it was gone before the watcher looked
             return 128 + signal.SIGTERM
     try:
         os.execvp(command[0], list(command))  # noqa: S606 - no shell
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
 
 
-def _watch(starter: int) -> None:
+def _signal_when_gone(starter: int) -> None:
     """Fork a process that sends this one SIGTERM when the starter has ended; it ends with either of the two.
 
     The kernel could send the signal by itself (PR_SET_PDEATHSIG), but would for every thread of the starter that ends,

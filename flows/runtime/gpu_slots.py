@@ -8,10 +8,10 @@ from prefect.client.orchestration import get_client
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectNotFound
 
+from flows.runtime.timeouts import LEASE_SECONDS
+
 GPU_LIMIT = "uwm-gpu"
 """The server's concurrency limit; `uwm deploy` makes it. Without it nobody waits."""
-LEASE_SECONDS = 60
-"""A holder that was killed gives its slot back after this long; the shortest that the server allows."""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from logging import LogRecord
 from prefect.logging.handlers import PrefectConsoleHandler
 
 
-class PatientHandler(PrefectConsoleHandler):
+class BrokenPipeSafeHandler(PrefectConsoleHandler):
     """Prefect's, for flow runs of a worker: a run whose worker was killed still reports to the server how it ended."""
 
     def emit(self, record: LogRecord) -> None:

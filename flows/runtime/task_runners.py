@@ -1,15 +1,17 @@
-"""Where the tasks of a flow run: threads or processes here, or the workers of Dask or Ray. One setting for all.
+"""Who does the batches of a flow: threads or processes here, or the workers of a Dask cluster. One setting for all.
 
-Prefect and the engines are imported when a runner starts.
+Prefect's task runners stand behind `concurrent.futures.Executor`, which is all that the code with the batches knows.
+Prefect and the engines are imported when the first batch is submitted.
 """
 
 import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, TypeVar, cast, get_args
 
 from storage_schemas.errors import UserError
 
@@ -18,20 +20,13 @@ if TYPE_CHECKING:
     from prefect.futures import PrefectFuture
     from prefect.task_runners import TaskRunner
 
-T = TypeVar("T")
+P = ParamSpec("P")
 R = TypeVar("R")
 
-RUNNERS = ("threads", "processes", "dask", "ray")
-_SCHEMES = {"tcp": "dask", "tls": "dask", "ws": "dask", "wss": "dask", "ray": "ray"}
-
+RunnerName = Literal["threads", "processes", "dask"]
+_SCHEMES = ("tcp", "tls", "ws", "wss")
+"""Of the addresses of Dask schedulers."""
 _RETRY_SECONDS = [2.0, 20.0]
-
-
-class Sealed(Generic[T]):
-    """An item on its way to a task. Prefect walks through parameters for futures, but only through types it knows."""
-
-    def __init__(self, item: T) -> None:
-        self.item = item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,27 +37,32 @@ class Runner:
         UserError: when the settings make no sense together.
     """
 
-    name: str = "threads"
-    """One of `RUNNERS`."""
+    name: RunnerName = "threads"
     workers: int | None = None
     """Tasks at once: one thread by default, or as many processes as there are cores."""
     cluster: str | None = None
-    """Address of a Dask scheduler or a Ray head that runs already; a private cluster on this machine otherwise."""
+    """Address of a Dask scheduler that runs already; a private cluster on this machine otherwise."""
 
     def __post_init__(self) -> None:
-        if self.name not in RUNNERS:
-            raise UserError(f"unknown runner {self.name!r}: use {', '.join(RUNNERS)}")
+        if self.name not in get_args(RunnerName):
+            raise UserError(f"unknown runner {self.name!r}: use {', '.join(get_args(RunnerName))}")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"{self.workers} workers: give at least 1")
         if self.cluster is None:
             return
-        engine = _SCHEMES.get(self.cluster.partition("://")[0])
-        if engine is None:
-            raise UserError(f"{self.cluster!r} is no cluster's address, such as tcp://host:8786 or ray://host:10001")
-        if engine != self.name:
-            raise UserError(f"{self.cluster} is the address of a {engine} cluster, not of {self.name}")
+        if self.cluster.partition("://")[0] not in _SCHEMES:
+            raise UserError(f"{self.cluster!r} is not the address of a Dask scheduler, such as tcp://host:8786")
+        if self.name != "dask":
+            raise UserError(f"{self.cluster} is the address of a dask cluster, not of {self.name}")
         if self.workers is not None:
             raise UserError("a cluster that runs already has its own number of workers: leave one of the two out")
+
+    @property
+    def in_flight(self) -> int:
+        """Batches that are given out before the first of them has given its result, see `in_order`."""
+        if self.cluster:
+            return 1024
+        return 8 * (self.workers or 1 if self.name == "threads" else self._processes)
 
     def start(self) -> "TaskRunner[PrefectFuture[Any]]":
         """Prefect's runner, to be used as a context.
@@ -70,26 +70,39 @@ class Runner:
         Raises:
             UserError: when its package is not installed.
         """
+        from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
+
+        runner: Any
+        if self.name == "threads":
+            runner = ThreadPoolTaskRunner(max_workers=self.workers or 1)
+        elif self.name == "processes":
+            runner = ProcessPoolTaskRunner(max_workers=self._processes)
+        else:
+            runner = self._dask()
+        return cast("TaskRunner[PrefectFuture[Any]]", runner)
+
+    def _dask(self) -> object:
         try:
-            found: Any = _STARTS[self.name](self)
+            from prefect_dask.task_runners import DaskTaskRunner
         except ImportError as error:
             raise UserError(
-                f"the runner {self.name} needs more packages: pip install 'uwm-pipeline[{self.name}]' ({error})"
+                f"the runner dask needs more packages: pip install 'uwm-pipeline[dask]' ({error})"
             ) from error
-        return cast("TaskRunner[PrefectFuture[Any]]", found)
+        if self.cluster:
+            return DaskTaskRunner(address=self.cluster)
+        private = {
+            "n_workers": self._processes,
+            "threads_per_worker": 1,
+            "host": "127.0.0.1",
+            "dashboard_address": None,
+            "local_directory": tempfile.gettempdir(),
+            "silence_logs": "ERROR",
+        }
+        return DaskTaskRunner(cluster_kwargs=private)
 
     @property
-    def processes(self) -> int:
-        """Workers of a private cluster."""
+    def _processes(self) -> int:
         return self.workers or os.cpu_count() or 1
-
-    @property
-    def ahead(self) -> int:
-        """Task runs that are submitted before the first of them has given its result, which bounds what is in memory.
-
-        Many for each worker, so that one batch that takes long does not leave the others without work.
-        """
-        return 1024 if self.cluster else 8 * (self.workers or 1 if self.name == "threads" else self.processes)
 
 
 def choose(name: str | None, workers: int | None, cluster: str | None) -> Runner:
@@ -98,107 +111,82 @@ def choose(name: str | None, workers: int | None, cluster: str | None) -> Runner
     Raises:
         UserError: when the settings make no sense together.
     """
-    engine = _SCHEMES.get((cluster or "").partition("://")[0])
-    return Runner(name=name or engine or "threads", workers=workers, cluster=cluster)
+    return Runner(name=cast("RunnerName", name or ("dask" if cluster else "threads")), workers=workers, cluster=cluster)
 
 
-def batch_task(name: str) -> Callable[[Callable[[Sealed[T]], R]], "Task[[Sealed[T]], R]"]:
-    """Decorate the function that does one batch, so that it becomes a task for `carried_by`.
+class Sealed(Generic[R]):
+    """A call on its way to a task. Prefect walks through parameters for futures, but only through types it knows."""
 
-    Its runs are named after the `number` of their item and are tried again, unless the mistake is the user's. Results
-    go to the flow and nowhere else.
+    def __init__(self, number: int, call: Callable[[], R]) -> None:
+        self.number, self.call = number, call
+
+
+class TaskExecutor(Executor):
+    """Has functions called by the tasks of a flow, within which it must be used.
+
+    Prefect tries a task that fails again, and Dask gives one whose worker died to another worker; so it must be
+    possible to make a call twice. No runner is started before the first call. What has not begun when the executor
+    shuts down is cancelled.
+
+    Args:
+        runner: who carries out the tasks.
+        name: of the tasks, whose runs are called `<name> batch <number>`.
     """
+
+    def __init__(self, runner: Runner, name: str) -> None:
+        self._runner, self._name = runner, name
+        self._numbers = count()
+        self._started: TaskRunner[PrefectFuture[Any]] | None = None
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Give out a call; function, arguments and result cross to other processes and machines.
+
+        Raises:
+            UserError: when the runner's package is not installed.
+        """
+        if self._started is None:
+            self._started = self._runner.start().__enter__()
+            self._task = _task(self._name)
+        sealed = Sealed(next(self._numbers), partial(fn, *args, **kwargs))
+        task_future: Any = self._started.submit(self._task, {"sealed": sealed})
+        future: Future[R] = Future()
+        future.add_done_callback(lambda done: done.cancelled() and task_future.wrapped_future.cancel())
+        task_future.add_done_callback(lambda done: _finish(future, done))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Wait for the calls that have begun, and stop the runner."""
+        if self._started is not None:
+            self._started.__exit__(None, None, None)
+            self._started = None
+
+
+def _task(name: str) -> "Task[[Sealed[Any]], Any]":
+    """A task that makes a call, unless the mistake is the user's again and again. Results go to the flow only."""
     from prefect import task
     from prefect.cache_policies import NO_CACHE
 
-    from flows.runtime.user_errors import not_a_refusal, refusing
+    from flows.runtime.user_errors import failing_on_user_error, may_be_retried
 
-    def decorate(function: Callable[[Sealed[T]], R]) -> "Task[[Sealed[T]], R]":
-        made: Any = task(
-            name=name,
-            task_run_name=f"{name} batch {{sealed.item.number}}",
-            cache_policy=NO_CACHE,
-            persist_result=False,
-            retries=len(_RETRY_SECONDS),
-            retry_delay_seconds=_RETRY_SECONDS,
-            retry_condition_fn=not_a_refusal,
-        )(refusing(function))
-        return cast("Task[[Sealed[T]], R]", made)
+    def call(sealed: Sealed[Any]) -> Any:
+        return sealed.call()
 
-    return decorate
-
-
-def carried_by(runner: Runner, task: "Task[[Sealed[T]], R]") -> Callable[[Sequence[T]], Iterator[R]]:
-    """A function that has a task done for every item, and hands back the results in the order of the items.
-
-    To be called within a flow; the task has one parameter, `sealed`. A task that fails is tried again by Prefect, one
-    whose worker dies is given to another worker by Dask or Ray; so it must be possible to do it twice. When one fails
-    for good, the flow fails, and what has not begun is cancelled.
-    """
-
-    def carry(items: Sequence[T]) -> Iterator[R]:
-        if not items:
-            return
-        with runner.start() as pool:
-            futures = (pool.submit(task, {"sealed": Sealed(item)}) for item in items)
-            begun = deque(islice(futures, runner.ahead))
-            while begun:
-                result = _result(begun.popleft())
-                begun.extend(islice(futures, 1))
-                yield result
-
-    return carry
+    decorate: Any = task(
+        name=name,
+        task_run_name=f"{name} batch {{sealed.number}}",
+        cache_policy=NO_CACHE,
+        persist_result=False,
+        retries=len(_RETRY_SECONDS),
+        retry_delay_seconds=_RETRY_SECONDS,
+        retry_condition_fn=may_be_retried,
+    )
+    return cast("Task[[Sealed[Any]], Any]", decorate(failing_on_user_error(call)))
 
 
-def _result(future: "PrefectFuture[Any]") -> Any:
-    future.wait()
-    data = getattr(future.state, "data", None)
-    if isinstance(data, UserError):
-        raise data
-    return future.result()
-
-
-def _threads(runner: Runner) -> object:
-    from prefect.task_runners import ThreadPoolTaskRunner
-
-    return ThreadPoolTaskRunner(max_workers=runner.workers or 1)
-
-
-def _processes(runner: Runner) -> object:
-    from prefect.task_runners import ProcessPoolTaskRunner
-
-    return ProcessPoolTaskRunner(max_workers=runner.processes)
-
-
-def _dask(runner: Runner) -> object:
-    from prefect_dask.task_runners import DaskTaskRunner
-
-    if runner.cluster:
-        return DaskTaskRunner(address=runner.cluster)
-    local = {
-        "n_workers": runner.processes,
-        "threads_per_worker": 1,
-        "host": "127.0.0.1",
-        "dashboard_address": None,
-        "local_directory": tempfile.gettempdir(),
-        "silence_logs": "ERROR",
-    }
-    return DaskTaskRunner(cluster_kwargs=local)
-
-
-def _ray(runner: Runner) -> object:
-    import ray  # noqa: F401 - prefect_ray imports it late, when it is too late for a clear message
-    from prefect_ray import RayTaskRunner
-
-    if runner.cluster:
-        return RayTaskRunner(address=runner.cluster)
-    local = {"num_cpus": runner.processes, "include_dashboard": False, "log_to_driver": False}
-    return RayTaskRunner(init_kwargs=local)
-
-
-_STARTS: dict[str, Callable[[Runner], object]] = {
-    "threads": _threads,
-    "processes": _processes,
-    "dask": _dask,
-    "ray": _ray,
-}
+def _finish(future: Future[Any], done: "PrefectFuture[Any]") -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(done.result())
+    except Exception as error:
+        future.set_exception(error)

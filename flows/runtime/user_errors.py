@@ -13,36 +13,35 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def refusing(function: Callable[P, R]) -> Callable[P, R]:
+def failing_on_user_error(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate the function of a task or flow so that a `UserError` becomes its failed state.
 
-    Prefect hands such a state to the caller instead of raising, so callers go through
-    `settled`.
+    Prefect hands such a state to the caller instead of raising, so callers go through `as_function`.
     """
 
     @functools.wraps(function)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+    def with_failed_state(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return function(*args, **kwargs)
         except UserError as error:
             failed: Any = Failed(message=str(error), data=error)
             return cast(R, failed)
 
-    return guarded
+    return with_failed_state
 
 
-def settled(job: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
+def as_function(job: Flow[P, R] | Task[P, R]) -> Callable[P, R]:
     """A task or flow as a plain function: it returns its result, or raises what it failed with."""
 
-    def carry_out(*args: P.args, **kwargs: P.kwargs) -> R:
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
         state: Any = cast(Callable[..., Any], job)(*args, **kwargs, return_state=True)
         if isinstance(state.data, UserError):
             raise state.data
         return cast(R, state.result())
 
-    return carry_out
+    return call
 
 
-def not_a_refusal(_task: object, _run: object, state: Any) -> bool:
+def may_be_retried(_task: object, _run: object, state: Any) -> bool:
     """Whether a task may be tried again: not after a user's mistake, but after a storage that failed."""
     return isinstance(state.data, StorageError) or not isinstance(state.data, UserError)

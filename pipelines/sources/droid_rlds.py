@@ -5,7 +5,6 @@ untouched. Letters: T steps, D dimensions of a field.
 """
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -15,15 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines import quality
+from pipelines.checks import quality
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile, find, printable
 from pipelines.options import SourceOptions
-from pipelines.quality import BadDataError, Rejection
-from pipelines.source import SourceRef, rejecting
-from pipelines.tfrecord import Damage, Example, Record, check_record, scan
+from pipelines.source import SourceRef, reading
+from pipelines.tfrecord import Example, Record, check_record, scan
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS, DROID_FPS, droid_action
+from storage_schemas.documents import find_document
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
-from storage_schemas.errors import UserError
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location
 from storage_schemas.schema import DatasetSpec, check_field_names
 
@@ -101,12 +101,11 @@ class DroidRlds:
                 yield from _list_shard(shard, folder.records.get(shard.name))
 
     def read(self, ref: SourceRef) -> Iterator[Episode]:
-        """The one episode of a record. Raises Rejected."""
+        """The one episode of a record. Raises BadDataError."""
         folder = self._folders[ref.file.folder]
-        with rejecting(ref):
-            data = check_record(ref.file.read(ref.offset, ref.length), ref.length, ref.checksum)
-            episode = self._episode(ref, folder, Example(data))
-        yield episode
+        with reading():
+            raw = ref.file.read(ref.offset, ref.length)
+        yield self._episode(ref, folder, Example(check_record(raw, ref.length, ref.checksum)))
 
     def _episode(self, ref: SourceRef, folder: _Folder, example: Example) -> Episode:
         steps = len(example.numbers("steps/is_first"))
@@ -158,8 +157,8 @@ def _list_shard(shard: SourceFile, promised: int | None) -> Iterator[SourceRef |
     try:
         with shard.open() as file:
             for found in scan(file, shard.size):
+                yield _reference(shard, count, found)
                 count += 1
-                yield _reference(shard, found)
     except OSError as error:
         yield _rejection(shard.uri, shard.size, "unreadable", f"{type(error).__name__}: {error.strerror or error}")
         return
@@ -168,9 +167,9 @@ def _list_shard(shard: SourceFile, promised: int | None) -> Iterator[SourceRef |
         yield _rejection(shard.uri, shard.size, "count_mismatch", detail)
 
 
-def _reference(shard: SourceFile, found: Record | Damage) -> SourceRef | Rejection:
-    uri = f"{shard.uri}#record={found.index}"
-    if isinstance(found, Damage):
+def _reference(shard: SourceFile, index: int, found: Record | BadDataError) -> SourceRef | Rejection:
+    uri = f"{shard.uri}#record={index}"
+    if isinstance(found, BadDataError):
         return _rejection(uri, shard.size, found.reason, found.detail)
     return SourceRef(
         uri=uri,
@@ -216,12 +215,9 @@ def _open_folder(shards: list[SourceFile], whole: bool) -> _Folder:
 def _read_json(place: Location) -> dict[str, Any] | Rejection | None:
     """The object in a JSON file, None when there is no file."""
     try:
-        value = json.loads(place.read_bytes(0, _MAX_JSON))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:
-        return _rejection(printable(place.uri), 0, "bad_metadata", f"not JSON: {error}")
-    return value if isinstance(value, dict) else _rejection(printable(place.uri), 0, "bad_metadata", "not an object")
+        return find_document(place, dict[str, Any])
+    except DamagedError as error:
+        return _rejection(printable(place.uri), 0, "bad_metadata", str(error))
 
 
 def _promised(info: dict[str, Any], default: str) -> tuple[dict[str, int], str]:

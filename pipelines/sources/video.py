@@ -11,11 +11,11 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile, find, printable
-from pipelines.isolation import decoding, frame_times
 from pipelines.options import SourceOptions, VideoOptions
-from pipelines.quality import BadDataError, Rejection
-from pipelines.source import SourceRef, rejecting
+from pipelines.source import SourceRef, reading
+from pipelines.video.isolation import decoding, frame_times
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS
 from storage_schemas.episode import Episode, EpisodeMeta
 from storage_schemas.errors import UserError
@@ -79,10 +79,10 @@ class VideoFiles:
             yield found if isinstance(found, Rejection) else _reference(found)
 
     def read(self, ref: SourceRef) -> Iterator[Episode]:
-        """The clips of a file. Raises Rejected, possibly after some clips."""
+        """The clips of a file. Raises BadDataError, possibly after some clips."""
         options = self._options
         decoder = decoding(ref.file, fps=options.fps, short_side=options.short_side, backend=options.backend)
-        with rejecting(ref), decoder as (rate, frames):
+        with reading(), decoder as (rate, frames):
             index = 0
             while True:
                 clip = list(islice(frames, options.clip_steps))
@@ -94,8 +94,8 @@ class VideoFiles:
                 raise BadDataError("too_short", f"{len(clip)} steps at {rate:g} fps, fewer than {options.min_steps}")
 
     def times(self, ref: SourceRef) -> NDArray[np.float64]:
-        """When the frames of a file appear, (T,) in seconds. Raises Rejected."""
-        with rejecting(ref):
+        """When the frames of a file appear, (T,) in seconds. Raises BadDataError."""
+        with reading():
             return frame_times(ref.file)
 
     def _episode(self, ref: SourceRef, index: int, rate: float, frames: NDArray[np.uint8]) -> Episode:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from storage_schemas.catalog.commits import CommitResult, attempt, commit
-from storage_schemas.catalog.table import append, create_table, is_table, known_sources, open_dataset_table, open_table
+from storage_schemas.catalog.rows import EpisodeTable
+from storage_schemas.catalog.table import append, create_table, is_table, load, open_dataset_table, open_table
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
 
@@ -73,14 +74,19 @@ def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
     return len(news)
 
 
-def quarantined(uri: str | os.PathLike[str]) -> list[QuarantineRow]:
+def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = None) -> list[QuarantineRow]:
     """What is in quarantine, oldest first; what has become an episode since does not count.
+
+    Args:
+        uri: The dataset.
+        episodes: Its episodes; those of the newest version when None.
 
     Raises:
         UserError: when there is no dataset.
     """
     location = locate(uri)
-    known = known_sources(location.uri)
+    episodes = load(location).episodes if episodes is None else episodes
+    known = set(zip(episodes.column("source_uri"), episodes.column("source_fingerprint"), strict=True))
     known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
     if not is_table(location / "quarantine"):
         return []
@@ -126,6 +132,6 @@ def withdraw(
     return commit(location.uri, [], retire=episode_ids)
 
 
-def withdrawn_fingerprints(uri: str | os.PathLike[str]) -> set[str]:
-    """Fingerprints of what a user has taken out; ingestion does not bring it back. Raises UserError."""
-    return {entry.fingerprint for entry in quarantined(uri) if entry.reason == WITHDRAWN}
+def withdrawn_fingerprints(uri: str | os.PathLike[str], episodes: EpisodeTable | None = None) -> set[str]:
+    """Fingerprints of what a user has taken out; ingestion does not bring it back. See `quarantined`."""
+    return {entry.fingerprint for entry in quarantined(uri, episodes) if entry.reason == WITHDRAWN}

@@ -34,18 +34,23 @@ class Snapshot:
     episodes: EpisodeTable
 
 
-def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
+def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
     """Create an empty dataset, version 0; does nothing when there is one with the same spec.
+
+    Returns:
+        The newest version.
 
     Raises:
         UserError: when there is one with another spec, or the path can't hold a dataset.
     """
     location = locate(uri)
-    if not is_table(location / "episodes"):
-        create_table(location / "episodes", ROW_SCHEMA, {_SPEC_KEY: spec.to_json()})
-    found = dataset_spec(location)
-    if found != spec:
-        raise UserError(f"{location.uri} exists with other settings: {found.to_json()}, not {spec.to_json()}")
+    if is_table(location / "episodes"):
+        snapshot = load(location)
+    else:
+        snapshot = _snapshot(location, create_table(location / "episodes", ROW_SCHEMA, {_SPEC_KEY: spec.to_json()}))
+    if snapshot.spec != spec:
+        raise UserError(f"{location.uri} exists with other settings: {snapshot.spec.to_json()}, not {spec.to_json()}")
+    return snapshot
 
 
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:
@@ -64,7 +69,10 @@ def load(location: Location, version: int | None = None) -> Snapshot:
     Raises:
         UserError: when there is no dataset or no such version.
     """
-    table = open_dataset_table(location, version)
+    return _snapshot(location, open_dataset_table(location, version))
+
+
+def _snapshot(location: Location, table: "DeltaTable") -> Snapshot:
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
     pool = pa.system_memory_pool()  # the default one keeps 50 MB more of what decoding took
@@ -96,14 +104,6 @@ def _statistics(location: Location, version: int) -> pa.Table:
     return persistent(location, lambda: table.to_pyarrow_table(columns=["ordinal", "statistics"]))
 
 
-def known_sources(uri: str | os.PathLike[str]) -> set[tuple[str, str]]:
-    """(source_uri, source_fingerprint) of all episodes of the newest version."""
-    location = locate(uri)
-    table = open_dataset_table(location)
-    held = persistent(location, lambda: table.to_pyarrow_table(columns=["source_uri", "source_fingerprint"]))
-    return set(zip(held["source_uri"].to_pylist(), held["source_fingerprint"].to_pylist(), strict=True))
-
-
 def is_table(location: Location) -> bool:
     """Whether there is a Delta table."""
     from deltalake import DeltaTable
@@ -114,8 +114,8 @@ def is_table(location: Location) -> bool:
     return persistent(location, lambda: bool(DeltaTable.is_deltatable(uri, storage_options=options)))
 
 
-def create_table(location: Location, schema: pa.Schema, configuration: dict[str, str]) -> None:
-    """Create a Delta table that keeps all its versions; another creator may have been faster.
+def create_table(location: Location, schema: pa.Schema, configuration: dict[str, str]) -> "DeltaTable":
+    """Create a Delta table that keeps all its versions and open it; another creator may have been faster.
 
     Raises:
         UserError: when the path can't hold a Delta table.
@@ -126,7 +126,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     if location.is_local and unquote(location.path) != location.path:
         raise UserError(f"{location.uri}: Delta Lake can't write below a folder with a percent code in its name")
     try:
-        persistent(
+        return persistent(
             location,
             lambda: DeltaTable.create(
                 location.delta_uri(),
@@ -140,6 +140,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
     except (DeltaError, StorageError):
         if not is_table(location):  # there is one: by another creator at the same time, or ours after a lost answer
             raise
+        return open_table(location)
 
 
 def open_table(location: Location, version: int | None = None) -> "DeltaTable":

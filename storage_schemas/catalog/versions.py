@@ -1,18 +1,17 @@
 """Names for versions, and what changed between two of them."""
 
-import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from storage_schemas.catalog.table import Snapshot, load, open_dataset_table
+from storage_schemas.documents import find_document, read_document, write_document
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 
 _NAME = re.compile(r"[A-Za-z][\w.-]{0,99}", re.ASCII)
-_MAX_BYTES = 1 << 16
 
 Version = int | str | None
 """A dataset version: its number, a tag, or None for the newest."""
@@ -50,9 +49,9 @@ def set_tag(uri: str | os.PathLike[str], name: str, version: int | None = None, 
     tag = Tag(name=name, version=table.version(), table_id=str(table.metadata().id), created=now)
     place = _place(location, name)
     try:
-        place.write_bytes(json.dumps(asdict(tag)).encode(), exclusive=not move)
+        write_document(place, tag, exclusive=not move)
     except FileExistsError:
-        there = _read(place)
+        there = read_document(place, Tag)
         if (there.version, there.table_id) == (tag.version, tag.table_id):
             return there
         raise UserError(f"{location.uri} has a tag {name!r} for version {there.version}: move it or drop it") from None
@@ -78,10 +77,7 @@ def tags(uri: str | os.PathLike[str]) -> list[Tag]:
 def find_tag(location: Location, name: str) -> Tag:
     """The tag of a dataset. Raises UserError when there is none or it belongs to another log."""
     place = _place(location, name)
-    try:
-        tag = _read(place) if _NAME.fullmatch(name) else None
-    except FileNotFoundError:
-        tag = None
+    tag = find_document(place, Tag) if _NAME.fullmatch(name) else None
     if tag is None:
         open_dataset_table(location)
         raise UserError(f"{location.uri} has no version or tag {name!r}: `uwm tag` lists its tags")
@@ -107,13 +103,6 @@ def load_version(location: Location, version: Version = None) -> Snapshot:
 
 def _place(location: Location, name: str) -> Location:
     return location / "tags" / f"{name}.json"
-
-
-def _read(place: Location) -> Tag:
-    try:
-        return Tag(**json.loads(place.read_bytes(0, _MAX_BYTES)))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{place.uri} is not a tag: {error}") from error
 
 
 Kind = Literal["added", "removed", "changed"]

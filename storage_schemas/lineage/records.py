@@ -6,7 +6,6 @@ another one for all commands. Everything that shows lineage is a view of these f
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
+from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 
@@ -22,7 +22,6 @@ KINDS = ("source", "dataset", "checkpoint", "evaluation")
 """Kinds of nodes, in the order in which data flows through them."""
 
 ROOT_VARIABLE = "UWM_LINEAGE"
-MAX_RECORD_BYTES = 1 << 20
 
 Fact = str | int | float | bool | None
 
@@ -63,23 +62,9 @@ class LineageRecord:
         """The id of the node: kind/name@version."""
         return f"{self.kind}/{self.name}@{self.version}"
 
-    def to_json(self) -> str:
-        """The record as it lies on disk."""
-        return json.dumps({"node": self.node} | asdict(self), indent=1, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> "LineageRecord":
-        """Read a record back.
-
-        Raises:
-            ValueError: when it is not a lineage record.
-        """
-        try:
-            raw: Any = json.loads(text)
-            raw.pop("node", None)
-            return cls(**(raw | {"upstream": tuple(map(str, raw["upstream"])), "facts": dict(raw["facts"])}))
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a lineage record: {error}") from error
+    def document(self) -> dict[str, Any]:
+        """The record as it lies on disk: plain values, with the node id first for whoever reads it."""
+        return {"node": self.node} | asdict(self)
 
 
 def safe_name(text: str) -> str:
@@ -113,9 +98,9 @@ def write_record(root: str, record: LineageRecord) -> LineageRecord:
     for candidate in _candidates(stamped):
         place = _place(root, candidate)
         try:
-            place.write_bytes(candidate.to_json().encode(), exclusive=True)
+            write_document(place, candidate.document(), exclusive=True)
         except FileExistsError:
-            existing = _load(place)
+            existing = read_document(place, LineageRecord)
             if existing.identity == record.identity:
                 return existing
         else:
@@ -138,13 +123,6 @@ def _candidates(record: LineageRecord) -> Iterable[LineageRecord]:
 
 def _place(root: str, record: LineageRecord) -> Location:
     return locate(root) / record.kind / f"{record.name}@{record.version}.json"
-
-
-def _load(place: Location) -> LineageRecord:
-    try:
-        return LineageRecord.from_json(place.read_bytes(0, MAX_RECORD_BYTES))
-    except ValueError as error:
-        raise UserError(f"{place.uri} is damaged: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +246,6 @@ def graph(root: str) -> LineageGraph:
         folder = locate(root) / kind
         for name in folder.names():
             if name.endswith(".json"):
-                record = _load(folder / name)
+                record = read_document(folder / name, LineageRecord)
                 records[record.node] = record
     return LineageGraph(root=locate(root).uri, records=records)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
 from storage_schemas.catalog.table import is_table, open_dataset_table, open_table, read_columns
+from storage_schemas.errors import DamagedError
 from storage_schemas.location import FileInfo, Location, locate
-from storage_schemas.store.shards import DamagedError
 
 SAFETY_AGE = timedelta(hours=24)
 TABLES = ("episodes", "quarantine")

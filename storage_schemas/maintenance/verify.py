@@ -10,11 +10,12 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.errors import DamagedError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import StoreSchema, part_metadata, shard_key
 from storage_schemas.store.dataset import Dataset, open_dataset
 from storage_schemas.store.frames import check_frame
-from storage_schemas.store.shards import DamagedError, index_bytes, parse_index
+from storage_schemas.store.shards import index_bytes, parse_index
 
 _BLOCK = 256
 """Steps whose frames are held at once."""

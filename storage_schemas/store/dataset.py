@@ -24,16 +24,16 @@ from storage_schemas.catalog.quarantine import (
 )
 from storage_schemas.catalog.rows import EpisodeRow, EpisodeTable, split_of
 from storage_schemas.catalog.statistics import FieldStatistics
-from storage_schemas.catalog.table import Snapshot, create_dataset, dataset_exists, known_sources
+from storage_schemas.catalog.table import Snapshot, create_dataset, dataset_exists
 from storage_schemas.catalog.versions import Version, load_version
 from storage_schemas.episode import Segment, SegmentId, SegmentSpec
-from storage_schemas.errors import UserError
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import DatasetSpec, StoreSchema, shard_key
 from storage_schemas.store.frames import decode_frames
 from storage_schemas.store.parts import write_part
 from storage_schemas.store.remote import RemoteParts
-from storage_schemas.store.shards import DamagedError, LocalParts, PartReader, ShardRead
+from storage_schemas.store.shards import LocalParts, PartReader, ShardRead
 
 __all__ = [
     "CommitResult",
@@ -51,7 +51,6 @@ __all__ = [
     "commit",
     "create_dataset",
     "dataset_exists",
-    "known_sources",
     "open_dataset",
     "open_parts",
     "quarantined",
@@ -106,7 +105,7 @@ def summary(dataset: "Dataset") -> DatasetSummary:
         actions_available=int(episodes.action_steps.sum()),
         cameras=dataset.spec.cameras,
         bytes=sum(parts.values()),
-        quarantined=len(quarantined(dataset.uri)),
+        quarantined=len(quarantined(dataset.uri, episodes)),
     )
 
 

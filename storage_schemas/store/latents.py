@@ -16,12 +16,13 @@ Dimension letters: K variants, V canonical cameras, C, h, w latent channels, hei
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from storage_schemas.documents import find_document, write_document
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location
 from storage_schemas.schema import SHARD_STEPS
@@ -104,14 +105,6 @@ class LatentSpec(BaseModel):
                 return f"their {name} is {there[name]}, not {asked[name]}"
         return ""
 
-    @classmethod
-    def parse(cls, data: bytes, place: str) -> Self:
-        """The spec in a `latents.json`. Raises UserError when it is none of version 1."""
-        try:
-            return cls.model_validate_json(data)
-        except ValidationError as error:
-            raise UserError(f"{place} holds no latents of version 1: {error.errors()[0]['msg']}") from error
-
 
 def latents_folder(dataset: Location, name: str) -> Location:
     """Where the latents of a dataset lie. Raises UserError when `name` is no name of a folder."""
@@ -121,15 +114,14 @@ def latents_folder(dataset: Location, name: str) -> Location:
 
 
 def load_spec(folder: Location) -> LatentSpec | None:
-    """What the latents in a folder are, None when there are none. Raises UserError when it can't be read."""
-    place = folder / "latents.json"
-    return LatentSpec.parse(place.read_bytes(), place.uri) if place.exists() else None
+    """What the latents in a folder are, None when there are none. Raises DamagedError."""
+    return find_document(folder / "latents.json", LatentSpec)
 
 
 def save_spec(folder: Location, spec: LatentSpec) -> None:
     """Write what the latents are; one of several writers wins, and all must agree with it."""
     try:
-        (folder / "latents.json").write_bytes(spec.model_dump_json(indent=1).encode(), exclusive=True)
+        write_document(folder / "latents.json", spec, exclusive=True)
     except FileExistsError:
         return  # the caller compares
 
@@ -143,7 +135,7 @@ def covered(folder: Location, version: int, collections: Sequence[str]) -> bool:
 def mark_covered(folder: Location, version: int, collections: Sequence[str], episodes: int) -> None:
     """Say that they are; call it when everything else is on disk."""
     facts = {"version": version, "collections": sorted(collections), "episodes": episodes}
-    (folder / "versions" / _mark(version, collections)).write_bytes(json.dumps(facts).encode())
+    write_document(folder / "versions" / _mark(version, collections), facts)
 
 
 def _mark(version: int, collections: Sequence[str]) -> str:

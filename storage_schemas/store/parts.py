@@ -36,7 +36,12 @@ _SYNCS = 16
 
 
 def write_part(
-    uri: str | os.PathLike[str], episodes: Sequence[Episode], *, run_id: str, codec: Codec = "jpeg"
+    uri: str | os.PathLike[str],
+    episodes: Sequence[Episode],
+    *,
+    run_id: str,
+    codec: Codec = "jpeg",
+    spec: DatasetSpec | None = None,
 ) -> list[EpisodeRow]:
     """Write episodes as new parts and return the rows that `commit` makes visible, in the same order.
 
@@ -48,13 +53,14 @@ def write_part(
         episodes: At least one; held in memory together with their encoded frames.
         run_id: The ingestion run, for lineage.
         codec: How frames are kept that are not JPEG already. In a lossless part JPEG frames are decoded.
+        spec: Of the dataset; read from it when None.
 
     Raises:
         UserError: when there is no dataset at `uri`.
         ValueError: when an episode does not fit the dataset or its JPEG frames are not what it says.
     """
     location = locate(uri)
-    spec = catalog.dataset_spec(location)
+    spec = spec or catalog.dataset_spec(location)
     for episode in episodes:
         _check_fits(episode, spec)
     layouts: dict[tuple[StateArray, ...], list[int]] = {}

@@ -13,9 +13,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.errors import StorageError, UserError
+from storage_schemas.errors import DamagedError, StorageError, UserError
 from storage_schemas.location import Location, RemotePolicy
-from storage_schemas.store.shards import DamagedError, ShardRead
+from storage_schemas.store.shards import ShardRead
 
 _INDEX_CACHE = 256 * 2**20
 """Bytes of shard indexes that a reader keeps."""

@@ -16,14 +16,12 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.errors import DamagedError
+
 HOLE = np.uint64(2**64 - 1)
 """Offset and size of a chunk that the shard does not hold."""
 _ENTRY = 16
 _CHECKSUM = 4
-
-
-class DamagedError(RuntimeError):
-    """Stored bytes are missing or not what was written; `uwm verify` names what is damaged."""
 
 
 class ShardRead(NamedTuple):

@@ -2,15 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 
-from flows.lineage.html import html
 from flows.lineage.pages import HOME_KEY, kind_key
-from storage_schemas.lineage.records import LineageGraph, LineageRecord
 from uwm.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -91,30 +88,6 @@ def test_a_kind_can_be_listed_alone(site: Site, chromium: "BrowserContext") -> N
     rows = opened.value.locator("td:first-child").all_inner_texts()
     assert rows
     assert all(row.startswith("dataset/") for row in rows)
-
-
-def test_the_html_page_filters_searches_and_opens_what_is_clicked(tmp_path: Path, chromium: "BrowserContext") -> None:
-    edges = {"source/s@1": (), "dataset/d@1": ("source/s@1",), "dataset/e@1": (), "checkpoint/c@1": ("dataset/d@1",)}
-    records = {
-        node: LineageRecord(
-            kind=node.partition("/")[0], name=node[-3], version="1", identity=node, uri=f"/lab/{node}", upstream=parents
-        )
-        for node, parents in edges.items()
-    }
-    file = tmp_path / "lineage.html"
-    file.write_text(html(LineageGraph(root="/lab", records=records), {}))
-    page = chromium.new_page()
-    page.goto(file.as_uri())
-    shown = page.locator("details:visible")
-    assert shown.count() == 4
-    page.uncheck("input[value=dataset]")
-    assert shown.count() == 2
-    page.fill("input[type=search]", "lab CHECKPOINT")
-    assert shown.count() == 1
-    page.locator("svg a[href='#dataset-d-1']").click()
-    page.locator("details#dataset-d-1[open]").wait_for()
-    assert shown.count() == 4, "a click on a node that is filtered out shows it again"
-    assert "/lab/dataset/d@1" in page.locator("details#dataset-d-1").inner_text()
 
 
 def test_the_list_of_deployments_shows_their_schedules(site: Site, chromium: "BrowserContext") -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.deploy.server import Server, client_environment, is_healthy, local_server
 from flows.lineage.pages import HOME_KEY, keys, kind_key
+from flows.runtime.server import Server, client_environment, is_healthy, local_server
 from storage_schemas.lineage.records import KINDS, LineageGraph, graph
 
 pytestmark = pytest.mark.server

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from flows.deploy.server import Server, client_environment, local_server
+from flows.runtime.server import Server, client_environment, local_server
 from storage_schemas.store.dataset import open_dataset
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

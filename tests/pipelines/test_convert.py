@@ -2,14 +2,15 @@
 
 import pickle
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipelines.convert import Batch, Converted, convert
+from pipelines.convert import Batch, convert
 from pipelines.ingest import IngestProgress, IngestReport, ingest
 from pipelines.options import SourceOptions, VideoOptions
 from storage_schemas.catalog.quarantine import quarantined
@@ -20,19 +21,40 @@ from storage_schemas.store.dataset import open_dataset
 Make = Callable[..., Any]
 
 
-class Elsewhere:
+class Elsewhere(Executor):
     """Converts batches in a random order, some of them twice; all that goes there and back is pickled."""
 
     def __init__(self, seed: int = 0) -> None:
         self.random = random.Random(seed)  # noqa: S311
         self.batches: list[Batch] = []
+        self.waiting: list[tuple[Batch, Future[Any]]] = []
 
-    def __call__(self, batches: Sequence[Batch]) -> Iterator[Converted]:
-        self.batches = list(batches)
-        found: dict[int, Converted] = {}
-        for batch in self.random.sample(self.batches, len(batches)) + self.batches[:1]:
-            found[batch.number] = pickle.loads(pickle.dumps(convert(pickle.loads(pickle.dumps(batch)))))  # noqa: S301
-        yield from (found[batch.number] for batch in batches)
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        (batch,) = args
+        assert (fn, kwargs) == (convert, {})
+        self.batches.append(batch)
+        self.waiting.append((batch, Waiting(self.work)))
+        return self.waiting[-1][1]
+
+    def work(self) -> None:
+        for batch, future in self.random.sample(self.waiting, len(self.waiting)) + self.waiting[:1]:
+            result = pickle.loads(pickle.dumps(convert(pickle.loads(pickle.dumps(batch)))))  # noqa: S301
+            if not future.done():
+                future.set_result(result)
+        self.waiting = []
+
+
+class Waiting(Future[Any]):
+    """A result that is made when somebody waits for it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        super().__init__()
+        self.work = work
+
+    def result(self, timeout: float | None = None) -> Any:
+        if not self.done():
+            self.work()
+        return super().result(timeout)
 
 
 def outcome(store: str, report: IngestReport) -> object:
@@ -64,7 +86,7 @@ def troubled(tmp_path: Path, write_rlds: Make, make_features: Make) -> str:
 def test_elsewhere_is_as_here(troubled: str, tmp_path: Path, reject: list[str], batch: int) -> None:
     here, there, whole = (str(tmp_path / name) for name in ("here", "there", "whole"))
     calm = ingest(troubled, here, batch_episodes=batch, reject=reject)
-    spread = ingest(troubled, there, batch_episodes=batch, reject=reject, carry=Elsewhere(batch))
+    spread = ingest(troubled, there, batch_episodes=batch, reject=reject, executor=Elsewhere(batch))
     assert outcome(there, spread) == outcome(here, calm)
     assert verify(there).ok
     reasons = {rejection.reason for rejection in calm.quarantined}
@@ -79,9 +101,9 @@ def test_videos_elsewhere_are_as_here(tmp_path: Path, write_video: Make) -> None
     (tmp_path / "clips/2.mp4").write_bytes(b"no video")
     options = SourceOptions(video=VideoOptions(clip_steps=10), collection="web")
     found = []
-    for name, carry in (("here", None), ("there", Elsewhere())):
+    for name, executor in (("here", None), ("there", Elsewhere())):
         store = str(tmp_path / name)
-        report = ingest(str(tmp_path / "clips"), store, options=options, batch_episodes=2, carry=carry)
+        report = ingest(str(tmp_path / "clips"), store, options=options, batch_episodes=2, executor=executor)
         found.append(outcome(store, report))
     assert found[0] == found[1]
 
@@ -100,20 +122,20 @@ def test_a_copy_of_a_video_that_breaks_late_is_not_taken_for_a_duplicate(tmp_pat
 
 def test_progress_comes_batch_by_batch(troubled: str, tmp_path: Path) -> None:
     seen: list[IngestProgress] = []
-    carry = Elsewhere()
-    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, carry=carry, progress=seen.append)
-    assert [len(batch.refs) for batch in carry.batches] == [5, 5, 2]
+    elsewhere = Elsewhere()
+    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, executor=elsewhere, progress=seen.append)
+    assert [len(batch.refs) for batch in elsewhere.batches] == [5, 5, 2]
     assert [(p.done, p.total) for p in seen] == [(5, 12), (10, 12), (12, 12)]
     again = Elsewhere()
-    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, carry=again)
+    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, executor=again)
     assert sum(len(batch.refs) for batch in again.batches) < 12, "what is there is not given to anybody"
 
 
 def test_a_batch_ends_at_a_number_of_bytes(troubled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.ingest._BATCH_BYTES", 1)
-    carry = Elsewhere()
-    ingest(troubled, str(tmp_path / "store"), carry=carry)
-    assert [len(batch.refs) for batch in carry.batches] == [1] * 12
+    elsewhere = Elsewhere()
+    ingest(troubled, str(tmp_path / "store"), executor=elsewhere)
+    assert [len(batch.refs) for batch in elsewhere.batches] == [1] * 12
 
 
 def test_a_batch_is_written_in_parts_of_bounded_size(
@@ -129,11 +151,27 @@ def test_a_batch_is_written_in_parts_of_bounded_size(
     assert outcome(pieces, report) == outcome(whole, expected)
 
 
-@pytest.mark.parametrize("wrong", [lambda found: found[::-1], lambda found: found[1:]], ids=["order", "lost"])
-def test_batches_that_come_back_wrong_are_noticed(troubled: str, tmp_path: Path, wrong: Callable[..., Any]) -> None:
-    carry = Elsewhere()
-    with pytest.raises((RuntimeError, ValueError)):
-        ingest(troubled, str(tmp_path / "store"), batch_episodes=4, carry=lambda batches: wrong(list(carry(batches))))
+def test_threads_commit_what_comes_before_a_failure(troubled: str, tmp_path: Path) -> None:
+    """The third of six batches fails: the first two are stored, and what has not begun by then is never begun."""
+    begun: list[int] = []
+
+    class Failing(ThreadPoolExecutor):
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            return super().submit(self.call, fn, *args, **kwargs)
+
+        def call(self, fn: Callable[..., Any], batch: Batch) -> Any:
+            begun.append(len(begun))
+            if len(begun) == 3:
+                raise OSError("the disk is gone")
+            return fn(batch)
+
+    store = str(tmp_path / "store")
+    with Failing(1) as executor, pytest.raises(OSError, match="the disk is gone"):
+        ingest(troubled, store, batch_episodes=2, executor=executor, in_flight=2)
+    assert len(open_dataset(store)) == 2, "one of four records is bad, and one is another's double"
+    assert len(begun) <= 4
+    assert ingest(troubled, store, batch_episodes=2).added > 0
+    assert verify(store).ok
 
 
 def test_an_empty_batch_is_refused(troubled: str, tmp_path: Path) -> None:

@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from pipelines.quality import Rejection
-from pipelines.source import Rejected
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.sources.droid_rlds import DroidRlds
 from storage_schemas.conventions import DROID_CAMERAS, droid_action
 from storage_schemas.episode import EncodedFrames, Episode
@@ -33,8 +32,8 @@ def outcomes(source: Path) -> dict[str, Episode | str]:
             continue
         try:
             (found[ref.uri],) = reader.read(ref)
-        except Rejected as error:
-            found[ref.uri] = error.rejection.reason
+        except BadDataError as error:
+            found[ref.uri] = error.reason
     return found
 
 

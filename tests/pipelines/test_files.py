@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.checks.quality import Rejection
 from pipelines.files import SourceFile, find, printable, raw_path
-from pipelines.quality import Rejection
 from storage_schemas.errors import UserError
 
 NAMES = [

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.doctor import diagnose
+from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.doctor.diagnose import diagnose
 from pipelines.files import printable
 from pipelines.ingest import ingest
-from pipelines.quality import Rejection
-from pipelines.source import Rejected, SourceRef
+from pipelines.source import SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.episode import EncodedFrames, Episode
@@ -84,8 +84,8 @@ def read_all(source: Path) -> tuple[dict[str, str], list[Rejection]]:
             continue
         try:
             found |= {episode.meta.episode_id: content(episode) for episode in reader.read(ref)}
-        except Rejected as error:
-            rejected.append(error.rejection)
+        except BadDataError as error:
+            rejected.append(ref.rejection(error.reason, error.detail))
     return found, rejected
 
 

@@ -226,9 +226,9 @@ def test_a_video_that_breaks_late_leaves_nothing(
     """Parts are written while it is read; none of its rows may reach a commit."""
     written: list[str] = []
 
-    def write(uri: str, batch: Sequence[Episode], *, run_id: str) -> list[EpisodeRow]:
+    def write(uri: str, batch: Sequence[Episode], **options: Any) -> list[EpisodeRow]:
         written.extend(episode.meta.source_uri for episode in batch)
-        return write_part(uri, batch, run_id=run_id)
+        return write_part(uri, batch, **options)
 
     monkeypatch.setattr("pipelines.convert._MAX_STEPS", 20)
     monkeypatch.setattr("pipelines.convert.write_part", write)

@@ -10,10 +10,10 @@ import fsspec
 import numpy as np
 import pytest
 
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
 from pipelines.options import SourceOptions, VideoOptions
-from pipelines.quality import Rejection
-from pipelines.source import Rejected, SourceReader, SourceRef
+from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import FORMATS, detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
@@ -27,8 +27,8 @@ def read_all(reader: SourceReader) -> tuple[list[Episode], list[Rejection]]:
             continue
         try:
             episodes += list(reader.read(ref))
-        except Rejected as error:
-            rejections.append(error.rejection)
+        except BadDataError as error:
+            rejections.append(ref.rejection(error.reason, error.detail))
     return episodes, rejections
 
 
@@ -137,7 +137,7 @@ class ReaderContract:
         reader = self.open(source)
         listed = refs(reader)
         shutil.rmtree(source)
-        with pytest.raises(Rejected, match="unreadable"):
+        with pytest.raises(BadDataError, match="unreadable"):
             list(reader.read(listed[0]))
 
     def test_remote_source_is_equal(self, source: Path) -> None:

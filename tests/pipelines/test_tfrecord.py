@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.quality import BadDataError
-from pipelines.tfrecord import Damage, Example, Record, read_record, scan
+from pipelines.checks.quality import BadDataError
+from pipelines.tfrecord import Example, Record, read_record, scan
 
 RECORDS = st.lists(st.binary(max_size=40), min_size=1, max_size=5)
 
 
-def listing(data: bytes) -> list[Record | Damage]:
+def listing(data: bytes) -> list[Record | BadDataError]:
     return list(scan(io.BytesIO(data), len(data)))
 
 
@@ -48,7 +48,7 @@ def test_a_cut_loses_only_what_was_cut(
     found = listing(whole[:cut])
     assert readable(whole[:cut]) == payloads[:kept]
     clean = cut in (0, *ends)
-    assert [item.reason for item in found if isinstance(item, Damage)] == ([] if clean else ["truncated"])
+    assert [item.reason for item in found if isinstance(item, BadDataError)] == ([] if clean else ["truncated"])
 
 
 @settings(max_examples=300)
@@ -70,9 +70,9 @@ def test_a_huge_length_is_not_believed(make_record: Callable[[bytes], bytes]) ->
     length = struct.pack("<Q", 2**62)
     good = make_record(b"abc")
     lying = length + good[8:]
-    assert [type(item) for item in listing(good + lying)] == [Record, Damage]
+    assert [type(item) for item in listing(good + lying)] == [Record, BadDataError]
     signed = length + make_record(length)[12 + 8 :][:4] + b"abc"
-    assert [item.reason for item in listing(signed) if isinstance(item, Damage)] == ["truncated"]
+    assert [item.reason for item in listing(signed) if isinstance(item, BadDataError)] == ["truncated"]
 
 
 def test_a_wrong_length_checksum_does_not_hide_the_next_record(make_record: Callable[[bytes], bytes]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.deploy.server import Server, client_environment, local_server, stop
+from flows.runtime.server import Server, client_environment, local_server, stop
 
 ROOT = Path(__file__).resolve().parents[2]
 UWM = (sys.executable, "-c", "from flows.cli import main; main()")

@@ -140,14 +140,15 @@ def test_damage_is_one_clear_line(tmp_path: Path, name: str, damage: str) -> Non
     assert "\n" not in message
     assert str(path) in message
     if (name, damage) != (STATE_FILE, "absent"):
-        assert f"damaged: {name}" in message
+        assert name in message
+        assert "damaged" in message
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '{"digest": 1}', "{", '"digest"', "\x00"])
 def test_a_state_that_is_none(tmp_path: Path, text: str) -> None:
     path = save(tmp_path, 1)
     (path / STATE_FILE).write_text(text)
-    with pytest.raises(UserError, match=r"damaged: state\.json"):
+    with pytest.raises(UserError, match=r"state\.json is (damaged|not)"):
         load_checkpoint(path)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from storage_schemas.errors import DamagedError
 from storage_schemas.store.dataset import Dataset
-from storage_schemas.store.shards import DamagedError
 
 _READERS = 32
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location
 from storage_schemas.schema import SHARD_STEPS
 from storage_schemas.store.dataset import Dataset, open_parts
@@ -32,7 +32,7 @@ from storage_schemas.store.latents import (
     mark_covered,
     save_spec,
 )
-from storage_schemas.store.shards import DamagedError, PartReader
+from storage_schemas.store.shards import PartReader
 from uwm.config import DataConfig
 from uwm.data.augment import augment, centre
 from uwm.data.frames import decode_fitted

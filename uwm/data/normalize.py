@@ -13,10 +13,9 @@ from typing import Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from storage_schemas.errors import UserError
 from uwm.config import Config
 
 ZERO_RANGE = 1e-6
@@ -85,22 +84,6 @@ class ActionNormalizer(Config):
     def normalized_mean(self) -> Tensor:
         """(A,) float32: the mean training action as the network sees it."""
         return self.normalize(torch.tensor(self.mean, dtype=torch.float64)).float()
-
-    def to_json(self) -> str:
-        """Indented JSON text."""
-        return self.model_dump_json(indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Parse `to_json`'s text.
-
-        Raises:
-            UserError: when the text holds no usable normalizer.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise UserError(f"not a normalizer: {error.errors()[0]['msg']}") from error
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         centre, scale = _centre_and_scale(np.asarray(self.low), np.asarray(self.high))

@@ -13,13 +13,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.errors import UserError
-from storage_schemas.location import Location, locate
+from storage_schemas.documents import read_document, write_document
+from storage_schemas.errors import DamagedError, UserError
+from storage_schemas.location import locate
 from uwm.eval.result import Evaluation
 
 RESULT_FILE = "evaluation.json"
 EXAMPLES_FILE = "examples.npz"
-MAX_RESULT_BYTES = 16 << 20
 MAX_EXAMPLES_BYTES = 512 << 20
 
 _SHAPES = {
@@ -106,17 +106,16 @@ def save_evaluation(folder: str, evaluation: Evaluation, examples: ExampleArrays
     Raises:
         UserError: when the folder can't be written.
     """
-    files, digest = {}, ""
+    content = b""
     if examples is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, allow_pickle=False, **examples.arrays())
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        files[EXAMPLES_FILE] = buffer.getvalue()
-    named = evaluation.model_copy(update={"examples_sha256": digest})
-    files[RESULT_FILE] = named.to_json().encode()
+        content = buffer.getvalue()
+    named = evaluation.model_copy(update={"examples_sha256": hashlib.sha256(content).hexdigest() if content else ""})
     try:
-        for name, content in files.items():
-            (locate(folder) / name).write_bytes(content)
+        if content:
+            (locate(folder) / EXAMPLES_FILE).write_bytes(content)
+        write_document(locate(folder) / RESULT_FILE, named)
     except OSError as error:
         raise UserError(f"can't write the evaluation to {folder}: {error.strerror or error}") from error
     return named
@@ -128,7 +127,7 @@ def load_evaluation(folder: str) -> Evaluation:
     Raises:
         UserError: when there is none, or it can't be read.
     """
-    return Evaluation.from_json(_read(locate(folder) / RESULT_FILE, MAX_RESULT_BYTES))
+    return read_document(locate(folder) / RESULT_FILE, Evaluation, hint="make it with `uwm evaluate`")
 
 
 def load_examples(folder: str, evaluation: Evaluation) -> ExampleArrays | None:
@@ -140,25 +139,22 @@ def load_examples(folder: str, evaluation: Evaluation) -> ExampleArrays | None:
     if not evaluation.examples_sha256:
         return None
     place = locate(folder) / EXAMPLES_FILE
-    content = _read(place, MAX_EXAMPLES_BYTES)
+    try:
+        content = place.read_bytes(0, MAX_EXAMPLES_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise UserError(f"no {place.name} in {place.parent.uri}: make it with `uwm evaluate`") from error
+    if len(content) > MAX_EXAMPLES_BYTES:
+        raise DamagedError(f"{place.uri} is larger than {MAX_EXAMPLES_BYTES} bytes")
     if hashlib.sha256(content).hexdigest() != evaluation.examples_sha256:
-        raise UserError(f"{place.uri} does not belong to its {RESULT_FILE}: evaluate again")
+        raise DamagedError(f"{place.uri} does not belong to its {RESULT_FILE}: evaluate again")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         examples = ExampleArrays.from_arrays(arrays)
     except (ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{place.uri} is damaged: {error}") from error
+        raise DamagedError(f"{place.uri} is damaged: {error}") from error
     if len(examples.current) != len(evaluation.examples):
-        raise UserError(f"{place.uri} holds {len(examples.current)} examples, {RESULT_FILE} {len(evaluation.examples)}")
+        raise DamagedError(
+            f"{place.uri} holds {len(examples.current)} examples, {RESULT_FILE} {len(evaluation.examples)}"
+        )
     return examples
-
-
-def _read(place: Location, limit: int) -> bytes:
-    try:
-        content = place.read_bytes(0, limit + 1)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise UserError(f"no {place.name} in {place.parent.uri}: make it with `uwm evaluate`") from error
-    if len(content) > limit:
-        raise UserError(f"{place.uri} is larger than {limit} bytes")
-    return content

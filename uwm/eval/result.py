@@ -2,13 +2,11 @@
 
 import math
 from enum import StrEnum
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from storage_schemas.errors import UserError
+from pydantic import BaseModel, ConfigDict, Field
 
 ModeName = Literal["policy", "forward", "inverse", "video", "joint"]
 
@@ -147,20 +145,6 @@ class Evaluation(Result):
     def to_json(self) -> str:
         """Indented JSON text."""
         return self.model_dump_json(indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Self:
-        """Parse `to_json`'s text.
-
-        Raises:
-            UserError: when the text is no evaluation of this format.
-        """
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise UserError(f"not an evaluation of this version: {where}: {first['msg']}") from error
 
 
 def estimate(values: NDArray[np.float64], groups: NDArray[np.int64]) -> Estimate:

@@ -4,8 +4,6 @@ Dimension letters: B batch, V views, N next frames, S action steps, A action dim
 size.
 """
 
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage_schemas.documents import write_document
 from storage_schemas.errors import UserError
+from storage_schemas.images import encoded, tiled
 from storage_schemas.location import Location, locate
 from uwm.data.batch import Batch
 from uwm.device import Precision
@@ -110,7 +110,7 @@ def sample(
             strips.append(_write_strip(folder / f"{mode}-{place:03d}.png", batch, row, predicted))
             records.append(_record(bench, batch, row, place, None if actions is None else actions[row]))
     content = {"mode": mode, "seed": seed, "action_names": bench.action_names, "segments": records}
-    (folder / ACTIONS_FILE).write_bytes(json.dumps(content, indent=1).encode())
+    write_document(folder / ACTIONS_FILE, content)
     return SampleFiles(strips=tuple(strips), actions=(folder / ACTIONS_FILE).uri)
 
 
@@ -126,17 +126,13 @@ def _record(bench: Bench, batch: Batch, row: int, place: int, predicted: Tensor 
 
 def _write_strip(place: Location, batch: Batch, row: int, predicted: Tensor | None) -> str:
     """Write the pictures of one segment; `predicted` is (V, N, 3, H, W)."""
-    from PIL import Image
-
     seen = batch.obs_mask[row, :, -1] | batch.next_mask[row, :, -1]  # (V,)
     columns = [_shown(batch.obs[row, :, -1], batch.obs_mask[row, :, -1])]
     columns.append(_shown(batch.next_obs[row, :, -1], batch.next_mask[row, :, -1]))
     if predicted is not None:
         columns.append(_shown(predicted[:, -1], seen))
     grid = np.stack([column[seen.cpu().numpy()] for column in columns], axis=1)  # (views seen, columns, H, W, 3)
-    buffer = io.BytesIO()
-    Image.fromarray(_tile(grid)).save(buffer, format="PNG", optimize=True)
-    place.write_bytes(buffer.getvalue())
+    place.write_bytes(encoded(tiled(grid, gap=_GAP)))
     return place.uri
 
 
@@ -144,14 +140,3 @@ def _shown(images: Tensor, mask: Tensor) -> NDArray[np.uint8]:
     """Images (V, 3, H, W) in [0, 1] as bytes (V, H, W, 3), gray where `mask` (V,) is false."""
     visible = images.clamp(0, 1).where(mask[:, None, None, None], 0.5)
     return visible.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _tile(grid: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(rows, columns, H, W, 3) side by side with white gaps."""
-    rows, columns, height, width, _ = grid.shape
-    sheet = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = _GAP + row * (height + _GAP), _GAP + column * (width + _GAP)
-            sheet[top : top + height, left : left + width] = grid[row, column]
-    return sheet

@@ -13,7 +13,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from storage_schemas.documents import read_document
 from storage_schemas.errors import UserError
+from storage_schemas.location import locate
 from storage_schemas.store.latents import NO_VARIANCE
 from uwm.config import RunConfig, TokenizerConfig
 from uwm.model.autoencoder import Autoencoder
@@ -175,7 +177,7 @@ def _load_autoencoder(folder: Path) -> Autoencoder:
     from safetensors.torch import load_file
 
     try:
-        config = RunConfig.model_validate_json((folder / "config.json").read_bytes())
+        config = read_document(locate(folder / "config.json"), RunConfig)
         autoencoder = Autoencoder(config.autoencoder)
         autoencoder.load_state_dict(load_file(folder / "model.safetensors"))
     except FileNotFoundError as error:

@@ -11,7 +11,7 @@ from storage_schemas.errors import UserError
 from storage_schemas.location import Location
 from uwm.ablations import BASE, Variant
 from uwm.eval.result import Estimate, Evaluation, Metric, ModeName, Result
-from uwm.report.tables import METRIC_LABELS, MODE_LABELS, markdown_line, with_error
+from uwm.report.tables import METRIC_LABELS, MODE_LABELS, with_error
 
 HEADLINES: tuple[tuple[ModeName, Metric], ...] = (
     ("forward", Metric.LATENT_MSE),
@@ -73,29 +73,29 @@ class ResultsLog:
     """The rows of a study in one file, in the order in which they were made; written whole, so never half a row.
 
     Args:
-        place: the file, JSON lines.
+        location: the file, JSON lines.
     """
 
-    def __init__(self, place: Location) -> None:
-        self._place = place
+    def __init__(self, location: Location) -> None:
+        self._location = location
 
     def rows(self) -> tuple[Row, ...]:
         """All rows. Raises UserError when a line is none."""
         try:
-            lines = self._place.read_bytes().splitlines()
+            lines = self._location.read_bytes().splitlines()
         except FileNotFoundError:
             return ()
         try:
             return tuple(Row.model_validate_json(line) for line in lines)
         except ValidationError as error:
-            raise UserError(f"{self._place.uri} is no log of ablations of this version: move it away") from error
+            raise UserError(f"{self._location.uri} is no log of ablations of this version: move it away") from error
 
     def add(self, row: Row) -> None:
         """Append a row, unless it is there."""
         rows = self.rows()
         if row not in rows:
             text = "".join(kept.model_dump_json() + "\n" for kept in (*rows, row))
-            self._place.write_bytes(text.encode())
+            self._location.write_bytes(text.encode())
 
 
 def table(variants: Sequence[Variant], rows: Sequence[Row]) -> tuple[tuple[str, ...], ...]:
@@ -111,12 +111,6 @@ def table(variants: Sequence[Variant], rows: Sequence[Row]) -> tuple[tuple[str, 
     return (head, *lines)
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of a table as GitHub markdown; the first is the head."""
-    head, *body = lines
-    return "\n".join([markdown_line(head), markdown_line("---" for _ in head), *map(markdown_line, body)]) + "\n"
-
-
 def over_seeds(values: Sequence[float]) -> Estimate:
     """Mean and standard error of one number per seed; a single seed tells no error."""
     count = len(values)
@@ -129,11 +123,11 @@ def _cells(run: str, rows: Sequence[Row]) -> tuple[str, ...]:
     if not mine:
         return "0", "", *("" for _ in HEADLINES)
     parameters = next(reversed(mine.values())).parameters
-    found = []
+    cells = []
     for mode, metric in HEADLINES:
         values = [value for row in mine.values() if (value := row.value(mode, metric)) is not None]
-        found.append(with_error(over_seeds(values)) if values else "")
-    return str(len(mine)), f"{parameters:,}", *found
+        cells.append(with_error(over_seeds(values)) if values else "")
+    return str(len(mine)), f"{parameters:,}", *cells
 
 
 def _label(mode: ModeName, metric: Metric) -> str:

@@ -40,7 +40,7 @@ def loss_series(folder: str) -> Mapping[str, Series]:
         for name, value in shown.items():
             if np.isfinite(value):
                 points.setdefault(name, []).append((progress.step, value))
-    return {name: _series(found) for name, found in points.items()}
+    return {name: _series(pairs) for name, pairs in points.items()}
 
 
 def _series(points: list[tuple[int, float]]) -> Series:

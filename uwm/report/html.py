@@ -1,6 +1,5 @@
 """The report page: one HTML file that holds everything, made from result files only."""
 
-import base64
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.images import data_url
 from storage_schemas.lineage.records import KINDS, LineageRecord
 from storage_schemas.location import locate
 from uwm.eval.files import ExampleArrays, load_evaluation, load_examples
@@ -76,7 +76,7 @@ class EvaluationView:
     examples: tuple[ExampleView, ...]
 
     @property
-    def tally(self) -> str:
+    def verdict_counts(self) -> str:
         """How many scores beat their baseline, lose to it, or stay open."""
         verdicts = [score.verdict for score in self.evaluation.scores]
         counts = ((one.value, verdicts.count(one)) for one in Verdict)
@@ -148,14 +148,9 @@ def _environment() -> "jinja2.Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": data_uri, "safe_link": safe_link, "number": number, "anchor": anchor}
+    environment.filters |= {"data_url": data_url, "safe_link": safe_link, "number": number, "anchor": anchor}
     environment.globals |= {"score_rows": score_rows, "with_error": with_error, "MARKS": MARKS, "Verdict": Verdict}
     return environment
-
-
-def data_uri(content: bytes, media_type: str) -> str:
-    """`content` as a URL that carries it."""
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def safe_link(url: str) -> str:
@@ -211,7 +206,7 @@ def _cell(label: str, frame: NDArray[np.uint8] | None, true: NDArray[np.uint8] |
     if frame is None:
         return Cell(label=label, source="", note="not recorded")
     note = "" if true is None else f"{_psnr(frame, true):.1f} dB"
-    return Cell(label=label, source=data_uri(thumbnail(frame), "image/png"), note=note)
+    return Cell(label=label, source=data_url(thumbnail(frame), "image/png"), note=note)
 
 
 def _psnr(frame: NDArray[np.uint8], true: NDArray[np.uint8]) -> float:

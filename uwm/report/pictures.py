@@ -1,4 +1,4 @@
-"""An evaluation's examples as encoded pictures: stills to compare, short videos to watch. Imports no torch.
+"""An evaluation's examples as encoded pictures: images to compare, short videos to watch. Imports no torch.
 
 Dimension letters: V views, H and W image size.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.images import encoded, tiled
 from uwm.eval.files import ExampleArrays, load_evaluation, load_examples
 
 _GRAY = 128
@@ -20,7 +21,7 @@ _MILLISECONDS = 700
 class Pictures:
     """Encoded pictures by name, `<mode>/<number>`."""
 
-    stills: dict[str, bytes] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)
     """PNG: a row for each view; columns now, true next, predicted next; gray where not recorded."""
     videos: dict[str, bytes] = field(default_factory=dict)
     """GIF, from now to next: a row for each view; columns true and predicted. Their names end in `-video`."""
@@ -33,18 +34,18 @@ def load_pictures(folder: str) -> Pictures:
         UserError: when there is no evaluation, or its examples are damaged.
     """
     examples = load_examples(folder, load_evaluation(folder))
-    return draw(examples) if examples else Pictures()
+    return pictures_of(examples) if examples else Pictures()
 
 
-def draw(examples: ExampleArrays) -> Pictures:
+def pictures_of(examples: ExampleArrays) -> Pictures:
     """Pictures of all examples, for every mode that predicts frames."""
     drawn = Pictures()
     for mode, frames in examples.frames.items():
         for index, predicted in enumerate(frames):
             now = _masked(examples.current[index], examples.current_mask[index])
             true = _masked(examples.true[index], examples.true_mask[index])
-            drawn.stills[f"{mode}/{index}"] = _png(_sheet([now, true, predicted]))
-            moments = [_sheet([now, now]), _sheet([true, predicted])]
+            drawn.images[f"{mode}/{index}"] = encoded(tiled(zip(now, true, predicted, strict=True)))
+            moments = [tiled(zip(now, now, strict=True)), tiled(zip(true, predicted, strict=True))]
             drawn.videos[f"{mode}/{index}-video"] = _gif(moments)
     return drawn
 
@@ -52,19 +53,6 @@ def draw(examples: ExampleArrays) -> Pictures:
 def _masked(frames: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Frames (V, H, W, 3), gray where `mask` (V,) is false."""
     return np.where(mask[:, None, None, None], frames, np.uint8(_GRAY))
-
-
-def _sheet(columns: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Columns of (V, H, W, 3) side by side: (V H, columns W, 3)."""
-    return np.concatenate([np.concatenate(list(column), axis=0) for column in columns], axis=1)
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def _gif(frames: Sequence[NDArray[np.uint8]]) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.images import encoded
 from uwm.report.curves import Series
 
 if TYPE_CHECKING:
@@ -198,6 +199,4 @@ def thumbnail(image: NDArray[np.uint8]) -> bytes:
     if picture.width > MAX_THUMBNAIL:
         height = max(1, round(picture.height * MAX_THUMBNAIL / picture.width))
         picture = picture.resize((MAX_THUMBNAIL, height), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return encoded(np.asarray(picture))

@@ -1,8 +1,9 @@
 """Result tables: typed text rows that the report, the command line and the flows all print."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from storage_schemas.markdown import table
 from uwm.eval.result import Estimate, Evaluation, Metric, Score, Verdict
 
 MODE_LABELS = {
@@ -120,11 +121,11 @@ def headline_rows(evaluations: Sequence[Evaluation]) -> tuple[HeadlineRow, ...]:
     rows = []
     for mode, metric in HEADLINES:
         scores = [evaluation.score(mode, metric) for evaluation in evaluations]
-        found = next((score for score in scores if score), None)
-        if found:
+        first = next((score for score in scores if score), None)
+        if first:
             cells = tuple(score_row(score) if score else None for score in scores)
             label = f"{MODE_LABELS[mode]}, {METRIC_LABELS[metric]}"
-            rows.append(HeadlineRow(label=label, baseline=found.baseline, cells=cells))
+            rows.append(HeadlineRow(label=label, baseline=first.baseline, cells=cells))
     return tuple(rows)
 
 
@@ -135,10 +136,4 @@ def markdown_table(evaluation: Evaluation) -> str:
         (row.mode, f"{row.metric} {row.arrow}", row.model, row.baseline, row.reference, row.change, row.mark)
         for row in score_rows(evaluation)
     )
-    lines = [markdown_line(head), markdown_line("---" for _ in head), *map(markdown_line, body)]
-    return "\n".join(lines) + "\n"
-
-
-def markdown_line(cells: Iterable[str]) -> str:
-    """One line of a GitHub markdown table."""
-    return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+    return table(head, body)

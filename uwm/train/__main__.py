@@ -13,17 +13,14 @@ SIGTERM or SIGINT with a checkpoint.
 import os
 import signal
 import sys
-from pathlib import Path
 from types import FrameType
 
-from pydantic import ValidationError
-
+from storage_schemas.documents import read_document
 from storage_schemas.errors import UserError
+from storage_schemas.location import locate
 from uwm.config import RunConfig
 from uwm.events import TrainEvent, TrainStopped, to_line
 from uwm.train.trackers import Trackers
-
-MAX_CONFIG_BYTES = 1 << 20
 
 
 class StopSignal:
@@ -58,14 +55,7 @@ def load_config(path: str) -> RunConfig:
     Raises:
         UserError: when the file is missing or holds no valid configuration.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return RunConfig.model_validate_json(file.read(MAX_CONFIG_BYTES))
-    except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc'])) or 'content'}: {first['msg']}") from error
+    return read_document(locate(path), RunConfig)
 
 
 def main(arguments: list[str]) -> int:

@@ -1,13 +1,14 @@
 """Notices that a run diverges, and says on which samples."""
 
-import json
 import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
+from storage_schemas.documents import write_document
 from storage_schemas.errors import UserError
+from storage_schemas.location import locate
 from uwm.data.mixture import mixture_sampler
 from uwm.train.setup import Run
 
@@ -81,9 +82,7 @@ def write_divergence(divergence: Divergence, run: Run) -> str:
     steps = [step for step in (divergence.step - 1, divergence.step) if step > 0]
     found = asdict(divergence) | {"run": run.config.name, "samples": [item for s in steps for item in _samples(s, run)]}
     path = run.folder / DIVERGED_FILE
-    temporary = path.with_name(f".tmp-{DIVERGED_FILE}")
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    temporary.replace(path)
+    write_document(locate(path), found)
     raise UserError(
         f"{run.config.name} diverged at step {divergence.step}: {divergence.reason}. {path} names its samples; "
         "lower optim.lr or raise optim.warmup_steps (train.spike_limit=0 lets jumps of the loss pass)"

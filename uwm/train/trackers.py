@@ -164,7 +164,7 @@ class TensorBoard:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         summary: Any = Summary
-        for name, content in {**pictures.stills, **pictures.videos}.items():
+        for name, content in {**pictures.images, **pictures.videos}.items():
             image = summary.Image(encoded_image_string=content)
             self._writer.file_writer.add_summary(summary(value=[summary.Value(tag=name, image=image)]), step)
         self._writer.flush()
@@ -201,7 +201,7 @@ class WandB:
         """Stills and GIFs."""
         import io
 
-        shown = {name: self._wandb.Image(_open_image(content)) for name, content in pictures.stills.items()}
+        shown = {name: self._wandb.Image(_open_image(content)) for name, content in pictures.images.items()}
         played = {
             name: self._wandb.Video(io.BytesIO(content), format="gif") for name, content in pictures.videos.items()
         }
@@ -250,7 +250,7 @@ class MLflow:
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="uwm-") as folder:
-            for name, content in {**pictures.stills, **pictures.videos}.items():
+            for name, content in {**pictures.images, **pictures.videos}.items():
                 kind = "gif" if name in pictures.videos else "png"
                 path = Path(folder) / f"{name.replace('/', '-')}.{kind}"
                 path.write_bytes(content)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from flows.cli import run
-from flows.deploy.server import client_environment, local_server
+from flows.runtime.server import client_environment, local_server
 from storage_schemas.store.dataset import open_dataset
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "data"

@@ -59,9 +59,5 @@ def test_the_same_in_every_format(ingested: Ingested, capsys: pytest.CaptureFixt
     found = json.loads(said("lineage dataset/clips --root data/lineage --format json", capsys))
     statistics = next(section for section in found["details"] if section["title"] == "Statistics")
     assert ["episodes", episodes] in statistics["rows"]
-    assert f'"{ingested.source.node}" -> "dataset/clips@1"' in said("lineage --root data/lineage --format dot", capsys)
-    page = said("lineage --root data/lineage --format html", capsys)
-    assert page.startswith("<!doctype html>")
-    assert "data:image/jpeg;base64," in page
     assert said("lineage --root data/lineage --kind source", capsys).splitlines() == [ingested.source.node]
     assert said("lineage --root data/lineage --kind checkpoint", capsys).startswith("no lineage")

@@ -9,9 +9,10 @@ from prefect.automations import AutomationCore
 from prefect.server.events.schemas.automations import EventTrigger
 from prefect.server.events.schemas.events import ReceivedEvent
 
-from flows.deploy.automations import CANCEL_SECONDS, automations
+from flows.deploy.automations import automations
 from flows.deploy.site import Site, deployments
 from flows.runtime.dataset_events import COMMITTED, resource_of
+from flows.runtime.timeouts import CANCEL_SECONDS
 
 SITE = Site.model_validate(
     {"chain": [{"track": "policy", "dataset": "stores/droid", "recipe": "debug", "rest": 45}], "resumes": 2}

@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from flows.deploy.health import HEARTBEATS, SILENT_SECONDS, main
-from flows.deploy.server import free_port
+from flows.runtime.server import free_port
 
 
 @pytest.fixture

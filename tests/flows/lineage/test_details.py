@@ -16,7 +16,7 @@ from PIL import Image
 from flows.lineage.details import FOLDER, details_of
 from flows.lineage.pages import page
 from flows.lineage.records import DatasetPin, record_dataset, record_source
-from flows.lineage.sections import MAX_PICTURE_BYTES, MAX_ROWS, Section, pictures, strip, table
+from flows.lineage.sections import MAX_PICTURE_BYTES, MAX_ROWS, Picture, Section, pictures, strip, table
 from flows.lineage.text import described
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, withdraw
@@ -325,3 +325,9 @@ def test_the_terminal_shows_the_same() -> None:
     assert lines[:5] == ["  bytes: 1,234", "", "Cameras", "  Two.", "  camera" + " " * 56 + "size"]
     assert lines[-1].endswith("the end  4")
     assert max(map(len, lines)) < 80
+
+
+def test_a_picture_is_nothing_but_a_jpeg() -> None:
+    for url in ("https://evil.org/x.jpg", "data:image/svg+xml;base64,AAAA", 'data:image/jpeg;base64,AA" onload="x'):
+        with pytest.raises(ValueError, match="url"):
+            Picture(caption="", url=url)

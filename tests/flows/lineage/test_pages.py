@@ -159,6 +159,15 @@ def test_hostile_places_stay_text(uri: str) -> None:
     assert re.fullmatch(r"\| where \| `[^`]*` \|", row)
 
 
+@pytest.mark.parametrize(
+    "name", ['"><script>alert(1)</script>', "'\"</style>", "]]></svg><img src=x onerror=a>", "a\\"]
+)
+def test_hostile_names_stay_text_in_the_drawing(name: str) -> None:
+    root = ET.fromstring(svg(make_graph({DROID: (f"dataset/{name}@1",)})))  # noqa: S314 - our own drawing
+    assert {item.tag.rpartition("}")[2] for item in root.iter()} == {"svg", "rect", "path", "g", "text"}
+    assert len(drawn_text(root)) == 6
+
+
 @given(st.text())
 def test_a_slug_is_a_valid_artifact_key(text: str) -> None:
     assert re.fullmatch(r"[a-z0-9-]*", slug(text))
@@ -176,9 +185,13 @@ def test_ids_that_differ_in_what_a_key_cannot_hold_get_two_keys() -> None:
         ("http://127.0.0.1:4200/runs/flow-run/1", "/runs/flow-run/1"),
         ("http://localhost:1/runs/flow-run/1", "/runs/flow-run/1"),
         ("https://prefect.lab.org/runs/flow-run/1", "https://prefect.lab.org/runs/flow-run/1"),
+        ("javascript:alert(1)", ""),
+        ("data:text/html,x", ""),
+        ("file:///etc/passwd", ""),
+        ("", ""),
     ],
 )
-def test_links_to_this_machine_leave_out_the_port(url: str, link: str) -> None:
+def test_a_flow_runs_link_leads_to_the_web_or_nowhere_and_on_this_machine_to_no_port(url: str, link: str) -> None:
     assert run_link(url) == link
 
 

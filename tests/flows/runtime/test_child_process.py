@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from flows.deploy.site import job_variables
-from flows.runtime import end_with_parent as leash
-from flows.runtime.child_process import ChildError, follow, sigterm_exits
+from flows.runtime import end_with_parent
+from flows.runtime.child_process import ChildError, run_child, sigterm_exits
 from storage_schemas.errors import UserError
 
 
@@ -19,19 +19,19 @@ def python(code: str) -> list[str]:
 
 def test_lines_arrive_in_order() -> None:
     lines: list[str] = []
-    follow(python("print('one'); print('two')"), lines.append)
+    run_child(python("print('one'); print('two')"), lines.append)
     assert lines == ["one\n", "two\n"]
 
 
 def test_exit_code_two_is_the_users_error_in_its_own_words() -> None:
     code = "import sys; print('noise\\nerror: no such recipe', file=sys.stderr); sys.exit(2)"
     with pytest.raises(UserError, match=r"^no such recipe$"):
-        follow(python(code), lambda _: None)
+        run_child(python(code), lambda _: None)
 
 
 def test_any_other_failure_keeps_the_childs_words() -> None:
     with pytest.raises(ChildError, match="ZeroDivisionError"):
-        follow(python("1 / 0"), lambda _: None)
+        run_child(python("1 / 0"), lambda _: None)
 
 
 GENTLE = """
@@ -50,7 +50,7 @@ def test_an_exception_in_the_parent_lets_the_child_finish(tmp_path: Path) -> Non
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        follow([*python(GENTLE), str(tmp_path / "checkpoint")], cancel)
+        run_child([*python(GENTLE), str(tmp_path / "checkpoint")], cancel)
     assert (tmp_path / "checkpoint").read_text() == "saved"
 
 
@@ -62,21 +62,21 @@ def test_a_child_that_will_not_stop_is_killed() -> None:
 
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        follow(python(stubborn), cancel, grace=0.3)
+        run_child(python(stubborn), cancel, grace=0.3)
     assert time.monotonic() - begin < 20
 
 
 def test_a_child_stopped_from_outside_stops_the_parent_in_order() -> None:
     with pytest.raises(SystemExit) as caught:
-        follow(python("import os; os.kill(os.getpid(), 15)"), lambda _: None)
+        run_child(python("import os; os.kill(os.getpid(), 15)"), lambda _: None)
     assert caught.value.code == 143
 
 
 def test_sigterm_to_the_parent_reaches_the_child(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import sys\nfrom flows.runtime.child_process import follow, sigterm_exits\n"
-        "with sigterm_exits():\n    follow(sys.argv[1:], lambda line: print(line, flush=True))\n"
+        "import sys\nfrom flows.runtime.child_process import run_child, sigterm_exits\n"
+        "with sigterm_exits():\n    run_child(sys.argv[1:], lambda line: print(line, flush=True))\n"
     )
     command = [sys.executable, str(script), *python(GENTLE), str(tmp_path / "checkpoint")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
@@ -96,7 +96,7 @@ def test_the_handler_is_given_back() -> None:
 
 def test_a_killed_parent_takes_its_child_along_in_order(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
-    script.write_text("import sys\nfrom flows.runtime.child_process import follow\nfollow(sys.argv[1:], print)\n")
+    script.write_text("import sys\nfrom flows.runtime.child_process import run_child\nrun_child(sys.argv[1:], print)\n")
     checkpoint, ready = tmp_path / "checkpoint", tmp_path / "ready"
     gentle = GENTLE.replace('print("ready", flush=True)', f"Path({str(ready)!r}).touch()")
     with subprocess.Popen([sys.executable, str(script), *python(gentle), str(checkpoint)]) as parent:
@@ -126,8 +126,8 @@ Path(sys.argv[2]).write_text(str(count))
 def test_the_end_of_a_parent_with_many_threads_is_one_signal(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import sys, threading, time\nfrom flows.runtime.child_process import follow\n"
-        "threading.Thread(target=follow, args=(sys.argv[1:], print)).start()\n"
+        "import sys, threading, time\nfrom flows.runtime.child_process import run_child\n"
+        "threading.Thread(target=run_child, args=(sys.argv[1:], print)).start()\n"
         "for _ in range(30):\n    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n"
     )
     ready, counted = tmp_path / "ready", tmp_path / "counted"
@@ -162,7 +162,7 @@ def wait_for(path: Path) -> None:
     ("command", "words"),
     [([], "usage: python -m flows.runtime.end_with_parent"), (["/nowhere/command"], "can't run /nowhere/command")],
 )
-def test_a_leash_without_a_command_is_refused(command: list[str], words: str) -> None:
-    done = subprocess.run(leash.leashed(command), capture_output=True, text=True, check=False)
+def test_a_line_without_a_command_is_refused(command: list[str], words: str) -> None:
+    done = subprocess.run(end_with_parent.ending_with_parent(command), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert words in done.stderr

@@ -16,8 +16,7 @@ from storage_schemas.errors import UserError
         ((None, None, None), "threads"),
         (("dask", 2, None), "dask"),
         ((None, None, "tcp://10.0.0.1:8786"), "dask"),
-        ((None, None, "ray://head:10001"), "ray"),
-        (("ray", None, "ray://head:10001"), "ray"),
+        (("dask", None, "tls://10.0.0.1:8786"), "dask"),
     ],
 )
 def test_a_cluster_tells_its_engine(given: tuple[str | None, int | None, str | None], meant: str) -> None:
@@ -27,10 +26,9 @@ def test_a_cluster_tells_its_engine(given: tuple[str | None, int | None, str | N
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (("spark", None, None), "use threads, processes, dask, ray"),
+        (("spark", None, None), "use threads, processes, dask"),
         (("dask", 0, None), "at least 1"),
-        ((None, None, "http://host"), "no cluster's address"),
-        (("ray", None, "tcp://host:8786"), "address of a dask cluster"),
+        ((None, None, "http://host"), "not the address of a Dask scheduler"),
         (("processes", None, "tcp://host:8786"), "address of a dask cluster"),
         ((None, 2, "tcp://host:8786"), "its own number of workers"),
     ],
@@ -40,17 +38,15 @@ def test_settings_that_make_no_sense(given: tuple[str | None, int | None, str | 
         choose(*given)
 
 
-@pytest.mark.parametrize("engine", ["dask", "ray"])
-def test_a_missing_extra_is_one_line(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, f"prefect_{engine}", None)
-    monkeypatch.setitem(sys.modules, f"prefect_{engine}.task_runners", None)
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=rf"uwm-pipeline\[{engine}\]"):
-        choose(engine, 2, None).start()
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prefect_dask", None)
+    monkeypatch.setitem(sys.modules, "prefect_dask.task_runners", None)
+    with pytest.raises(UserError, match=r"uwm-pipeline\[dask\]"):
+        choose("dask", 2, None).start()
 
 
 @pytest.mark.parametrize(
-    "line", ["ingest raw out --runner dask", "ingest raw out --workers 2", "latents debug data.latents=k --runner ray"]
+    "line", ["ingest raw out --runner dask", "ingest raw out --workers 2", "latents debug data.latents=k --runner dask"]
 )
 def test_a_runner_without_a_server_is_refused(line: str, away: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(line.split()) == 2

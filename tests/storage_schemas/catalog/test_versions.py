@@ -66,7 +66,7 @@ def test_tags_of_another_dataset_or_damaged_ones_are_refused(
     with pytest.raises(UserError, match="another dataset"):
         open_dataset(tmp_path / "other", "old")
     (tmp_path / "data/tags/old.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a tag"):
+    with pytest.raises(UserError, match="is damaged"):
         open_dataset(uri, "old")
     with pytest.raises(UserError, match="no version 9"):
         set_tag(uri, "future", 9)

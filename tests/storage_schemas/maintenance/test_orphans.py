@@ -12,12 +12,11 @@ from deltalake import DeltaTable
 from storage_schemas.catalog.commits import CommitResult
 from storage_schemas.catalog.quarantine import withdraw
 from storage_schemas.episode import Episode
-from storage_schemas.errors import UserError
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.maintenance.orphans import collect_orphans
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset
 from storage_schemas.store.parts import write_part
-from storage_schemas.store.shards import DamagedError
 
 Make = Callable[..., Episode]
 Add = Callable[..., CommitResult]

@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 from storage_schemas.catalog.commits import CommitResult
 from storage_schemas.catalog.table import create_dataset
 from storage_schemas.episode import EncodedFrames, Episode, Segment, SegmentId, SegmentSpec
-from storage_schemas.errors import UserError
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import locate
 from storage_schemas.schema import Codec, DatasetSpec
 from storage_schemas.store.dataset import Dataset, open_dataset, summary
 from storage_schemas.store.parts import write_part
 from storage_schemas.store.remote import RemoteParts
-from storage_schemas.store.shards import DamagedError
 
 Make = Callable[..., Episode]
 Add = Callable[..., CommitResult]

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from storage_schemas.errors import DamagedError
 from storage_schemas.location import locate
 from storage_schemas.store.remote import RemoteParts
-from storage_schemas.store.shards import DamagedError, LocalParts, PartReader, encode_shard, index_bytes, parse_index
+from storage_schemas.store.shards import LocalParts, PartReader, encode_shard, index_bytes, parse_index
 
 CHUNKS = st.lists(st.none() | st.binary(min_size=1, max_size=40), min_size=1, max_size=30)
 

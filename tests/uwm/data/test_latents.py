@@ -1,9 +1,11 @@
 """Cached latents: the same loss as encoding online, incremental, resumable, refused when stale."""
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +28,7 @@ from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, open_member
 from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
-from uwm.encode_latents import EncodeBatch, EncodedBatch, encode_batch, encode_run
+from uwm.encode_latents import encode_run
 from uwm.model.tokenizer import IdentityTokenizer, Tokenizer
 from uwm.policies import build
 from uwm.train.trainer import train
@@ -211,15 +213,21 @@ def test_batches_encoded_elsewhere_are_as_here(run: RunConfig, make_episode: Cal
     for name in ("b1", "b2"):
         commit(uri, write_part(uri, [make_episode(name, length=5)], run_id="test"))
 
-    def elsewhere(batches: Sequence[EncodeBatch]) -> Iterator[EncodedBatch]:
-        assert len(batches) == 3, "one part each"
-        there = [pickle.loads(pickle.dumps(batch)) for batch in batches]  # noqa: S301
-        found = {batch.number: encode_batch(batch) for batch in [*reversed(there), there[0]]}
-        yield from (found[batch.number] for batch in batches)
+    class Elsewhere(Executor):
+        batches = 0
 
+        def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+            self.batches += 1
+            fn(*pickle.loads(pickle.dumps(args)), **kwargs)  # noqa: S301 - a worker that dies before it can answer
+            future: Future[Any] = Future()
+            future.set_result(pickle.loads(pickle.dumps(fn(*args, **kwargs))))  # noqa: S301
+            return future
+
+    elsewhere = Elsewhere()
     other = with_config(run, data=with_config(run.data, latents="other"))
     (here,) = encode_run(run, variants=2, batch_episodes=100)
-    (there,) = encode_run(other, variants=2, batch_episodes=1, carry=elsewhere)
+    (there,) = encode_run(other, variants=2, batch_episodes=1, executor=elsewhere)
+    assert elsewhere.batches == 3, "one part each"
     assert (there.episodes, there.encoded + there.present) == (here.episodes, here.encoded)
     folders = [Path(latents_folder(locate(uri), name).path) for name in ("k", "other")]
     shards = [

@@ -111,7 +111,7 @@ def test_damaged_results_are_named(tmp_path: Path, evaluation: Evaluation, array
         load_examples(folder, saved)
     for text in ("{", '{"format": 2}', "[]", '{"segments": NaN}'):
         (tmp_path / RESULT_FILE).write_text(text)
-        with pytest.raises(UserError, match="not an evaluation"):
+        with pytest.raises(UserError, match="damaged or of another version"):
             load_evaluation(folder)
 
 

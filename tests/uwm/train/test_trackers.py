@@ -16,7 +16,7 @@ from uwm.eval.files import ExampleArrays, save_evaluation
 from uwm.eval.result import Evaluation
 from uwm.events import Evaluated, TrainProgress, TrainStarted
 from uwm.recipes import apply_overrides, get_recipe
-from uwm.report.pictures import Pictures, draw
+from uwm.report.pictures import Pictures, pictures_of
 from uwm.train.trackers import Trackers, settings
 
 
@@ -111,7 +111,7 @@ def test_tensorboard_shows_pictures_and_videos(tmp_path: Path, evaluation: Evalu
 
 
 def test_a_still_shows_now_truth_and_prediction(arrays: ExampleArrays) -> None:
-    sheet = np.asarray(Image.open(io.BytesIO(draw(arrays).stills["forward/0"])))
+    sheet = np.asarray(Image.open(io.BytesIO(pictures_of(arrays).images["forward/0"])))
     views, height, width = arrays.current.shape[1:4]
     assert sheet.shape == (views * height, 3 * width, 3)
     np.testing.assert_array_equal(sheet[:height, :width], arrays.current[0, 0])

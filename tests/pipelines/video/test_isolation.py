@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines import isolation
+from pipelines.checks.quality import BadDataError
 from pipelines.files import SourceFile
-from pipelines.quality import BadDataError
+from pipelines.video import isolation
 
 WORKER = """
 import os, signal, sys, time
-from pipelines import video_io, decode_worker
+from pipelines.video import decode, worker
 
 def broken(file):
     {body}
 
-video_io.probe = broken
+decode.probe = broken
 sys.argv = ["worker", "1"]
-decode_worker.main()
+worker.main()
 """
 
 
@@ -115,7 +115,7 @@ def test_the_child_ends_with_its_parent(tmp_path: Path, write_video: Callable[..
     code = f"""
 import os, sys
 from pathlib import Path
-from pipelines import isolation
+from pipelines.video import isolation
 from pipelines.files import SourceFile
 file = SourceFile({str(path)!r}, "file", {path.stat().st_size})
 with isolation.decoding(file, fps=15, short_side=180, backend="pyav") as (_, frames):

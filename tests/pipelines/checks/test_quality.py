@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from pipelines.quality import BadDataError, check_finite, check_flags, check_jpegs, check_lengths
+from pipelines.checks.quality import BadDataError, check_finite, check_flags, check_jpegs, check_lengths
 
 
 def flags(*marked: int, steps: int = 4) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

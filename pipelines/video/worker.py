@@ -1,4 +1,4 @@
-"""The child process of `pipelines.isolation`: decodes what it is asked to, and says so on its standard output."""
+"""The child process of `pipelines.video.isolation`: decodes what it is asked to, and says so on its standard output."""
 
 import io
 import json
@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipelines.isolation import HEADER, KINDS, SIZE, Kind
-from pipelines.quality import BadDataError
+from pipelines.checks.quality import BadDataError
+from pipelines.video.isolation import HEADER, KINDS, SIZE, Kind
 
 _MAX_BYTES = 4 << 30
 """Memory that one file may take."""
@@ -97,13 +97,13 @@ def _open(parent: Parent, job: dict[str, Any]) -> BinaryIO:
 
 
 def _times(parent: Parent, file: BinaryIO) -> None:
-    from pipelines.video_io import frame_times
+    from pipelines.video.decode import frame_times
 
     parent.tell("times", frame_times(file).tobytes())
 
 
 def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
-    from pipelines.video_io import probe, steady_frames
+    from pipelines.video.decode import probe, steady_frames
 
     info = probe(file)
     rate, size = min(job["fps"], info.rate), info.size(job["short_side"])

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.containers import check_whole
-from pipelines.quality import MAX_PIXELS, BadDataError
+from pipelines.checks.quality import MAX_PIXELS, BadDataError
+from pipelines.video.containers import check_whole
 
 if TYPE_CHECKING:
     from av import VideoFrame

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.quality import BadDataError
-from pipelines.video_io import BACKENDS, TimedFrame, VideoInfo, _resample, probe, steady_frames
+from pipelines.checks.quality import BadDataError
+from pipelines.video.decode import BACKENDS, TimedFrame, VideoInfo, _resample, probe, steady_frames
 
 Make = Callable[..., Path]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

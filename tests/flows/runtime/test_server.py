@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.deploy.server import configured_api_url, environment, free_port, is_healthy, require_server
+from flows.runtime.server import configured_api_url, environment, free_port, is_healthy, require_server
 from storage_schemas.errors import UserError
 
 

@@ -34,9 +34,9 @@ class Server:
     """A running Prefect server."""
 
     url: str
-    """Of the web pages, without a slash at the end."""
+    """URL of the web pages, without a slash at the end."""
     home: Path
-    """Where it keeps its database and log."""
+    """Folder of its database and log."""
     process: subprocess.Popen[bytes]
 
     @property

@@ -1,6 +1,6 @@
 """Decode video in a child process, so that a file that crashes or hangs the decoder costs one file and nothing else.
 
-The child (`pipelines.decode_worker`) is reused from file to file. It arms an alarm before every piece of work, which
+The child (`pipelines.video.worker`) is reused from file to file. It arms an alarm before every piece of work, which
 ends it when the decoder stands still, even if this process is gone by then. It opens local files by itself; the
 bytes of remote ones are read here and handed over when it asks for them.
 """
@@ -22,8 +22,8 @@ from typing import IO, Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.checks.quality import BadDataError
 from pipelines.files import SourceFile
-from pipelines.quality import BadDataError
 
 STALL_SECONDS = 60
 """Longest time that the decoder may take for one frame."""
@@ -43,7 +43,7 @@ _NAMES = {code: name for name, code in KINDS.items()}
 def decoding(
     file: SourceFile, *, fps: float, short_side: int, backend: str
 ) -> Iterator[tuple[float, Iterator[NDArray[np.uint8]]]]:
-    """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video_io`.
+    """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video.decode`.
 
     Args:
         file: the video.
@@ -111,7 +111,7 @@ class _Child:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         paths = os.pathsep.join(path for path in sys.path if path)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.decode_worker", str(STALL_SECONDS)],
+            [sys.executable, "-m", "pipelines.video.worker", str(STALL_SECONDS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

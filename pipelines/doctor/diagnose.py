@@ -7,23 +7,23 @@ verified byte by byte, and its episodes are examined like those of a source.
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from pipelines.content import Finding, check_times, examine
-from pipelines.duplicates import Seen
+from pipelines.checks.content import Finding, check_episode, check_times, picture
+from pipelines.checks.duplicates import Seen
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import printable
 from pipelines.options import SourceOptions
-from pipelines.quality import BadDataError, Rejection
-from pipelines.source import Rejected, SourceReader, SourceRef, Timed
+from pipelines.source import SourceReader, SourceRef, Timed
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.table import dataset_exists
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta, Frames
+from storage_schemas.errors import DamagedError
 from storage_schemas.location import locate
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import Dataset, open_dataset
-from storage_schemas.store.shards import DamagedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,42 +96,44 @@ def diagnose(
     started = time.monotonic()
     tell = progress or (lambda _: None)
     stored = format is None and dataset_exists(target)
-    visit = _Visit(_Store(open_dataset(target, version)) if stored else _Source(open_source(target, format, options)))
-    visit.run(tell)
+    examination = _Examination(
+        _Store(open_dataset(target, version)) if stored else _Source(open_source(target, format, options))
+    )
+    examination.run(tell)
     return Diagnosis(
         target=printable(locate(target).uri),
         kind="dataset" if stored else "source",
-        format=visit.patient.format,
-        version=visit.patient.version,
-        references=visit.references,
-        episodes=visit.episodes,
-        steps=visit.steps,
-        findings=tuple(visit.findings),
+        format=examination.target.format,
+        version=examination.target.version,
+        references=examination.references,
+        episodes=examination.episodes,
+        steps=examination.steps,
+        findings=tuple(examination.findings),
         seconds=time.monotonic() - started,
     )
 
 
-class _Visit:
+class _Examination:
     """One examination: its findings so far, and what was seen."""
 
-    def __init__(self, patient: "_Source | _Store") -> None:
-        self.patient = patient
+    def __init__(self, target: "_Source | _Store") -> None:
+        self.target = target
         self.findings: list[Finding] = []
         self.references = self.episodes = self.steps = 0
         self._seen = Seen()
         self._bytes: dict[str, str] = {}
 
     def run(self, tell: Callable[[DoctorProgress], None]) -> None:
-        """Look at everything."""
-        self.findings += self.patient.at_first()
-        total = len(self.patient.items)
-        for done, item in enumerate(self.patient.items, 1):
+        """Examine everything."""
+        self.findings += self.target.at_first()
+        total = len(self.target.items)
+        for done, item in enumerate(self.target.items, 1):
             self.references += 1
-            self._look(item)
+            self._examine(item)
             tell(DoctorProgress(done=done, total=total, findings=len(self.findings)))
 
-    def _look(self, item: Any) -> None:
-        name, identity = self.patient.identity(item)
+    def _examine(self, item: Any) -> None:
+        name, identity = self.target.identity(item)
         first = self._bytes.setdefault(identity, name)
         if first != name:
             detail = f"byte-identical to {first}"
@@ -139,19 +141,30 @@ class _Visit:
             return
         before = self.episodes, self.steps
         try:
-            for episode in self.patient.read(item):
+            for episode in self.target.read(item):
                 self.episodes, self.steps = self.episodes + 1, self.steps + len(episode)
-                self.findings += examine(episode, cameras=self.patient.cameras, seen=self._seen)
-            self.findings += self.patient.timing(item)
-        except Rejected as error:
-            self.episodes, self.steps = before
-            self.findings.append(fatal(error.rejection))
+                self.findings += self._check(episode)
+            self.findings += self.target.timing(item)
         except (BadDataError, DamagedError) as error:
             self.episodes, self.steps = before
-            reason, detail = (
-                (error.reason, error.detail) if isinstance(error, BadDataError) else ("damaged", str(error))
-            )
+            reason = error.reason if isinstance(error, BadDataError) else "damaged"
+            detail = error.detail if isinstance(error, BadDataError) else str(error)
             self.findings.append(Finding(reason=reason, detail=detail, source_uri=name, fatal=True))
+
+    def _check(self, episode: Episode) -> Iterator[Finding]:
+        """What is wrong with an episode, with pictures of the places."""
+        checked = check_episode(episode, cameras=self.target.cameras)
+        findings = list(checked.findings)
+        name = episode.meta.source_uri
+        if checked.sketches and (like := self._seen.add(name, checked.sketches)):
+            detail = f"looks like {like}"
+            findings.append(
+                Finding(reason="duplicate", detail=detail, source_uri=name, episode_id=episode.meta.episode_id)
+            )
+        for finding in findings:
+            camera = finding.camera or next(iter(episode.frames), "")
+            shot = picture(episode.frames[camera], finding.first or 0) if camera else b""
+            yield replace(finding, picture=shot)
 
 
 def fatal(rejection: Rejection) -> Finding:
@@ -160,7 +173,7 @@ def fatal(rejection: Rejection) -> Finding:
 
 
 class _Source:
-    """A source as a patient."""
+    """A source as a target."""
 
     version = None
 
@@ -190,7 +203,7 @@ class _Source:
 
 
 class _Store:
-    """A dataset version as a patient."""
+    """A dataset version as a target."""
 
     format = "store"
 

@@ -2,18 +2,14 @@
 
 import difflib
 import os
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipelines.content import CHECKS, COVERED, check_times, examine, samples, sketch
-from pipelines.duplicates import Seen
+from pipelines.checks.content import CHECKS, COVERED, Sketches, check_episode, check_times, samples, sketch
+from pipelines.checks.duplicates import Seen
+from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
-from pipelines.quality import BadDataError, Rejection
-from pipelines.source import Rejected, SourceReader, SourceRef, Timed
-from storage_schemas.episode import Episode, EpisodeMeta
+from pipelines.source import SourceReader, SourceRef, Timed
+from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.store.dataset import Dataset
@@ -38,25 +34,11 @@ def chosen(names: Iterable[str] | None, default: frozenset[str]) -> frozenset[st
     return frozenset(found)
 
 
-Sketches = Mapping[str, NDArray[np.float32]]
-"""Blocks (N, R, C) of an episode's cameras, see `pipelines.duplicates`."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What the filters say of an episode by itself."""
-
-    rejection: Rejection | None = None
-    """Why it is not wanted."""
-    sketches: Sketches | None = None
-    """Its looks, to be compared with all that come before it; None when they don't matter."""
-
-
 class Filter:
     """The filters of an ingestion, or of one batch of it.
 
-    An episode is looked at in its batch, where the others of the source are not known; the one filter of the whole
-    ingestion then judges it in the order of the source. So the outcome does not depend on who converts which batch.
+    An episode is checked in its batch, where the others of the source are not known; the one filter of the whole
+    ingestion then compares it in the order of the source. So the outcome does not depend on who converts which batch.
 
     Args:
         reader: of the source.
@@ -67,7 +49,7 @@ class Filter:
         self._reader = reader
         self.names = names
         self._wanted = names & set(CHECKS)
-        self._seen = _Noting() if "duplicate" in names else None
+        self._seen = Seen() if "duplicate" in names else None
 
     def copies(self, refs: Iterable[SourceRef], held: Mapping[str, str]) -> dict[str, Rejection]:
         """References that have the bytes of another one, by URI.
@@ -92,7 +74,7 @@ class Filter:
         }
 
     def remember(self, dataset: Dataset) -> None:
-        """Look at what the dataset holds, to find its duplicates: 8 frames of every camera of every episode."""
+        """Sketch what the dataset holds, to find its duplicates: 8 frames of every camera of every episode."""
         if self._seen is None:
             return
         names = dataset.episodes.column("source_uri")
@@ -106,60 +88,38 @@ class Filter:
                 self._seen.add(names[episode], sketches)
 
     def check_reference(self, ref: SourceRef) -> None:
-        """Look at what concerns a whole reference. Raises Rejected."""
+        """Check what concerns a whole reference. Raises BadDataError."""
         if "time_gap" in self.names and isinstance(self._reader, Timed):
             for finding in check_times(self._reader.times(ref), ref.uri):
-                raise Rejected(ref.rejection(finding.reason, finding.detail))
+                raise BadDataError(finding.reason, finding.detail)
 
-    def look(self, episode: Episode) -> Verdict:
-        """What speaks against an episode, as far as the batch tells."""
+    def check(self, episode: Episode) -> tuple[Rejection | None, Sketches]:
+        """Why an episode is not wanted, as far as the batch tells, and what it is to be compared by."""
         if not self._wanted:
-            return Verdict()
-        if self._seen is not None:
-            self._seen.noted = None
-        rejection = self._examine(episode)
-        return Verdict(rejection=rejection, sketches=None if self._seen is None else self._seen.noted)
-
-    def judge(self, source_uri: str, fingerprint: str, verdict: Verdict) -> Rejection | None:
-        """Why an episode is not wanted, given all that were judged or remembered before it; None when it is."""
-        if self._seen is None or verdict.sketches is None:
-            return verdict.rejection
-        like = self._seen.add(source_uri, verdict.sketches)
-        if like is None:
-            return verdict.rejection
-        return Rejection(
-            source_uri=source_uri, fingerprint=fingerprint, reason="duplicate", detail=f"looks like {like}"
-        )
-
-    def forget(self) -> None:
-        """Compare with none of the episodes that were looked at so far: some of them are gone."""
-        if self._seen is not None:
-            self._seen = _Noting()
-
-    def _examine(self, episode: Episode) -> Rejection | None:
-        cameras: Collection[str] = self._reader.spec().cameras
+            return None, {}
         meta = episode.meta
         try:
-            for finding in examine(episode, cameras=cameras, wanted=self._wanted, seen=self._seen, pictures=False):
-                if finding.share >= COVERED:
-                    return _rejection(meta, finding.reason, finding.detail)
+            checked = check_episode(episode, cameras=self._reader.spec().cameras, wanted=self._wanted)
         except BadDataError as error:
-            return _rejection(meta, error.reason, error.detail)
-        return None
+            return _rejection(meta.source_uri, meta.source_fingerprint, error.reason, error.detail), {}
+        for finding in checked.findings:
+            if finding.share >= COVERED:
+                return _rejection(meta.source_uri, meta.source_fingerprint, finding.reason, finding.detail), {}
+        return self.duplicate(meta.source_uri, meta.source_fingerprint, checked.sketches), checked.sketches
+
+    def duplicate(self, source_uri: str, fingerprint: str, sketches: Sketches) -> Rejection | None:
+        """Why an episode is not wanted, given all that were compared or remembered before it; None when it is."""
+        like = self._seen.add(source_uri, sketches) if self._seen is not None and sketches else None
+        return _rejection(source_uri, fingerprint, "duplicate", f"looks like {like}") if like else None
+
+    def forget(self) -> None:
+        """Compare with none of the episodes that were checked so far: some of them are gone."""
+        if self._seen is not None:
+            self._seen = Seen()
 
 
-class _Noting(Seen):
-    """Remembers what it was given last."""
-
-    noted: Sketches | None = None
-
-    def add(self, name: str, sketches: Sketches) -> str | None:
-        self.noted = sketches
-        return super().add(name, sketches)
-
-
-def _rejection(meta: EpisodeMeta, reason: str, detail: str) -> Rejection:
-    return Rejection(source_uri=meta.source_uri, fingerprint=meta.source_fingerprint, reason=reason, detail=detail)
+def _rejection(source_uri: str, fingerprint: str, reason: str, detail: str) -> Rejection:
+    return Rejection(source_uri=source_uri, fingerprint=fingerprint, reason=reason, detail=detail)
 
 
 def _exists(uri: str) -> bool:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
-from pipelines.doctor import Diagnosis, diagnose
-from pipelines.doctor_page import MAX_SHOWN, markdown, verdict, write_page
+from pipelines.doctor.diagnose import Diagnosis, diagnose
+from pipelines.doctor.page import MAX_SHOWN, markdown, verdict, write_page
 from pipelines.ingest import ingest
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.quarantine import quarantined
@@ -275,7 +275,7 @@ def test_the_report_in_three_forms(clips: Path, tmp_path: Path) -> None:
     assert all(base64.b64decode(text).startswith(b"\xff\xd8") for text in pictures)
     text = markdown(found)
     assert "<script>" not in text
-    assert text.count("\n| ") == len(found.findings) + 1
+    assert text.count("\n| ") == len(found.findings) + 2
     assert verdict(found) in text
 
 

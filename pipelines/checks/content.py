@@ -6,13 +6,13 @@ R = 12 rows and C = 16 columns of the grid, D numbers of a step.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.duplicates import SAMPLES, Seen
-from pipelines.quality import BadDataError
+from pipelines.checks.duplicates import SAMPLES
+from pipelines.checks.quality import BadDataError
 from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import EncodedFrames, Episode, Frames
 
@@ -69,56 +69,53 @@ class Finding:
     """A small JPEG of the place."""
 
 
-def examine(
-    episode: Episode,
-    *,
-    cameras: Collection[str] = (),
-    wanted: Collection[str] = tuple(CHECKS),
-    seen: Seen | None = None,
-    pictures: bool = True,
-) -> Iterator[Finding]:
-    """Look at an episode.
+Sketches = Mapping[str, NDArray[np.float32]]
+"""Blocks (N, R, C) of an episode's cameras, see `pipelines.checks.duplicates`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedEpisode:
+    """What the checks of one episode found."""
+
+    findings: tuple[Finding, ...]
+    sketches: Sketches
+    """Of `samples`, to find duplicates by; empty when nothing moves in them, or no check needed a frame."""
+
+
+def check_episode(
+    episode: Episode, *, cameras: Collection[str] = (), wanted: Collection[str] = tuple(CHECKS)
+) -> CheckedEpisode:
+    """Check an episode by itself.
 
     Args:
         episode: with frames as pixels or JPEG bytes.
         cameras: those that a robot episode should have.
-        wanted: some of `CHECKS`; without "idle" only a sample of the frames is decoded.
-        seen: what was seen before, to find duplicates; the episode is added.
-        pictures: whether findings show the place.
+        wanted: some of `CHECKS`; without "idle" only a sample of the frames is decoded, unless it looks black or still.
 
     Raises:
         BadDataError: "corrupt", when a frame can't be decoded.
     """
-    for finding in _examine(episode, cameras, wanted, seen):
-        camera = finding.camera or next(iter(episode.frames), "")
-        shot = picture(episode.frames[camera], finding.first or 0) if pictures and camera else b""
-        yield replace(finding, picture=shot)
-
-
-def _examine(
-    episode: Episode, cameras: Collection[str], wanted: Collection[str], seen: Seen | None
-) -> Iterator[Finding]:
+    findings = list(_numbers(episode, cameras, wanted))
     if "too_short" in wanted and len(episode) < _LEAST_STEPS:
-        yield _found(episode, "too_short", f"{len(episode)} step, which leads nowhere")
-    yield from _numbers(episode, cameras, wanted)
+        findings.insert(0, _found(episode, "too_short", f"{len(episode)} step, which leads nowhere"))
     if not _LOOKS & set(wanted):
-        return
+        return CheckedEpisode(findings=tuple(findings), sketches={})
+    every, sampled = np.arange(len(episode)), samples(len(episode))
     dense = "idle" in wanted
-    steps = np.arange(len(episode)) if dense else samples(len(episode))
-    sketches = {name: sketch(frames, steps) for name, frames in episode.frames.items()}
-    if "black" in wanted:
-        yield from _black(episode, sketches, steps)
-    still = {name for name, values in sketches.items() if _largest(np.ptp(values, axis=0)) < _STILL}
-    frozen = bool(sketches) and still == set(sketches) and len(episode) >= _LEAST_STEPS
-    if "static" in wanted and len(episode) >= _LEAST_STEPS:
-        yield from _static(episode, sketches, still)
-    if dense and (not frozen or "static" not in wanted):
-        yield from _idle(episode, sketches)
-    if seen is not None and not frozen and sketches:
-        chosen = samples(len(episode)) if dense else slice(None)
-        like = seen.add(episode.meta.source_uri, {name: values[chosen] for name, values in sketches.items()})
-        if like and "duplicate" in wanted:
-            yield _found(episode, "duplicate", f"looks like {like}")
+    looks = {name: sketch(frames, every if dense else sampled) for name, frames in episode.frames.items()}
+    sketches = {name: values[sampled] if dense else values for name, values in looks.items()}
+    doubtful = any(_is_still(values) or _is_dark(values).any() for values in sketches.values())
+    if doubtful and not dense:  # something may move, or light up, between the samples
+        looks = {name: sketch(frames, every) for name, frames in episode.frames.items()}
+    if "black" in wanted and (doubtful or dense):
+        findings += _black(episode, looks)
+    still = {name for name, values in looks.items() if _is_still(values)} if len(episode) >= _LEAST_STEPS else set()
+    if "static" in wanted and still:
+        findings += _static(episode, looks, still)
+    if "idle" in wanted and not ("static" in wanted and still and still == set(looks)):
+        findings += _idle(episode, looks)
+    comparable = not all(map(_is_still, sketches.values()))
+    return CheckedEpisode(findings=tuple(findings), sketches=sketches if comparable else {})
 
 
 def check_times(times: NDArray[np.float64], source_uri: str) -> Iterator[Finding]:
@@ -195,36 +192,44 @@ def _action_limits(dim: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return low, high
 
 
-def _black(
-    episode: Episode, sketches: Mapping[str, NDArray[np.float32]], steps: NDArray[np.int64]
-) -> Iterator[Finding]:
-    least = 1 if len(steps) < len(episode) else min(len(episode), round(_DARK_SECONDS * episode.meta.fps) or 1)
+def _is_still(sketched: NDArray[np.float32]) -> bool:
+    """Whether no block of (N, R, C) changes."""
+    return float(np.ptp(sketched, axis=0).max()) < _STILL
+
+
+def _is_dark(sketched: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of (N, R, C) show no light, (N,)."""
+    return np.asarray(sketched.max(axis=(1, 2)) < _DARK)
+
+
+def _black(episode: Episode, sketches: Sketches) -> Iterator[Finding]:
+    steps = len(episode)
+    least = min(steps, round(_DARK_SECONDS * episode.meta.fps) or 1)
     for camera, values in sketches.items():
-        dark = values.max(axis=(1, 2)) < _DARK
-        runs = [(a, b) for a, b in _runs(dark) if b - a + 1 >= least]
+        runs = [(a, b) for a, b in _runs(_is_dark(values)) if b - a + 1 >= least]
         if runs:
-            share = sum(b - a + 1 for a, b in runs) / len(steps) / len(sketches)
-            first, last = int(steps[runs[0][0]]), int(steps[runs[-1][1]])
-            detail = f"{camera} shows nothing in {share * len(sketches):.0%} of its frames"
-            yield _found(episode, "black", detail, (first, last), camera=camera, share=share)
+            share = sum(b - a + 1 for a, b in runs) / steps
+            detail = f"{camera} shows nothing in {share:.0%} of its frames"
+            place = (runs[0][0], runs[-1][1])
+            yield _found(episode, "black", detail, place, camera=camera, share=share / len(sketches))
 
 
-def _static(episode: Episode, sketches: Mapping[str, NDArray[np.float32]], still: set[str]) -> Iterator[Finding]:
-    last, share = len(episode) - 1, len(still) / max(1, len(sketches))
-    if still and share == 1:
+def _static(episode: Episode, sketches: Sketches, still: set[str]) -> Iterator[Finding]:
+    last, share = len(episode) - 1, len(still) / len(sketches)
+    if share == 1:
         yield _found(episode, "static", "nothing moves in any frame", (0, last))
     else:
         for name in sorted(still):
             yield _found(episode, "static", f"nothing moves before {name}", (0, last), camera=name, share=share)
 
 
-def _idle(episode: Episode, sketches: Mapping[str, NDArray[np.float32]]) -> Iterator[Finding]:
+def _idle(episode: Episode, sketches: Sketches) -> Iterator[Finding]:
     """Stretches in which no camera sees a change, or the known action stays the same."""
     steps, least = len(episode), max(2, round(_IDLE_SECONDS * episode.meta.fps))
     idle = np.zeros(steps, np.bool_)
     if sketches:
-        seen = np.concatenate([values.reshape(steps, -1) for values in sketches.values()], axis=1)
-        idle |= _unchanged(seen, _STILL, least)
+        looks = np.concatenate([values.reshape(steps, -1) for values in sketches.values()], axis=1)
+        idle |= _unchanged(looks, _STILL, least)
     if episode.action_mask.all():
         idle |= _unchanged(episode.action, _SAME_ACTION, least)
     runs = list(_runs(idle))
@@ -255,10 +260,6 @@ def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flags, [False]]).astype(np.int8)))
     for first, end in edges.reshape(-1, 2).tolist():
         yield first, end - 1
-
-
-def _largest(values: NDArray[np.float32]) -> float:
-    return float(values.max()) if values.size else 0.0
 
 
 _ROWS, _COLUMNS = 12, 16

@@ -8,7 +8,7 @@ import struct
 import zlib
 from typing import BinaryIO
 
-from pipelines.quality import BadDataError
+from pipelines.checks.quality import BadDataError
 
 _BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"))
 _MAX_BOXES = 1_000_000

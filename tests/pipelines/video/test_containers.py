@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.containers import check_whole
-from pipelines.quality import BadDataError
+from pipelines.checks.quality import BadDataError
+from pipelines.video.containers import check_whole
 
 MADE = [("mp4", "mpeg4"), ("mov", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mpeg4")]
 

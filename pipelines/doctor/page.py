@@ -1,13 +1,14 @@
 """The doctor's report: a table in Markdown, and one HTML file with pictures that needs no network."""
 
-import base64
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipelines.content import CHECKS, Finding
-from pipelines.doctor import Diagnosis
+from pipelines.checks.content import CHECKS, Finding
+from pipelines.doctor.diagnose import Diagnosis
+from storage_schemas.images import data_url
 from storage_schemas.location import locate
+from storage_schemas.markdown import plain, table
 
 MAX_SHOWN = 50
 """Findings of one reason that the HTML page lists, and of all that the Markdown does; the JSON has all."""
@@ -56,14 +57,14 @@ def write_page(diagnosis: Diagnosis, path: str) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipelines", "."),
+        loader=jinja2.PackageLoader("pipelines.doctor", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = lambda jpeg: f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
-    page = environment.get_template("doctor.html").render(
+    environment.filters["data_url"] = data_url
+    page = environment.get_template("page.html").render(
         diagnosis=diagnosis,
         groups=groups(diagnosis),
         verdict=verdict(diagnosis),
@@ -75,19 +76,11 @@ def write_page(diagnosis: Diagnosis, path: str) -> str:
 
 def markdown(diagnosis: Diagnosis) -> str:
     """The findings as a Markdown table."""
-    lines = [f"# Doctor: {_cell(diagnosis.target)}", "", verdict(diagnosis), ""]
-    if diagnosis.findings:
-        lines += ["| finding | place | what |", "|---|---|---|"]
-    ordered = [finding for group in groups(diagnosis) for finding in group.shown]
-    for finding in ordered[:MAX_SHOWN]:
-        mark = "✗" if finding.fatal else "?"
-        lines.append(f"| {mark} {finding.reason} | {_cell(finding.source_uri)} | {_cell(finding.detail)} |")
-    if len(diagnosis.findings) > MAX_SHOWN:
-        lines += ["", f"{len(diagnosis.findings) - MAX_SHOWN:,} more: `uwm doctor --json` lists all."]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Text that can't break out of a table or become a link or markup."""
-    plain = " ".join(text.split())
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#|!~" else letter for letter in plain)
+    parts = [f"# Doctor: {plain(diagnosis.target)}\n", f"{verdict(diagnosis)}\n"]
+    ordered = [finding for group in groups(diagnosis) for finding in group.shown][:MAX_SHOWN]
+    rows = [(f"{'✗' if f.fatal else '?'} {f.reason}", plain(f.source_uri), plain(f.detail)) for f in ordered]
+    if rows:
+        parts.append(table(("finding", "place", "what"), rows))
+    if (more := len(diagnosis.findings) - len(rows)) > 0:
+        parts.append(f"{more:,} more: `uwm doctor --json` lists all.\n")
+    return "\n".join(parts)

@@ -30,7 +30,7 @@ class Rejection:
 
 
 class BadDataError(Exception):
-    """Raised by decoders and checks, which don't know what they look at; a reader turns it into `Rejected`."""
+    """A source is not what it says. Whoever knows which one was read turns it into a `Rejection`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")

@@ -1,0 +1,53 @@
+"""The opened dataset is handed down: an ingestion opens the episode table three times at most."""
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import deltalake
+import pytest
+
+import flows.ingest
+from flows.jobs.ingest import run_ingest
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples/data/video"
+
+
+@pytest.fixture
+def opens(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every opening of an episode table from now on, by whatever way."""
+    opened: list[str] = []
+    construct = deltalake.DeltaTable.__init__
+
+    def counted(self: deltalake.DeltaTable, table_uri: Any, *arguments: Any, **options: Any) -> None:
+        if str(table_uri).rstrip("/").endswith("/episodes"):
+            opened.append(str(table_uri))
+        construct(self, table_uri, *arguments, **options)
+
+    monkeypatch.setattr(deltalake.DeltaTable, "__init__", counted)
+    return opened
+
+
+def counts(opens: list[str], ingest: Callable[[str, str], Any]) -> list[int]:
+    """Openings of an ingestion into a new store, of more into it, and of the same again."""
+    counted = []
+    for source in (EXAMPLES / "city.mov", EXAMPLES, EXAMPLES):
+        opens.clear()
+        ingest(str(source), "data/clips")
+        counted.append(len(opens))
+    return counted
+
+
+def test_a_job_opens_the_episode_table_three_times_at_most(away: Path, opens: list[str]) -> None:
+    assert counts(opens, run_ingest) == [3, 3, 2]
+
+
+def test_the_flow_opens_it_no_more_often(away: Path, opens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The body of the flow, without a server: its pages and its event are tested with one."""
+    monkeypatch.setattr(flows.ingest, "get_run_logger", lambda: logging.getLogger("test"))
+    monkeypatch.setattr(flows.ingest, "publish_lineage", lambda *_: 0)
+    monkeypatch.setattr(flows.ingest, "emit_dataset_event", lambda *_: False)
+    monkeypatch.setattr(flows.ingest, "TaskExecutor", lambda *_: ThreadPoolExecutor(1))
+    assert counts(opens, flows.ingest.ingest.fn) == [3, 3, 2]
