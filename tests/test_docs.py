@@ -1,5 +1,6 @@
 """The commands that README and docs print exist, with their options; every command is printed somewhere."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -58,3 +59,15 @@ def test_every_command_has_its_line_in_the_list_of_commands(name: tuple[str, ...
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
     assert not [link for link in links if not (page.parent / link).exists()]
+
+
+NAMED = re.findall(r"`([\w/]+\.py)::(\w+)`", (ROOT / "docs" / "tour.md").read_text())
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED)
+def test_tour_names_what_exists(file: str, name: str) -> None:
+    assert name in {getattr(node, "name", "") for node in ast.parse((ROOT / file).read_text()).body}
+
+
+def test_the_tour_has_the_eight_commands_of_the_demo() -> None:
+    assert len([words for page, words in printed() if page == "tour.md" and words[0] in ("ingest", "train", "evaluate")]) == 8
