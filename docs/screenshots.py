@@ -57,7 +57,7 @@ def form(page: Page, server: str) -> None:
     browser.add_item(page, "pretrain_settings.data")
     values = {
         "evaluate_on": f"{DEMO}/droid",
-        "samples": 8,
+        "options.samples": 8,
         "pretrain_settings.uri": f"{DEMO}/droid",
         "pretrain_settings.name": "short",
         "pretrain_settings.output": "runs/short",

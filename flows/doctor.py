@@ -9,12 +9,14 @@ from prefect.cache_policies import NO_CACHE
 from flows.runtime.user_errors import as_function, failing_on_user_error
 from pipelines.doctor.diagnose import Diagnosis, DoctorProgress, diagnose
 from pipelines.doctor.page import markdown, verdict
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.location import locate
+from uwm.config import DatasetVersion
 
 
 @task(name="examine", cache_policy=NO_CACHE)
 @failing_on_user_error
-def examine(target: str, format: str | None, version: int | None) -> Diagnosis:  # noqa: A002 - the option's name
+def examine(target: str, options: IngestOptions, version: DatasetVersion) -> Diagnosis:
     """Look at every frame and publish what was found."""
     logger = get_run_logger()
 
@@ -22,7 +24,7 @@ def examine(target: str, format: str | None, version: int | None) -> Diagnosis: 
         if progress.done == progress.total or progress.done % 100 == 0:
             logger.info("%s of %s, %s findings", progress.done, progress.total, progress.findings)
 
-    found = diagnose(target, format=format, version=version, progress=log)
+    found = diagnose(target, options, version=version, progress=log)
     key = artifact_key(target)
     create_markdown_artifact(markdown(found), key=key, description=verdict(found))
     logger.info("report at /artifacts/key/%s", key)
@@ -39,12 +41,12 @@ def artifact_key(target: str) -> str:
 
 @flow(name="doctor", flow_run_name="doctor {target}")
 @failing_on_user_error
-def doctor(target: str, format: str | None = None, version: int | None = None) -> Diagnosis:  # noqa: A002
+def doctor(target: str, options: IngestOptions = INGEST_DEFAULTS, version: DatasetVersion = None) -> Diagnosis:
     """Say all that is wrong with a source or a dataset; nothing is changed.
 
     Args:
         target: raw data or a dataset.
-        format: of raw data; found out by default.
-        version: of a dataset; the newest by default.
+        options: how raw data is read.
+        version: of a dataset, its number or a tag; the newest by default.
     """
-    return as_function(examine)(target, format, version)
+    return as_function(examine)(target, options, version)

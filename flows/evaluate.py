@@ -10,57 +10,31 @@ from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.user_errors import as_function, failing_on_user_error
+from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 from uwm.report.tables import markdown_table
 
 
 @task(name="evaluate checkpoint", cache_policy=NO_CACHE)
 @failing_on_user_error
-def evaluate_checkpoint(checkpoint: str, store: str, **options: object) -> Evaluated:
+def evaluate_checkpoint(checkpoint: str, store: str, options: EvalOptions, run_url: str) -> Evaluated:
     """Measure all modes of a checkpoint against the trivial baselines."""
-    result = run_evaluation(checkpoint, store, **options)  # type: ignore[arg-type]
+    result = run_evaluation(checkpoint, store, options, run_url=run_url)
     get_run_logger().info("%s: %s", "made before" if result.reused else "written", result.folder)
     return result
 
 
 @flow(name="evaluate", flow_run_name="evaluate {checkpoint} on {store}")
 @failing_on_user_error
-def evaluate(
-    checkpoint: str,
-    store: str,
-    version: int | None = None,
-    split: str = "val",
-    collections: tuple[str, ...] = (),
-    samples: int = 64,
-    seed: int = 0,
-    steps: int | None = None,
-    device: str = "auto",
-) -> Evaluated:
+def evaluate(checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> Evaluated:
     """Measure a checkpoint in all modes it has against trivial baselines.
 
     Args:
         checkpoint: folder of a run, or of one of its checkpoints.
         store: dataset, a folder or URI.
-        version: dataset version; the newest by default.
-        split: train, or val for the held-out episodes.
-        collections: only these collections; empty takes all.
-        samples: segments to predict.
-        seed: of the samples and the noise.
-        steps: of sampling, instead of the checkpoint's own number.
-        device: auto takes CUDA when there is one.
+        options: on what it is asked, and how it samples.
     """
     with gpu_slot():
-        result = as_function(evaluate_checkpoint)(
-            checkpoint,
-            store,
-            version=version,
-            split=split,
-            collections=collections,
-            samples=samples,
-            seed=seed,
-            steps=steps,
-            device=device,
-            run_url=flow_run.ui_url or "",
-        )
+        result = as_function(evaluate_checkpoint)(checkpoint, store, options, flow_run.ui_url or "")
     create_markdown_artifact(
         markdown_table(result.evaluation), key=f"result-{slug(result.record.node)}", description=result.record.node
     )

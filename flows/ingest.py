@@ -4,12 +4,14 @@ from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
 from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
+from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
 from flows.publish import publish_lineage
 from flows.runtime.dataset_events import emit_dataset_event
-from flows.runtime.task_runners import RunnerName, TaskExecutor, choose
+from flows.runtime.task_runners import TaskExecutor
 from flows.runtime.user_errors import as_function, failing_on_user_error
 from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
-from pipelines.ingest import BATCH_EPISODES, IngestProgress
+from pipelines.ingest import IngestProgress
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.catalog.table import dataset_exists
 from storage_schemas.lineage.records import digest, lineage_root
 from storage_schemas.location import Location, locate
@@ -22,56 +24,28 @@ FOLDER = "watched"
 def ingest(
     source: str,
     store: str,
-    format: str | None = None,  # noqa: A002 - the option's name
-    collection: str | None = None,
-    camera: str | None = None,
-    fps: float | None = None,
-    clip_steps: int | None = None,
-    backend: str | None = None,
-    val_percent: int | None = None,
-    reject: list[str] | None = None,
-    batch_episodes: int = BATCH_EPISODES,
-    runner: RunnerName | None = None,
-    workers: int | None = None,
-    cluster: str | None = None,
+    options: IngestOptions = INGEST_DEFAULTS,
+    runner: RunnerOptions = RUNNER_DEFAULTS,
 ) -> Ingested:
     """Bring robot episodes or videos into a store as a new version; only what is new is read.
 
     Args:
         source: folder, file or glob of raw data.
         store: dataset, a folder or URI.
-        format: droid-rlds, video, ...; found out from the source by default.
-        collection: name of the collection; by default the lab or folder.
-        camera: camera that video frames count as.
-        fps: most steps per second of video.
-        clip_steps: most steps of an episode cut from a video.
-        backend: decoder of videos, pyav or decord.
-        val_percent: share of episodes held out, fixed when the store is created.
-        reject: findings of the doctor that keep an episode out, such as black, static and duplicate.
-        batch_episodes: episodes or video files per task run, which is one commit; 64 to 256 for large sources.
-        runner: what carries out the task runs; threads by default.
-        workers: batches at once: one thread by default, or as many processes as there are cores.
-        cluster: address of a Dask scheduler that runs already.
+        options: how the source becomes episodes.
+        runner: what carries out the task runs.
     """
     logger = get_run_logger()
 
     def log(progress: IngestProgress) -> None:
         logger.info("%s of %s references", progress.done, progress.total)
 
-    chosen = choose(runner, workers, cluster)
+    chosen = runner.choose()
     with TaskExecutor(chosen, "convert") as executor:
         result = run_ingest(
             source,
             store,
-            format=format,
-            collection=collection,
-            camera=camera,
-            fps=fps,
-            clip_steps=clip_steps,
-            backend=backend,
-            val_percent=val_percent,
-            reject=reject,
-            batch_episodes=batch_episodes,
+            options,
             run_id=str(flow_run.id or ""),
             run_url=flow_run.ui_url or "",
             executor=executor,
@@ -91,12 +65,8 @@ def ingest(
 def watch(
     source: str,
     store: str,
-    format: str | None = None,  # noqa: A002 - the option's name
-    collection: str | None = None,
-    camera: str | None = None,
-    fps: float | None = None,
-    val_percent: int | None = None,
-    reject: list[str] | None = None,
+    options: IngestOptions = INGEST_DEFAULTS,
+    runner: RunnerOptions = RUNNER_DEFAULTS,
     quiet: float = 30.0,
     patience: float = 600.0,
 ) -> Ingested | None:
@@ -108,25 +78,13 @@ def watch(
     Args:
         source: folder, glob or URI prefix that others write to.
         store: dataset, a folder or URI.
-        format: droid-rlds, video, ...; found out from the source by default.
-        collection: name of the collection; by default the lab or folder.
-        camera: camera that video frames count as.
-        fps: most steps per second of video.
-        val_percent: share of episodes held out, fixed when the store is created.
-        reject: findings of the doctor that keep an episode out.
+        options: how the source becomes episodes.
+        runner: what carries out the task runs.
         quiet: seconds without a change after which the writing counts as ended.
         patience: most seconds to wait for that.
     """
     logger = get_run_logger()
-    options = {
-        "format": format,
-        "collection": collection,
-        "camera": camera,
-        "fps": fps,
-        "val_percent": val_percent,
-        "reject": reject,
-    }
-    memory = _memory(source, store, str(sorted(options.items())))
+    memory = _memory(source, store, options)
     if _remembered(memory) == _state(take_snapshot(source), store):
         logger.info("%s is as it was when it was ingested", source)
         return None
@@ -134,17 +92,17 @@ def watch(
     if seen is None:
         logger.warning("%s was still being written to after %g s: the next run takes it", source, patience)
         return None
-    if not seen.holds(format):
+    if not seen.holds(options.format):
         logger.info("%s holds nothing to ingest yet", source)
         return None
-    result = as_function(ingest)(source, store, **options)  # type: ignore[arg-type]
+    result = as_function(ingest)(source, store, options, runner)
     memory.write_bytes(_state(seen, store).encode())
     return result
 
 
-def _memory(source: str, store: str, options: str) -> Location:
+def _memory(source: str, store: str, options: IngestOptions) -> Location:
     """Where it is kept how source and store were left. It only saves work: without it everything is compared anew."""
-    name = digest(locate(source).uri, locate(store).uri, options)
+    name = digest(locate(source).uri, locate(store).uri, options.model_dump_json(exclude={"batch_episodes"}))
     return locate(lineage_root(store)) / FOLDER / f"{name}.txt"
 
 

@@ -1,34 +1,58 @@
 """Flows of flows: pretrain, finetune, evaluate; and what follows from a new dataset version."""
 
-from functools import partial
-
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
 
-from flows.deploy.forms import AS_THE_RECIPE, Chain, RecipeName, Settings
+from flows.deploy.forms import AS_THE_RECIPE, Settings
 from flows.evaluate import evaluate
 from flows.ingest import ingest
-from flows.jobs.chain import Chained, run_chain
-from flows.jobs.pipeline import Finetuned, Steps
+from flows.jobs.chain import Chain, Chained, run_chain
+from flows.jobs.evaluate import Evaluated
+from flows.jobs.ingest import Ingested
+from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
+from flows.jobs.pipeline import Finetuned, overrides_of
 from flows.jobs.pipeline import pretrain_then_finetune as carry_out
 from flows.jobs.promotion import Decision
+from flows.jobs.train import Trained
 from flows.lineage.pages import HOME_KEY, slug
 from flows.lineage.sections import facts_of
 from flows.runtime.user_errors import as_function, failing_on_user_error
-from flows.train import train
+from flows.train import train_config
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.markdown import table
+from uwm.config import RunConfig
+from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
+from uwm.recipes import RecipeName, apply_overrides, get_recipe
 
 
-def as_flows(*, hours: float | None = None) -> Steps:
+class FlowJobs:
     """The three jobs as flows; a user's mistake in one is raised here, as by the plain functions.
 
     Args:
         hours: most hours of a training run.
     """
-    return Steps(
-        ingest=as_function(ingest), train=partial(as_function(train), hours=hours), evaluate=as_function(evaluate)
-    )
+
+    def __init__(self, *, hours: float | None = None) -> None:
+        self._hours = hours
+
+    def ingest(
+        self,
+        source: str,
+        store: str,
+        options: IngestOptions = INGEST_DEFAULTS,
+        runner: RunnerOptions = RUNNER_DEFAULTS,
+    ) -> Ingested:
+        """The flow `ingest`."""
+        return as_function(ingest)(source, store, options, runner)
+
+    def train(self, config: RunConfig) -> Trained:
+        """The flow `train-config`."""
+        return as_function(train_config)(config, self._hours)
+
+    def evaluate(self, checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> Evaluated:
+        """The flow `evaluate`."""
+        return as_function(evaluate)(checkpoint, store, options)
 
 
 @flow(name="pretrain-then-finetune", flow_run_name="{pretrain} then {finetune}")
@@ -38,7 +62,7 @@ def pretrain_then_finetune(
     finetune: RecipeName,
     overrides: tuple[str, ...] = (),
     evaluate_on: tuple[str, ...] = (),
-    samples: int | None = None,
+    options: EvalOptions = EVAL_DEFAULTS,
     pretrain_settings: Settings = AS_THE_RECIPE,
     finetune_settings: Settings = AS_THE_RECIPE,
     hours: float | None = None,
@@ -50,21 +74,14 @@ def pretrain_then_finetune(
         finetune: recipe of the second run.
         overrides: key=value pairs for both runs; pretrain.key=value or finetune.key=value for one.
         evaluate_on: datasets on whose held-out episodes both are evaluated.
-        samples: segments per evaluation.
+        options: of the evaluations.
         pretrain_settings: the fields that are most often replaced, of the first run.
         finetune_settings: of the second run.
         hours: most hours of training of either run; then it stops with a checkpoint, and the run fails.
     """
-    forms = {"pretrain": pretrain_settings, "finetune": finetune_settings}
-    filled = tuple(f"{stage}.{pair}" for stage, form in forms.items() for pair in form.overrides())
-    result = carry_out(
-        as_flows(hours=hours),
-        pretrain,
-        finetune,
-        overrides=(*filled, *overrides),
-        evaluate_on=evaluate_on,
-        samples=samples,
-    )
+    first = apply_overrides(pretrain_settings.applied_to(get_recipe(pretrain)), overrides_of("pretrain", overrides))
+    second = apply_overrides(finetune_settings.applied_to(get_recipe(finetune)), overrides_of("finetune", overrides))
+    result = carry_out(FlowJobs(hours=hours), first, second, evaluate_on=evaluate_on, options=options)
     logger = get_run_logger()
     for trained in (result.pretrained, result.finetuned):
         logger.info("%s: %s", trained.record.node, trained.path)
@@ -85,7 +102,7 @@ def chain(chain: Chain, dry_run: bool = False) -> Chained:
         dry_run: only say what would be done.
     """
     logger = get_run_logger()
-    result = run_chain(as_flows(hours=chain.hours), chain, dry_run=dry_run, run_url=flow_run.ui_url or "")
+    result = run_chain(FlowJobs(hours=chain.hours), chain, dry_run=dry_run, run_url=flow_run.ui_url or "")
     for line in result.plan:
         logger.info("%s: %s", "would" if dry_run else "planned", line)
     if result.decision is None:

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
-from flows.deploy.forms import AS_THE_RECIPE, RecipeName, Settings
+from flows.deploy.forms import AS_THE_RECIPE, Settings
 from flows.jobs.train import Trained, run_training
 from flows.jobs.training_messages import describe
 from flows.lineage.pages import slug
@@ -17,7 +17,9 @@ from flows.publish import publish_lineage
 from flows.runtime.child_process import ChildError
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.user_errors import as_function, failing_on_user_error
+from uwm.config import RunConfig
 from uwm.events import TrainEvent, TrainFinished, TrainProgress, TrainStarted
+from uwm.recipes import RecipeName, apply_overrides, get_recipe
 
 
 class FlowFollower:
@@ -61,9 +63,9 @@ def _child_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     retry_condition_fn=_child_failed,
 )
 @failing_on_user_error
-def train_recipe(recipe: str, overrides: tuple[str, ...], run_url: str) -> Trained:
+def run_process(config: RunConfig, run_url: str) -> Trained:
     """Run the training process to its end; cancelling lets it write a checkpoint, and a retry goes on from the last."""
-    return run_training(recipe, overrides, run_url=run_url, on_event=FlowFollower())
+    return run_training(config, run_url=run_url, on_event=FlowFollower())
 
 
 @flow(name="train", flow_run_name="train {recipe}")
@@ -82,9 +84,24 @@ def train(
         settings: the fields that are most often replaced.
         hours: most hours of training; then it stops with a checkpoint, and the run fails.
     """
+    return _train(apply_overrides(settings.applied_to(get_recipe(recipe)), overrides), hours)
+
+
+@flow(name="train-config", flow_run_name="train {config.name}")
+@failing_on_user_error
+def train_config(config: RunConfig, hours: float | None = None) -> Trained:
+    """Train a configuration that a pipeline, a chain or the command line has put together.
+
+    Args:
+        config: of the run.
+        hours: most hours of training; then it stops with a checkpoint, and the run fails.
+    """
+    return _train(config, hours)
+
+
+def _train(config: RunConfig, hours: float | None) -> Trained:
     limit = 3600 * hours if hours else None
     with gpu_slot():
-        job = as_function(train_recipe.with_options(timeout_seconds=limit))
-        result = job(recipe, (*settings.overrides(), *overrides), flow_run.ui_url or "")
+        result = as_function(run_process.with_options(timeout_seconds=limit))(config, flow_run.ui_url or "")
     publish_lineage(result.root, [result.record.node])
     return result

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pipelines.checks.content import Sketches
 from pipelines.checks.filters import Filter
 from pipelines.checks.quality import BadDataError, Rejection
-from pipelines.options import SourceOptions
+from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
@@ -33,8 +33,8 @@ class Batch:
     """References to convert and all that it takes. Picklable, and valid wherever source and store can be reached."""
 
     source: str
-    format: str
-    options: SourceOptions
+    options: IngestOptions
+    """With the format filled in."""
     reject: frozenset[str]
     """Some of `pipelines.checks.filters.FILTERS`."""
     store_uri: str
@@ -112,14 +112,14 @@ def convert(
     Raises:
         UserError: when source or store can't be reached.
     """
-    reader = reader or _opened(batch.source, batch.format, batch.options, batch.run_id)
+    reader = reader or _opened(batch.source, batch.options, batch.spec, batch.run_id)
     return _Converter(batch, reader).run(on_reference)
 
 
 @lru_cache(maxsize=1)
-def _opened(source: str, format: str, options: SourceOptions, run_id: str) -> SourceReader:  # noqa: A002
+def _opened(source: str, options: IngestOptions, spec: DatasetSpec, run_id: str) -> SourceReader:
     """`run_id` makes a new run look at the source anew."""
-    return open_source(source, format, options)
+    return open_source(source, options, spec)
 
 
 @dataclass

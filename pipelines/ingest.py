@@ -21,7 +21,7 @@ from pipelines.checks.filters import Filter, chosen
 from pipelines.checks.quality import Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
 from pipelines.files import printable
-from pipelines.options import SourceOptions
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.commits import Committer, commit
@@ -33,7 +33,6 @@ from storage_schemas.executors import in_order
 from storage_schemas.location import locate
 from storage_schemas.store.dataset import Dataset, open_dataset
 
-BATCH_EPISODES = 64
 _BATCH_BYTES = 4 << 30
 """Raw bytes at which a batch ends: what a killed worker loses, and a killed run between two commits, is bounded."""
 
@@ -94,13 +93,9 @@ class _Plan:
 def ingest(
     source: str,
     store_uri: str,
+    options: IngestOptions = INGEST_DEFAULTS,
     *,
-    format: str | None = None,  # noqa: A002
-    options: SourceOptions | None = None,
-    batch_episodes: int = BATCH_EPISODES,
     run_id: str | None = None,
-    val_percent: int | None = None,
-    reject: Sequence[str] | None = None,
     executor: Executor | None = None,
     in_flight: int = 16,
     progress: Callable[[IngestProgress], None] | None = None,
@@ -110,13 +105,8 @@ def ingest(
     Args:
         source: path or fsspec URI of a file, a folder or a glob.
         store_uri: the dataset.
-        format: format of the source, found by its files' names when None.
-        options: collection, camera and video settings; `dataset` is filled in here.
-        batch_episodes: references (robot episodes or video files) per batch, which is one commit; a batch also ends
-            at 4 GB of raw data.
+        options: how the source becomes episodes; a batch of them also ends at 4 GB of raw data.
         run_id: for lineage; a new one when None.
-        val_percent: share of held-out episodes of a new dataset.
-        reject: names of `pipelines.checks.filters.FILTERS`; the format's own when None, no filter when empty.
         executor: who converts the batches, anywhere and in any order; this process, one after another, when None.
         in_flight: batches that the executor is given before the first of them is committed.
         progress: called after every reference; after every batch when there is an executor.
@@ -125,22 +115,18 @@ def ingest(
         UserError: when there is nothing to read or the dataset does not fit the source.
     """
     started = time.monotonic()
-    if batch_episodes < 1:
-        raise UserError(f"a batch of {batch_episodes} episodes: give at least 1")
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
-    options = replace(options or SourceOptions(), dataset=dataset.spec if dataset else None)
-    reader = open_source(source, format, options)
-    fit = Filter(reader, chosen(reject, reader.unwanted))
-    dataset = dataset or _create(store_uri, reader, val_percent)
-    _check_fits(dataset, reader, val_percent)
+    reader = open_source(source, options, dataset.spec if dataset else None)
+    fit = Filter(reader, chosen(options.reject, reader.unwanted))
+    dataset = dataset or _create(store_uri, reader, options.val_percent)
+    _check_fits(dataset, reader, options.val_percent)
     plan = _plan(reader, dataset, fit)
     if plan.todo:
         fit.remember(dataset)
     place = locate(source)
     blank = Batch(
         source=place.path if place.is_local else source,
-        format=reader.format,
-        options=options,
+        options=options.model_copy(update={"format": reader.format}),
         reject=fit.names,
         store_uri=locate(store_uri).uri,
         spec=dataset.spec,
@@ -149,7 +135,7 @@ def ingest(
     )
     ledger = _Ledger(dataset, blank.run_id, plan, fit)
     _record(store_uri, plan.rejected, blank.run_id)
-    batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, batch_episodes)]
+    batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, options.batch_episodes)]
     for converted in _converted(batches, reader, executor, in_flight, ledger, progress):
         ledger.take(converted)
     ledger.close()

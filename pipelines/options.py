@@ -1,42 +1,35 @@
-"""What the user says of a source and of its conversion."""
+"""What the user says of a source and of its conversion, whoever asks: command, flow, form or site file."""
 
-from dataclasses import dataclass
+from typing import Literal
 
-from pipelines.video.decode import Backend
-from storage_schemas.schema import DatasetSpec
+from pydantic import BaseModel, ConfigDict, Field
 
-
-@dataclass(frozen=True, kw_only=True)
-class VideoOptions:
-    """How videos become episodes.
-
-    Raises:
-        ValueError: when a value makes no sense.
-    """
-
-    fps: float = 15.0
-    """Most steps per second; slower videos keep their rate."""
-    short_side: int = 180
-    """Most pixels of the shorter side; smaller videos keep their size."""
-    clip_steps: int = 150
-    """Most steps of an episode; longer videos are cut into consecutive clips."""
-    min_steps: int = 5
-    """A clip below this is dropped, and a file without any other is too short: a third of a second at 15 fps."""
-    backend: Backend = "pyav"
-
-    def __post_init__(self) -> None:
-        if not (self.fps > 0 and self.short_side > 0 and 0 < self.min_steps <= self.clip_steps):
-            raise ValueError(f"video options out of range: {self}")
+Backend = Literal["pyav", "decord"]
+"""Decoder of videos."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceOptions:
-    """What the user says about a source beyond where it is; each format takes what concerns it."""
+class IngestOptions(BaseModel):
+    """How a source becomes episodes of a dataset; each format takes what concerns it."""
 
-    collection: str | None = None
-    """Name for all episodes, instead of the one found in the source."""
-    camera: str | None = None
-    """For video: which of the dataset's cameras it stands in for."""
-    dataset: DatasetSpec | None = None
-    """The dataset that exists already."""
-    video: VideoOptions | None = None
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+
+    format: str | None = Field(None, description="droid-rlds, video, ...; found out from the source by default.")
+    collection: str | None = Field(None, description="name of the collection; by default the lab or folder.")
+    camera: str | None = Field(None, description="camera that video frames count as; the dataset's first by default.")
+    fps: float = Field(15.0, gt=0, allow_inf_nan=False, description="most steps per second of video.")
+    clip_steps: int = Field(150, ge=5, description="most steps of an episode cut from a video.")
+    backend: Backend = Field("pyav", description="decoder of videos: pyav or decord.")
+    val_percent: int | None = Field(
+        None, ge=0, le=100, description="per cent of episodes held out, fixed for a new dataset; 10 by default."
+    )
+    reject: tuple[str, ...] | None = Field(
+        None,
+        description="what to keep out, by the doctor's names: black, static, idle, duplicate, copy, missing_camera, "
+        "out_of_range, time_gap, too_short; none for no filter. Video: black, static, copy by default.",
+    )
+    batch_episodes: int = Field(
+        64, ge=1, description="episodes or video files per task run, which is one commit; up to 256 for many."
+    )
+
+
+INGEST_DEFAULTS = IngestOptions()

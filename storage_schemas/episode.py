@@ -110,8 +110,6 @@ class SegmentSpec:
     action_steps: int = 16
     next_frames: int = 2
     next_start: int = 15
-    state: tuple[str, ...] = ()
-    """State fields to read at the observation steps."""
 
     @property
     def last(self) -> int:
@@ -126,17 +124,5 @@ class SegmentSpec:
         """
         obs = np.arange(step - self.obs_frames + 1, step + 1)
         following = np.arange(step + self.next_start, step + self.next_start + self.next_frames)
-        wanted = np.concatenate([obs, following])
-        return np.minimum(np.maximum(wanted, 0), length - 1), wanted < length  # np.clip takes three times as long
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """What one training sample needs, as it lies in the store: native sizes and units."""
-
-    id: SegmentId
-    frames: Mapping[str, NDArray[np.uint8]]  # camera -> (F, H, W, 3); cameras without frames are absent
-    view_mask: NDArray[np.bool_]  # (V, F) in the order of the spec's cameras
-    action: NDArray[np.float32]  # (S, A); zero where unknown
-    action_mask: NDArray[np.bool_]  # (S,)
-    state: Mapping[str, NDArray[np.float32]]  # name -> (obs_frames, D)
+        steps = np.concatenate([obs, following])
+        return np.minimum(np.maximum(steps, 0), length - 1), steps < length  # np.clip takes three times as long

@@ -158,12 +158,12 @@ class Location:
     def names(self) -> list[str]:
         """Sorted names in the folder; empty when there is none. Unfinished writes are left out."""
         if self.is_local:
-            found = [entry.name for entry in os.scandir(self.path)] if Path(self.path).is_dir() else []
+            names = [entry.name for entry in os.scandir(self.path)] if Path(self.path).is_dir() else []
         else:
             with storage_errors(self):
                 entries = self.fs().ls(self.path, detail=False) if self.fs().isdir(self.path) else []
-            found = [posixpath.basename(entry.rstrip("/")) for entry in entries]
-        return sorted(name for name in found if not name.startswith(".tmp-"))
+            names = [posixpath.basename(entry.rstrip("/")) for entry in entries]
+        return sorted(name for name in names if not name.startswith(".tmp-"))
 
     def files(self) -> list["FileInfo"]:
         """All files at any depth of the folder, also unfinished ones."""
@@ -171,14 +171,14 @@ class Location:
             paths = (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names)
             return [info for path in paths if (info := _local_info(path, self.path)) is not None]
         with storage_errors(self):
-            found = self.fs().find(self.path, detail=True)
+            entries = self.fs().find(self.path, detail=True)
         return [
             FileInfo(
                 name=path.removeprefix(self.path).lstrip("/"),
                 bytes=int(info["size"]),
                 modified=info.get("LastModified") or info.get("created") or datetime.now(UTC),
             )
-            for path, info in found.items()
+            for path, info in entries.items()
         ]
 
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
@@ -194,12 +194,12 @@ class Location:
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """The whole files of those names below this folder, together. Raises FileNotFoundError."""
-        places = [self / name for name in names]
-        if self.is_local or not places:
-            return [place.read_bytes() for place in places]
+        files = [self / name for name in names]
+        if self.is_local or not files:
+            return [file.read_bytes() for file in files]
         with storage_errors(self):
-            found = self.fs().cat([place.path for place in places])
-        return [bytes(found[place.path]) for place in places] if isinstance(found, dict) else [bytes(found)]
+            contents = self.fs().cat([file.path for file in files])
+        return [bytes(contents[file.path]) for file in files] if isinstance(contents, dict) else [bytes(contents)]
 
     def write_bytes(self, data: bytes, *, exclusive: bool = False) -> None:
         """Write the whole file at once; complete and on disk when it returns.
@@ -295,9 +295,9 @@ def locate(uri: str | os.PathLike[str]) -> Location:
     text = os.fspath(uri)
     if not text:
         raise UserError("the location is empty: give a path or a URI")
-    protocol, found, rest = text.partition("://")
-    if not found or protocol in ("file", "local"):
-        path = str(Path(rest if found else text).expanduser().absolute())
+    protocol, separator, rest = text.partition("://")
+    if not separator or protocol in ("file", "local"):
+        path = str(Path(rest if separator else text).expanduser().absolute())
         normal = os.path.normpath(path)
         return Location(normal, "file", normal)
     from fsspec.core import url_to_fs

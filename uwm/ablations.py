@@ -42,6 +42,8 @@ class Variant:
 
     ablation: Ablation
     level: Level
+    config: RunConfig
+    """The base with the level's settings."""
     run: str
     """Name of the run that trains it; `BASE` when the base has this level."""
 
@@ -151,12 +153,10 @@ def variants(base: RunConfig, ablations: Sequence[Ablation]) -> tuple[Variant, .
     Raises:
         UserError: when a level does not fit the base.
     """
-    return tuple(
-        Variant(ablation=ablation, level=level, run=_run(base, ablation, level))
-        for ablation in ablations
-        for level in ablation.levels
-    )
+    return tuple(_variant(base, ablation, level) for ablation in ablations for level in ablation.levels)
 
 
-def _run(base: RunConfig, ablation: Ablation, level: Level) -> str:
-    return BASE if apply_overrides(base, level.settings) == base else f"{ablation.name}-{level.name}"
+def _variant(base: RunConfig, ablation: Ablation, level: Level) -> Variant:
+    config = apply_overrides(base, level.settings)
+    run = BASE if config == base else f"{ablation.name}-{level.name}"
+    return Variant(ablation=ablation, level=level, config=config, run=run)

@@ -4,14 +4,22 @@ A named run is a function in `recipes.py` that returns a `RunConfig`; variants d
 `replace`. On the command line `key=value` pairs replace single fields: `train.steps=100`.
 """
 
-from typing import Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from storage_schemas.episode import SegmentSpec
 
 Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
 """Which of SDPA's kernels attention runs on."""
+
+
+def _as_number(version: object) -> object:
+    return int(version) if isinstance(version, str) and version.isdecimal() else version
+
+
+DatasetVersion = Annotated[Annotated[int, Field(ge=0)] | str | None, BeforeValidator(_as_number)]
+"""A dataset version: its number, a tag, or None for the newest."""
 
 C = TypeVar("C", bound="Config")
 
@@ -26,7 +34,9 @@ class DatasetRef(Config):
     """One dataset of a mixture, pinned to a version."""
 
     uri: str
-    version: int | None = Field(None, ge=0, description="dataset version; None pins the newest when the run starts")
+    version: DatasetVersion = Field(
+        None, description="dataset version or tag; pinned to a number when the run starts, None to the newest"
+    )
     weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other datasets")
     collections: tuple[str, ...] = Field((), description="only episodes of these collections; empty takes all")
 

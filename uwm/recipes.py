@@ -7,8 +7,9 @@ On the command line `field.subfield=value` pairs change single settings of a rec
 import difflib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from storage_schemas.errors import UserError
 from uwm.config import (
@@ -280,6 +281,10 @@ def demo_finetune() -> RunConfig:
         train=replace(base.train, steps=60),
         output="runs/demo/finetune",
     )
+
+
+RecipeName = Annotated[str, Field(json_schema_extra={"enum": list(RECIPES)})]
+"""A recipe, which a form offers in a list; a wrong name is refused by `get_recipe`, which suggests the nearest."""
 
 
 def get_recipe(name: str) -> RunConfig:

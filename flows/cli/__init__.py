@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import typer
 
-from flows.cli import ablate, bench, checkup, data, import_export, lineage, operate, scale, training
+from flows.cli import bench, checkpoints, datasets, demo, evaluation, ingest, lineage, operate, training
 from flows.cli.console import complain
+from flows.cli.options import expanded
 from flows.runtime.child_process import sigterm_exits
 from storage_schemas.errors import UserError
 
@@ -19,8 +20,10 @@ app = typer.Typer(
     help="Unified World Models as a data-centric pipeline: from raw robot data and video to an evaluated model.",
     epilog="Start with: uwm demo",
 )
-for commands in (data, checkup, training, ablate, import_export, lineage, operate, bench, scale):
-    commands.register(app)
+for commands in (ingest, datasets, training, evaluation, checkpoints, lineage, operate, demo):
+    for command in commands.COMMANDS:
+        app.command(command.__name__.replace("_", "-"))(expanded(command))
+app.add_typer(bench.bench, name="bench")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,34 +1,20 @@
 """Commands about where things come from and how they look: lineage, ui, demo."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.console import count, note, say, say_json, say_table
-from flows.cli.data import AsJson
+from flows.cli.console import count, note, say, say_json
+from flows.cli.options import AsJson, Root
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
-    from flows.jobs.evaluate import Evaluated
     from storage_schemas.lineage.records import LineageGraph
 
 Format = Literal["text", "json"]
 Kind = Literal["source", "dataset", "checkpoint", "evaluation"]
-
-Root = Annotated[
-    str | None, typer.Option(help="Folder of lineage records; by default UWM_LINEAGE, else the one found from here.")
-]
-DEMO_FOLDER = Path("runs/demo")
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(lineage)
-    app.command()(ui)
-    app.command()(demo)
 
 
 def lineage(
@@ -168,7 +154,7 @@ def _holds_records(folder: Path) -> bool:
 
 
 def _publish(root: str) -> None:
-    from flows.cli.execution import use_flow
+    from flows.cli.jobs import use_flow
 
     use_flow(True)
     from flows.publish import republish
@@ -176,65 +162,4 @@ def _publish(root: str) -> None:
     note(f"{count(republish(root), 'page')} new or changed")
 
 
-def ui(
-    folder: Annotated[Path, typer.Option(help="Folder of the demo, or of another private server.")] = DEMO_FOLDER,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; another one when it is taken.")] = 4200,
-) -> int:
-    """Open the Prefect server that keeps the demo's lineage, until Ctrl-C.
-
-    Example: uwm ui --port 4300
-    """
-    from flows.lineage.pages import HOME_KEY
-    from flows.runtime.server import local_server
-
-    home = folder / "prefect"
-    if not home.is_dir():
-        raise UserError(f"{home} does not exist: run `uwm demo` first, or name another --folder")
-    note("starting the Prefect server, this takes up to a minute")
-    with local_server(home, port=port) as server:
-        say(f"lineage: {server.url}/artifacts/key/{HOME_KEY}")
-        say(f"runs:    {server.url}/runs")
-        note("Ctrl-C stops it")
-        try:
-            return server.process.wait()
-        except KeyboardInterrupt:
-            return 0
-
-
-def demo(
-    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = DEMO_FOLDER,
-    data: Annotated[Path, typer.Option(help="Folder with droid/ and video/.")] = Path("examples/data"),
-    flow: Annotated[
-        bool, typer.Option("--flow/--no-flow", help="Run as Prefect flows, on a private server if none is set.")
-    ] = True,
-) -> int:
-    """Run the whole method on the example data: ingest, train, finetune, evaluate, report.
-
-    A second run reuses what is done.
-
-    Example: uwm demo
-    """
-    from flows.cli.execution import Here
-    from flows.jobs.demo import flow_steps, require_data, run
-
-    require_data(data)
-    with flow_steps(folder, note) if flow else nullcontext(Here(quiet=False).steps()) as steps:
-        result = run(steps, folder, data, note)
-    show_headlines(result.evaluated)
-    if result.reused:
-        say(f"{count(result.reused, 'result')} of earlier runs reused; `make clean` removes them")
-    say(f"report:  {result.report} (all five modes, predictions, loss curves)")
-    say("lineage: make ui (or uwm lineage)")
-    return 0
-
-
-def show_headlines(evaluated: "Sequence[Evaluated]") -> None:
-    """Print what evaluations gain over the trivial baselines, one column each."""
-    from uwm.report.tables import headline_rows
-
-    rows = [
-        (row.label, row.baseline, *(f"{cell.change} {cell.mark}" if cell else "" for cell in row.cells))
-        for row in headline_rows([item.evaluation for item in evaluated])
-    ]
-    title = "Held-out episodes: gain over the trivial baseline (▲ better, ▼ worse, ≈ not told apart)"
-    say_table(title, ("question", "baseline", *(item.label for item in evaluated)), rows)
+COMMANDS = (lineage,)

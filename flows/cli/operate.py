@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.console import say, say_json, say_table
-from flows.cli.data import AsJson
-from flows.cli.lineage import Root, find_root
+from flows.cli.lineage import find_root
+from flows.cli.options import AsJson, Root
 from storage_schemas.errors import UserError
 
 if TYPE_CHECKING:
     from flows.jobs.promotion import Decision
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE", help="Site file: what runs where and when.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(deploy)
-    app.command()(worker)
-    app.command()(promoted)
 
 
 def deploy(
@@ -40,7 +33,7 @@ def deploy(
     from flows.deploy.site import load_site
 
     found = load_site(site)
-    from flows.cli.execution import use_flow
+    from flows.cli.jobs import use_flow
 
     if not use_flow(None):
         raise UserError("deploying needs a Prefect server: set PREFECT_API_URL to its address")
@@ -76,7 +69,7 @@ def worker(
 
     Example: uwm worker --limit 1 --queue gpu
     """
-    from flows.cli.execution import use_flow
+    from flows.cli.jobs import use_flow
 
     if not use_flow(None):
         raise UserError("a worker needs a Prefect server: set PREFECT_API_URL to its address")
@@ -133,3 +126,6 @@ def _show(decisions: "list[Decision]", json: bool) -> int:
         verdict = "promoted" if item.promoted else "not promoted"
         say(f"{item.number}: {item.candidate.checkpoint} {verdict}: {item.reason}")
     return 0
+
+
+COMMANDS = (deploy, worker, promoted)

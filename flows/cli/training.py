@@ -1,35 +1,29 @@
-"""Commands about learning: train, evaluate, sample, pretrain-then-finetune."""
+"""Commands about training: train, latents, pretrain-then-finetune, ablate."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import say, say_json, say_table
-from flows.cli.data import AsJson, Flow, Store, Version
-from flows.cli.execution import carried_out, use_flow
+from flows.cli.console import count, note, say, say_json, say_table
+from flows.cli.evaluation import show_evaluated
+from flows.cli.jobs import LocalJobs, jobs_of, use_flow
+from flows.cli.options import AsJson, Flow, Overrides, Store
+from flows.jobs.options import LatentsOptions, RunnerOptions
+from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 
 if TYPE_CHECKING:
-    from flows.jobs.evaluate import Evaluated
     from flows.jobs.train import Trained
 
-Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a run, or of one of its checkpoints.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Fields of the recipe to replace: train.steps=100")
+Ablations = Annotated[
+    str,
+    typer.Option(
+        help="Ablations, with commas between them: registers, masked-loss, augmentation, ema, conventions, prediction, "
+        "adaln, token-dropout; all by default."
+    ),
 ]
-Collections = Annotated[list[str] | None, typer.Option("--collection", help="Only these collections; repeatable.")]
 Samples = Annotated[int, typer.Option(min=1, help="Segments to predict.")]
-Seed = Annotated[int, typer.Option(help="Seed of the samples and of the noise.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Sampling steps instead of the checkpoint's number.")]
-Device = Annotated[str, typer.Option(help="auto takes CUDA when there is one.")]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(train)
-    app.command()(evaluate)
-    app.command()(sample)
-    app.command("pretrain-then-finetune")(pretrain_then_finetune)
 
 
 def train(
@@ -45,7 +39,9 @@ def train(
 
     Example: uwm train debug data.datasets.0.uri=runs/droid train.steps=20
     """
-    result = carried_out(flow, quiet=json).train(recipe, tuple(overrides or ()))
+    from flows.jobs.train import make_config
+
+    result = jobs_of(flow, quiet=json).train(make_config(recipe, overrides or ()))
     if json:
         say_json({"path": result.path, "step": result.step, "reused": result.reused, "node": result.record.node})
     else:
@@ -59,93 +55,37 @@ def show_trained(result: "Trained") -> None:
     say(f"{result.record.node} {done}: {result.path}")
 
 
-def evaluate(
-    checkpoint: Checkpoint,
-    store: Store,
-    version: Version = None,
-    split: Annotated[str, typer.Option(help="train or val, the held-out episodes.")] = "val",
-    collections: Collections = None,
-    samples: Samples = 64,
-    seed: Seed = 0,
-    steps: Steps = None,
-    device: Device = "auto",
+def latents(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe of the run that shall train on them.")],
+    options: LatentsOptions,
+    runner: RunnerOptions,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]", help="Fields of the recipe: data.latents=NAME")
+    ] = None,
     json: AsJson = False,
     flow: Flow = None,
 ) -> int:
-    """Measure a checkpoint in all modes it has against trivial baselines.
+    """Encode the datasets of a run once, so that it trains without its tokenizer.
 
-    Example: uwm evaluate runs/demo/finetune runs/demo/droid --json
+    Killed or given again after new episodes came, it encodes only what is missing. Train with the same settings.
+
+    Example: uwm latents uwm data.datasets.0.uri=stores/droid data.latents=k4 --variants 4
     """
-    options: dict[str, Any] = {
-        "version": version,
-        "split": split,
-        "collections": tuple(collections or ()),
-        "samples": samples,
-        "seed": seed,
-        "steps": steps,
-        "device": device,
-    }
-    result = carried_out(flow, quiet=json).evaluate(checkpoint, store, **options)
-    if json:
-        say(result.evaluation.to_json().rstrip())
+    pairs = tuple(overrides or ())
+    if use_flow(flow):
+        from flows.encode_latents import latents as run
+        from flows.runtime.user_errors import as_function
+
+        reports = as_function(run)(recipe, pairs, options=options, runner=runner)
     else:
-        show_evaluated(result)
-    return 0
+        from flows.jobs.train import make_config
 
-
-def show_evaluated(result: "Evaluated") -> None:
-    """Print the table of a result."""
-    from uwm.report.tables import score_rows
-
-    header = ("mode", "metric", "model", "baseline", "it reaches", "change", "")
-    rows = [
-        (row.mode, f"{row.metric} {row.arrow}", row.model, row.baseline, row.reference, row.change, row.mark)
-        for row in score_rows(result.evaluation)
-    ]
-    say_table(result.record.node, header, rows)
-    say(f"{'was made before' if result.reused else 'written'}: {result.folder}")
-
-
-def sample(
-    checkpoint: Checkpoint,
-    store: Store,
-    mode: Annotated[str, typer.Option(help="policy, forward, inverse, video or joint.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the predictions.")] = Path("runs/samples"),
-    version: Version = None,
-    split: Annotated[str, typer.Option(help="train or val, the held-out episodes.")] = "val",
-    collections: Collections = None,
-    samples: Samples = 4,
-    seed: Seed = 0,
-    steps: Steps = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Sample with weights in bf16: less to read.")] = False,
-    device: Device = "auto",
-    json: AsJson = False,
-) -> int:
-    """Predict in one mode and write the predictions beside what really happened.
-
-    Example: uwm sample runs/demo/finetune runs/demo/droid --mode forward -o runs/samples
-    """
-    from flows.jobs.evaluate import run_sample
-
-    made = run_sample(
-        checkpoint,
-        store,
-        mode,
-        str(output),
-        version=version,
-        split=split,
-        collections=tuple(collections or ()),
-        samples=samples,
-        seed=seed,
-        steps=steps,
-        precision="bf16" if bf16 else "fp32",
-        device=device,
-    )
+        reports = LocalJobs(quiet=json).encode(make_config(recipe, pairs), options, runner)
     if json:
-        say_json(made)
-    else:
-        for path in (*made.strips, made.actions):
-            say(path)
+        say_json([asdict(report) for report in reports])
+    for report in () if json else reports:
+        done = f"{count(report.encoded, 'latent')} encoded, {report.present:,} there already"
+        say(f"{report.uri} version {report.version}, latents {report.name}: {done}")
     return 0
 
 
@@ -159,7 +99,7 @@ def pretrain_then_finetune(
         list[str] | None,
         typer.Option("--evaluate", help="Evaluate both on this store's held-out episodes; repeatable."),
     ] = None,
-    samples: Samples = 64,
+    samples: Samples = EVAL_DEFAULTS.samples,
     json: AsJson = False,
     flow: Flow = None,
 ) -> int:
@@ -169,16 +109,21 @@ def pretrain_then_finetune(
 
     Example: uwm pretrain-then-finetune uwm uwm_finetune pretrain.train.steps=20000 --evaluate data/droid
     """
-    given: dict[str, Any] = {"overrides": overrides or [], "evaluate_on": evaluate_on or [], "samples": samples}
+    from flows.jobs.pipeline import overrides_of
+    from flows.jobs.pipeline import pretrain_then_finetune as run_plainly
+    from flows.jobs.train import make_config
+
+    pairs, stores, options = tuple(overrides or ()), tuple(evaluate_on or ()), EvalOptions(samples=samples)
     if use_flow(flow):
         from flows.pipeline import pretrain_then_finetune as run
         from flows.runtime.user_errors import as_function
 
-        result = as_function(run)(pretrain, finetune, **given)
+        result = as_function(run)(pretrain, finetune, pairs, stores, options)
     else:
-        from flows.jobs.pipeline import pretrain_then_finetune as run_plainly
-
-        result = run_plainly(carried_out(False, quiet=json), pretrain, finetune, **given)
+        first = make_config(pretrain, overrides_of("pretrain", pairs))
+        second = make_config(finetune, overrides_of("finetune", pairs))
+        jobs = LocalJobs(quiet=json)
+        result = run_plainly(jobs, first, second, evaluate_on=stores, options=options)
     if json:
         say_json(
             {
@@ -193,3 +138,48 @@ def pretrain_then_finetune(
     for item in result.evaluations:
         show_evaluated(item)
     return 0
+
+
+def ablate(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Recipe that every variant changes in one thing.")],
+    store: Store,
+    overrides: Overrides = None,
+    variants: Ablations = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant; more than before add to a study.")] = 3,
+    output: Annotated[
+        Path, typer.Option("--out", "--output", "-o", help="Folder for runs, results log and table.")
+    ] = Path("runs/ablations"),
+    samples: Samples = EVAL_DEFAULTS.samples,
+    json: AsJson = False,
+    flow: Flow = None,
+) -> int:
+    """Train variants of a recipe that differ in one thing, and compare them on the same held-out segments.
+
+    A study that was stopped goes on where it stood, and finished runs are reused. Every run is a line of results.jsonl;
+    ablations.md has mean and standard error over the seeds.
+
+    Example: uwm ablate debug runs/droid train.steps=200 --variants registers,ema --seeds 3
+    """
+    from flows.jobs.ablations import run_ablations
+
+    study = run_ablations(
+        jobs_of(flow, quiet=True),
+        base,
+        store,
+        overrides=tuple(overrides or ()),
+        ablations=[name for name in variants.split(",") if name.strip()],
+        seeds=seeds,
+        out=str(output),
+        samples=samples,
+        tell=note,
+    )
+    if json:
+        say_json(study)
+        return 0
+    head, *body = study.lines
+    say_table("", head, body)
+    say(f"{study.runs} runs, {study.reused} of them reused; log: {study.log}, table: {study.table}")
+    return 0
+
+
+COMMANDS = (train, latents, pretrain_then_finetune, ablate)

@@ -9,10 +9,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flows.deploy.forms import Chain
+from flows.jobs.chain import Chain
+from flows.jobs.options import RunnerOptions
 from flows.jobs.promotion import Measure
 from flows.jobs.train import make_config
 from flows.runtime.timeouts import HEARTBEAT_SECONDS, MIN_SILENCE_SECONDS
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 
 MAX_SITE_BYTES = 1 << 20
@@ -48,18 +50,12 @@ class Scheduled(SiteTable):
 ON_REQUEST = Scheduled()
 
 
-class Watch(Scheduled):
-    """A folder whose new files become dataset versions."""
+class Watch(Scheduled, IngestOptions, RunnerOptions):
+    """A folder whose new files become dataset versions; it can be told all that an ingestion by hand can."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,40}$")
     source: str
     store: str
-    format: str | None = None
-    collection: str | None = None
-    camera: str | None = None
-    fps: float | None = None
-    val_percent: int | None = None
-    reject: list[str] | None = None
     quiet: float = Field(30.0, ge=0)
     patience: float = Field(600.0, ge=0)
 
@@ -219,12 +215,14 @@ def deployments(site: Site) -> tuple[Deployment, ...]:
 
 
 def _watch(watch: Watch) -> Deployment:
-    clock = Scheduled.model_fields.keys()
+    given = watch.model_dump(mode="json", exclude_unset=True)
+    models: dict[str, type[BaseModel]] = {"options": IngestOptions, "runner": RunnerOptions}
+    parts = {name: {key: given[key] for key in model.model_fields if key in given} for name, model in models.items()}
     return Deployment(
         name=f"ingest-{watch.name}",
         entrypoint="flows.ingest.watch",
         description=f"What is new in {watch.source} becomes a version of {watch.store}.",
-        parameters=watch.model_dump(exclude={"name", *clock}, exclude_none=True),
+        parameters=watch.model_dump(include={"source", "store", "quiet", "patience"}) | parts,
         when=watch,
         single=True,
     )

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flows.jobs.pipeline import Steps
-from flows.jobs.train import make_config
+from flows.jobs.pipeline import Jobs
+from flows.jobs.train import adapted, make_config
 from storage_schemas.location import locate
+from uwm.eval.options import EvalOptions
 
 LOG = "results.jsonl"
 TABLE = "ablations.md"
@@ -27,7 +28,7 @@ class Study:
 
 
 def run_ablations(
-    steps: Steps,
+    jobs: Jobs,
     base: str,
     dataset: str,
     *,
@@ -44,7 +45,7 @@ def run_ablations(
     again, with the same or more seeds or ablations, it goes on: what is trained and evaluated already is reused.
 
     Args:
-        steps: how training and evaluation are carried out.
+        jobs: how training and evaluation are carried out.
         base: recipe that the variants are derived from.
         dataset: trained and evaluated on, first of the base's datasets.
         overrides: `key=value` pairs for all runs.
@@ -59,22 +60,23 @@ def run_ablations(
     """
     from storage_schemas import markdown
     from uwm.ablations import BASE, find_ablations, variants
+    from uwm.config import replace
     from uwm.report.ablations import ResultsLog, Row, table
 
-    common = (f"data.datasets.0.uri={dataset}", *overrides)
-    found = variants(make_config(base, common), find_ablations(ablations))
-    plan = {BASE: (), **{variant.run: variant.level.settings for variant in found if variant.run != BASE}}
+    config = make_config(base, (f"data.datasets.0.uri={dataset}", *overrides))
+    found = variants(config, find_ablations(ablations))
+    plan = {BASE: ((), config)} | {v.run: (v.level.settings, v.config) for v in found if v.run != BASE}
     folder = locate(out)
     log = ResultsLog(folder / LOG)
     lines: tuple[tuple[str, ...], ...] = ()
     reused = 0
     for seed in range(seeds):
-        for number, (run, settings) in enumerate(plan.items(), 1):
+        for number, (run, (settings, variant)) in enumerate(plan.items(), 1):
             tell(f"seed {seed}, run {number} of {len(plan)}: {run}")
             name = f"{base.replace('_', '-')}-{run}-seed-{seed}"
-            own = (f"name={name}", f"train.seed={seed}", f"output={(folder / 'runs' / name).uri}")
-            trained = steps.train(base, (*common, *settings, *own))
-            evaluated = steps.evaluate(trained.path, dataset, samples=samples)
+            own = {"name": name, "output": (folder / "runs" / name).uri}
+            trained = jobs.train(adapted(variant, **own, train=replace(variant.train, seed=seed)))
+            evaluated = jobs.evaluate(trained.path, dataset, EvalOptions(samples=samples))
             log.add(Row.of(run, seed, settings, evaluated.evaluation, evaluated.folder))
             lines = table(found, log.rows())
             (folder / TABLE).write_bytes(markdown.table(lines[0], lines[1:]).encode())

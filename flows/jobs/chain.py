@@ -6,16 +6,39 @@ and the decision is a write-once record. So a chain that was killed is simply st
 
 from dataclasses import dataclass
 
-from flows.deploy.forms import Chain
+from pydantic import BaseModel, ConfigDict, Field
+
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import pin_dataset
-from flows.jobs.pipeline import Steps
+from flows.jobs.pipeline import Jobs
 from flows.jobs.promotion import Contender, Decision, Measure, Track
-from flows.jobs.train import make_config
+from flows.jobs.train import adapted, make_config
 from flows.lineage.records import DatasetPin
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import digest, lineage_root
 from storage_schemas.location import locate
+from uwm.config import RunConfig, replace
+from uwm.eval.options import EvalOptions
+from uwm.recipes import RecipeName
+
+
+class Chain(BaseModel):
+    """What follows from a new version of a dataset: train on it, evaluate, and promote what is better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+
+    track: str = Field(pattern=r"^[\w-][\w.-]{0,63}$", description="name under which the best checkpoint is kept.")
+    dataset: str = Field(description="dataset whose new versions start it, one of those that the recipe trains on.")
+    recipe: RecipeName = Field(description="recipe of the training run.")
+    overrides: list[str] = Field([], description="key=value pairs that replace fields of the recipe.")
+    from_best: bool = Field(False, description="finetune the best checkpoint so far; else train from scratch.")
+    evaluate_on: str | None = Field(None, description="dataset with the held-out episodes; by default the same.")
+    collections: list[str] = Field([], description="only these collections of it; empty takes all.")
+    samples: int = Field(64, gt=0, description="segments per evaluation.")
+    metric: str = Field("inverse/action_mse", description="what decides, as mode/metric.")
+    margin: float = Field(2.0, ge=0, description="standard errors by which a new best must be better.")
+    output: str = Field("runs", description="folder for the runs.")
+    hours: float | None = Field(None, gt=0, description="most hours of training; then it stops with a checkpoint.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +54,15 @@ class Plan:
     """The best checkpoint of the track before."""
     identity: str
     """Of the question whether this version, trained this way, makes a better checkpoint."""
-    overrides: tuple[str, ...]
-    """Settings of the training run beyond the recipe's."""
+    config: RunConfig
+    """Of the training run."""
 
     def describe(self) -> tuple[str, ...]:
         """The plan in words, a line for each thing that would be done."""
         best = self.best.checkpoint if self.best else "nothing yet"
         return (
-            f"train {self.chain.recipe} {' '.join(self.overrides)}",
+            f"train {' '.join((self.chain.recipe, *self.chain.overrides))} on {self.dataset.uri}@{self.dataset.version}"
+            f"{f', starting from {self.config.init_from}' if self.config.init_from else ''}, as {self.config.folder}",
             f"evaluate {self.measure.name} on {self.evaluation.uri}@{self.evaluation.version}, "
             f"{self.chain.samples} segments",
             f"promote in {self.track.name} when better than {best} by over {self.measure.margin:g} standard errors",
@@ -76,29 +100,31 @@ def plan_chain(chain: Chain) -> Plan:
         track=track,
         best=best,
         identity=identity,
-        overrides=_overrides(chain, dataset, identity, best if chain.from_best else None),
+        config=_configure(chain, dataset, identity, best if chain.from_best else None),
     )
 
 
-def _overrides(chain: Chain, dataset: DatasetPin, identity: str, start: Contender | None) -> tuple[str, ...]:
-    """The run's name, folder, parent and pinned version. Raises UserError when it does not train on the dataset."""
-    folder = f"{chain.output.rstrip('/')}/{chain.track}/{dataset.name}@{dataset.version}-{identity[:6]}"
-    given = (*chain.overrides, f"name={chain.track}-{dataset.name}-v{dataset.version}", f"output={folder}")
-    if start:
-        given = (*given, f"init_from={start.uri}")
-    uses = make_config(chain.recipe, given).data.datasets
-    places = [index for index, use in enumerate(uses) if locate(use.uri) == locate(dataset.uri)]
-    if not places:
-        uri = dataset.uri
+def _configure(chain: Chain, dataset: DatasetPin, identity: str, start: Contender | None) -> RunConfig:
+    """The run with name, folder, parent and version. Raises UserError when it does not train on the dataset."""
+    config = make_config(chain.recipe, chain.overrides)
+    uri, refs = dataset.uri, config.data.datasets
+    pinned = [replace(ref, version=dataset.version) if locate(ref.uri) == locate(uri) else ref for ref in refs]
+    if not any(locate(ref.uri) == locate(uri) for ref in refs):
         raise UserError(f"{chain.recipe} does not train on {uri}: name it, data.datasets.0.uri={uri}")
-    return (*given, *(f"data.datasets.{index}.version={dataset.version}" for index in places))
+    return adapted(
+        config,
+        name=f"{chain.track}-{dataset.name}-v{dataset.version}",
+        output=f"{chain.output.rstrip('/')}/{chain.track}/{dataset.name}@{dataset.version}-{identity[:6]}",
+        init_from=start.uri if start else config.init_from,
+        data=replace(config.data, datasets=pinned),
+    )
 
 
-def run_chain(steps: Steps, chain: Chain, *, dry_run: bool = False, run_url: str = "") -> Chained:
+def run_chain(jobs: Jobs, chain: Chain, *, dry_run: bool = False, run_url: str = "") -> Chained:
     """Train on the newest version of a dataset and decide whether the result is the new best of its track.
 
     Args:
-        steps: how training and evaluation are carried out.
+        jobs: how training and evaluation are carried out.
         chain: what to do.
         dry_run: only say what would be done.
         run_url: the flow run, for the record.
@@ -112,11 +138,11 @@ def run_chain(steps: Steps, chain: Chain, *, dry_run: bool = False, run_url: str
     words = plan.describe()
     if dry_run:
         return Chained(plan=words, decision=None)
-    trained = steps.train(chain.recipe, plan.overrides)
+    trained = jobs.train(plan.config)
+    options = EvalOptions(version=plan.evaluation.version, collections=tuple(chain.collections), samples=chain.samples)
 
     def measured(uri: str) -> Evaluated:
-        where = {"version": plan.evaluation.version, "collections": tuple(chain.collections)}
-        return steps.evaluate(uri, plan.evaluation.uri, **where, samples=chain.samples)
+        return jobs.evaluate(uri, plan.evaluation.uri, options)
 
     def remeasure(best: Contender) -> Contender:
         again = measured(best.uri)

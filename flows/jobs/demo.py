@@ -1,29 +1,29 @@
 """The whole method on the example data: ingest, train, finetune, evaluate, report. Imports no prefect."""
 
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import Ingested
-from flows.jobs.pipeline import Steps
-from flows.jobs.train import Trained
+from flows.jobs.pipeline import Jobs
+from flows.jobs.train import Trained, adapted, make_config
 from flows.lineage.picture import svg
-from flows.runtime.server import client_environment, configured_api_url, local_server, require_server
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, graph, lineage_root
+from uwm.eval.options import EvalOptions
 
 if TYPE_CHECKING:
+    from uwm.config import RunConfig
     from uwm.report.plots import Picture
 
+FOLDER = Path("runs/demo")
+"""Where the demo's recipes have everything."""
 VAL_PERCENT = 25
 """Of eight episodes the usual tenth would hold out none."""
-SAMPLES = 64
-
 
 NOTES = (
     "Six training episodes and minutes on a CPU show that the machine works, not how well the method does.",
@@ -50,11 +50,11 @@ class DemoResult:
         return sum(item.reused for item in self.trained) + sum(item.reused for item in self.evaluated)
 
 
-def run(steps: Steps, folder: Path, data: Path, tell: Callable[[str], None]) -> DemoResult:
+def run(jobs: Jobs, folder: Path, data: Path, tell: Callable[[str], None]) -> DemoResult:
     """Carry out the demo.
 
     Args:
-        steps: how the jobs are carried out.
+        jobs: how they are carried out.
         folder: where everything goes.
         data: folder with `droid/` and `video/`.
         tell: is told, in a line each, what happens and how long it took.
@@ -65,24 +65,24 @@ def run(steps: Steps, folder: Path, data: Path, tell: Callable[[str], None]) -> 
     clock = Clock(tell)
     robot, video = str(folder / "droid"), str(folder / "video")
     ingested = []
-    sources: tuple[tuple[str, str, dict[str, Any]], ...] = (
-        ("droid", robot, {"format": "droid-rlds", "val_percent": VAL_PERCENT}),
-        ("video", video, {"format": "video", "collection": "video"}),
+    sources = (
+        ("droid", robot, IngestOptions(format="droid-rlds", val_percent=VAL_PERCENT)),
+        ("video", video, IngestOptions(format="video", collection="video")),
     )
     for name, store, options in sources:
-        done = steps.ingest(str(data / name), store, **options)
+        done = jobs.ingest(str(data / name), store, options)
         clock(f"{store}: {done.report.added} new episodes, {done.report.present} there already")
         ingested.append(done)
     trained = []
     for name in ("tokenizer", "pretrain", "finetune"):
-        made = steps.train(f"demo_{name}", demo_overrides(name, folder))
+        made = jobs.train(demo_config(name, folder))
         clock(f"{made.record.node}: {'reused' if made.reused else 'trained'}, {made.path}")
         trained.append(made)
     _, pretrained, finetuned = trained
-    task = finetuned_on()
+    task = demo_config("finetune", folder).data.datasets[0].collections
     evaluated = []
     for made, collections in ((pretrained, ()), (pretrained, task), (finetuned, task)):
-        result = steps.evaluate(made.path, robot, collections=collections, samples=SAMPLES)
+        result = jobs.evaluate(made.path, robot, EvalOptions(collections=collections))
         clock(f"{result.record.node}: {'reused' if result.reused else 'evaluated'}, {result.folder}")
         evaluated.append(result)
     root = lineage_root(robot)
@@ -104,21 +104,22 @@ def require_data(data: Path) -> None:
             raise UserError(f"{data / name} does not exist: run the demo in the repository's folder, or give --data")
 
 
-def demo_overrides(name: str, folder: Path) -> tuple[str, ...]:
-    """What the demo's recipes need to know of where the demo is."""
-    places = (f"output={folder / name}", f"data.datasets.0.uri={folder / 'droid'}")
-    if name == "pretrain":
-        return (*places, f"data.datasets.1.uri={folder / 'video'}", f"tokenizer.path={folder / 'tokenizer'}")
-    if name == "finetune":
-        return (*places, f"init_from={folder / 'pretrain'}")
-    return places
+def demo_config(name: str, folder: Path) -> "RunConfig":
+    """A recipe of the demo, with all that lies in `runs/demo` by default in `folder`."""
+    from uwm.config import replace
 
+    def moved(path: str) -> str:
+        return path and str(folder / Path(path).relative_to(FOLDER))
 
-def finetuned_on() -> tuple[str, ...]:
-    """The collections that the demo finetunes on, and measures the result on."""
-    from uwm.recipes import get_recipe
-
-    return get_recipe("demo_finetune").data.datasets[0].collections
+    config = make_config(f"demo_{name}")
+    datasets = [replace(ref, uri=moved(ref.uri)) for ref in config.data.datasets]
+    return adapted(
+        config,
+        output=moved(config.output),
+        init_from=moved(config.init_from),
+        data=replace(config.data, datasets=datasets),
+        tokenizer=replace(config.tokenizer, path=moved(config.tokenizer.path)),
+    )
 
 
 class Clock:
@@ -171,23 +172,3 @@ def _picture(lineage: LineageGraph) -> "Picture":
 
     drawing = svg(lineage).encode()
     return Picture(caption="From the raw data to the results.", media_type="image/svg+xml", light=drawing)
-
-
-@contextlib.contextmanager
-def flow_steps(folder: Path, tell: Callable[[str], None]) -> Iterator[Steps]:
-    """The jobs as flows: on the configured server, or on a private one for as long as the block runs."""
-    configured = configured_api_url()
-    if configured:
-        require_server(configured)
-        yield _as_flows()
-        return
-    tell("starting a Prefect server of its own, this takes up to a minute")
-    with local_server(folder / "prefect") as server:
-        os.environ.update(client_environment(server))  # before prefect is imported: it reads its settings once
-        yield _as_flows()
-
-
-def _as_flows() -> Steps:
-    from flows.pipeline import as_flows
-
-    return as_flows()

@@ -1,18 +1,20 @@
 """A checkpoint and held-out episodes become numbers, and the lineage knows them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from flows.jobs.ingest import pin_dataset
 from flows.jobs.train import pin_checkpoint
 from flows.lineage.openlineage import Start, emitting
-from flows.lineage.records import CheckpointPin, checkpoint_root, record_evaluation
+from flows.lineage.records import CheckpointPin, DatasetPin, checkpoint_root, record_evaluation
 from storage_schemas.lineage.records import Fact, LineageRecord, digest
 from storage_schemas.location import locate
+from uwm.eval.options import EVAL_DEFAULTS, SAMPLE_DEFAULTS, EvalOptions, SampleOptions
 
 if TYPE_CHECKING:
+    from uwm.device import Precision
     from uwm.eval.result import Evaluation
     from uwm.eval.sample import SampleFiles
 
@@ -35,22 +37,11 @@ class Evaluated:
         return f"{settings.run} on {', '.join(settings.collections) or 'all'}"
 
 
-def _starts_evaluation(checkpoint: str, store: str, **_options: object) -> Start:
-    return Start(job="evaluate", about=locate(store).name, inputs=(checkpoint, store))
-
-
-@emitting(_starts_evaluation)
 def run_evaluation(
     checkpoint: str,
     store: str,
+    options: EvalOptions = EVAL_DEFAULTS,
     *,
-    version: int | None = None,
-    split: str = "val",
-    collections: Sequence[str] = (),
-    samples: int = 64,
-    seed: int = 0,
-    steps: int | None = None,
-    device: str = "auto",
     run_url: str = "",
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluated:
@@ -62,42 +53,65 @@ def run_evaluation(
         UserError: when the checkpoint or the dataset is missing or unfit.
     """
     from uwm.eval.files import load_evaluation
+
+    start = Start(job="evaluate", about=locate(store).name, inputs=(checkpoint, store))
+    with emitting(start, run_url) as made:
+        pin, _ = pin_checkpoint(checkpoint)
+        dataset = pin_dataset(store, options.version)
+        identity = _identity(pin, dataset, options)
+        folder = str(results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
+        reused = (locate(folder) / "evaluation.json").exists()
+        if reused:
+            evaluation = load_evaluation(folder)
+        else:
+            evaluation = _evaluate(pin.uri, store, options, dataset.version, folder, progress)
+        root = checkpoint_root(pin)
+        facts: dict[str, Fact] = {"split": options.split, "collections": ",".join(sorted(options.collections))}
+        record = record_evaluation(
+            root,
+            checkpoint=pin,
+            dataset=dataset,
+            identity=identity,
+            uri=folder,
+            facts=facts | headlines(evaluation),
+            run_url=run_url,
+        )
+        result = Evaluated(evaluation=evaluation, folder=folder, reused=reused, root=root, record=record)
+        made(result)
+    return result
+
+
+def _identity(pin: CheckpointPin, dataset: DatasetPin, options: EvalOptions) -> str:
+    """Of the question; where it is answered does not belong to it, and neither does a number of steps not given."""
+    steps = () if options.steps is None else (f"steps={options.steps}",)
+    collections = ",".join(sorted(options.collections))
+    given = (options.split, collections, str(options.samples), str(options.seed), *steps)
+    return digest(pin.identity, dataset.identity, *given)
+
+
+def _evaluate(
+    checkpoint: str,
+    store: str,
+    options: EvalOptions,
+    version: int,
+    folder: str,
+    progress: Callable[[int, int], None] | None,
+) -> "Evaluation":
     from uwm.eval.offline import evaluate
 
-    pin, _ = pin_checkpoint(checkpoint)
-    dataset = pin_dataset(store, version)
-    chosen = ",".join(sorted(collections))
-    other = () if steps is None else (f"steps={steps}",)
-    identity = digest(pin.identity, dataset.identity, split, chosen, str(samples), str(seed), *other)
-    folder = str(results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
-    reused = (locate(folder) / "evaluation.json").exists()
-    if reused:
-        evaluation = load_evaluation(folder)
-    else:
-        evaluation = evaluate(
-            pin.uri,
-            store,
-            version=dataset.version,
-            split=split,
-            collections=collections,
-            samples=samples,
-            seed=seed,
-            steps=steps,
-            device=device,
-            out=folder,
-            progress=progress,
-        )
-    root = checkpoint_root(pin)
-    record = record_evaluation(
-        root,
-        checkpoint=pin,
-        dataset=dataset,
-        identity=identity,
-        uri=folder,
-        facts={"split": split, "collections": chosen} | headlines(evaluation),
-        run_url=run_url,
+    return evaluate(
+        checkpoint,
+        store,
+        version=version,
+        split=options.split,
+        collections=options.collections,
+        samples=options.samples,
+        seed=options.seed,
+        steps=options.steps,
+        device=options.device,
+        out=folder,
+        progress=progress,
     )
-    return Evaluated(evaluation=evaluation, folder=folder, reused=reused, root=root, record=record)
 
 
 def results_of(pin: CheckpointPin) -> Path:
@@ -119,15 +133,9 @@ def run_sample(
     store: str,
     mode: str,
     out: str,
+    options: SampleOptions = SAMPLE_DEFAULTS,
     *,
-    version: int | None = None,
-    split: str = "val",
-    collections: Sequence[str] = (),
-    samples: int = 4,
-    seed: int = 0,
-    steps: int | None = None,
-    precision: Literal["fp32", "bf16"] = "fp32",
-    device: str = "auto",
+    precision: "Precision" = "fp32",
 ) -> "SampleFiles":
     """Predict in one mode on held-out segments and write images and actions to the folder `out`.
 
@@ -141,12 +149,12 @@ def run_sample(
         store,
         mode,
         out=out,
-        count=samples,
-        seed=seed,
-        version=version,
-        split=split,
-        collections=collections,
-        steps=steps,
+        count=options.samples,
+        seed=options.seed,
+        version=pin_dataset(store, options.version).version,
+        split=options.split,
+        collections=options.collections,
+        steps=options.steps,
         precision=precision,
-        device=device,
+        device=options.device,
     )

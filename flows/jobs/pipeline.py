@@ -1,21 +1,41 @@
 """Jobs that consist of other jobs, whoever carries those out: plain functions, or Prefect flows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import Ingested, pin_dataset
-from flows.jobs.train import Trained, make_config
+from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
+from flows.jobs.train import Trained, adapted
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.errors import UserError
+from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
+
+if TYPE_CHECKING:
+    from uwm.config import RunConfig
 
 
-@dataclass(frozen=True, kw_only=True)
-class Steps:
-    """How the three jobs are carried out; the functions have the parameters of `flows.jobs`."""
+class Jobs(Protocol):
+    """The three jobs that others consist of, however they are carried out."""
 
-    ingest: Callable[..., Ingested]
-    train: Callable[..., Trained]
-    evaluate: Callable[..., Evaluated]
+    def ingest(
+        self,
+        source: str,
+        store: str,
+        options: IngestOptions = INGEST_DEFAULTS,
+        runner: RunnerOptions = RUNNER_DEFAULTS,
+    ) -> Ingested:
+        """Bring a source into a store. Raises UserError when it can't be done."""
+        ...
+
+    def train(self, config: "RunConfig") -> Trained:
+        """Train, or go on with an interrupted run. Raises UserError when it can't be done."""
+        ...
+
+    def evaluate(self, checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> Evaluated:
+        """Measure a checkpoint. Raises UserError when it can't be done."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,37 +48,30 @@ class Finetuned:
 
 
 def pretrain_then_finetune(
-    steps: Steps,
-    pretrain: str,
-    finetune: str,
+    jobs: Jobs,
+    pretrain: "RunConfig",
+    finetune: "RunConfig",
     *,
-    overrides: Sequence[str] = (),
     evaluate_on: Sequence[str] = (),
-    samples: int | None = None,
+    options: EvalOptions = EVAL_DEFAULTS,
 ) -> Finetuned:
-    """Pretrain one recipe, start another one from its last checkpoint, and evaluate both.
+    """Pretrain, start another run from the last checkpoint, and evaluate both.
 
     Args:
-        steps: how training and evaluation are carried out.
-        pretrain: recipe of the first run.
-        finetune: recipe of the second run, which starts from the first's last checkpoint.
-        overrides: `key=value` pairs for both runs; with `pretrain.` or `finetune.` before the key for one.
+        jobs: how training and evaluation are carried out.
+        pretrain: the first run.
+        finetune: the second run, which starts from the first's last checkpoint.
         evaluate_on: datasets on whose held-out episodes both checkpoints are evaluated.
-        samples: segments per evaluation; None leaves it to the evaluation.
+        options: of the evaluations.
 
     Raises:
-        UserError: when a recipe, a field or a dataset is not as it should be.
+        UserError: when a run or a dataset is not as it should be.
     """
-    for stage, recipe in (("pretrain", pretrain), ("finetune", finetune)):
-        make_config(recipe, overrides_of(stage, overrides))  # a mistake shows before the first run, not after it
     for store in evaluate_on:
-        pin_dataset(store)
-    first = steps.train(pretrain, overrides_of("pretrain", overrides))
-    second = steps.train(finetune, (*overrides_of("finetune", overrides), f"init_from={first.path}"))
-    options = {} if samples is None else {"samples": samples}
-    evaluations = [
-        steps.evaluate(trained.path, store, **options) for store in evaluate_on for trained in (first, second)
-    ]
+        pin_dataset(store, options.version)
+    first = jobs.train(pretrain)
+    second = jobs.train(adapted(finetune, init_from=first.path))
+    evaluations = [jobs.evaluate(trained.path, store, options) for store in evaluate_on for trained in (first, second)]
     return Finetuned(pretrained=first, finetuned=second, evaluations=tuple(evaluations))
 
 

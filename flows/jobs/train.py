@@ -10,12 +10,13 @@ from flows.lineage.openlineage import Start, emitting
 from flows.lineage.records import CheckpointPin, DatasetPin, checkpoint_root, record_checkpoint
 from flows.runtime.child_process import module_command, run_child
 from storage_schemas.documents import write_document
+from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import Fact, LineageRecord
 from storage_schemas.location import locate
 
 if TYPE_CHECKING:
     from uwm.config import RunConfig
-    from uwm.events import TrainEvent
+    from uwm.events import TrainEvent, TrainFinished
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,35 +42,48 @@ def make_config(recipe: str, overrides: Sequence[str] = ()) -> "RunConfig":
     return apply_overrides(get_recipe(recipe), list(overrides))
 
 
-def _starts_training(recipe: str, overrides: Sequence[str] = (), **_options: object) -> Start:
-    used = make_config(recipe, overrides).data.datasets
-    return Start(job="train", about=recipe, inputs=tuple(dataset.uri for dataset in used))
+def adapted(config: "RunConfig", **changes: object) -> "RunConfig":
+    """A configuration with some of its fields changed. Raises UserError when they don't go together."""
+    from pydantic import ValidationError
+
+    from uwm.config import replace
+
+    try:
+        return replace(config, **changes)
+    except ValidationError as error:
+        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
 
-@emitting(_starts_training)
 def run_training(
-    recipe: str,
-    overrides: Sequence[str] = (),
-    *,
-    run_url: str = "",
-    on_event: "Callable[[TrainEvent], None] | None" = None,
+    config: "RunConfig", *, run_url: str = "", on_event: "Callable[[TrainEvent], None] | None" = None
 ) -> Trained:
-    """Train a recipe in a process of its own; an interrupted run goes on from its last checkpoint.
+    """Train in a process of its own; an interrupted run goes on from its last checkpoint.
 
     Args:
-        recipe: name of a recipe.
-        overrides: `key=value` pairs that replace fields of its configuration.
+        config: of the run.
         run_url: the flow run, for the lineage.
         on_event: is told what the training process reports.
 
     Raises:
-        UserError: when the recipe or its data are not as they should be.
+        UserError: when the data of the run are not as they should be.
         ChildError: when the training process fails.
         SystemExit: when it was stopped by SIGTERM; its checkpoint resumes.
     """
+    start = Start(job="train", about=config.name, inputs=tuple(dataset.uri for dataset in config.data.datasets))
+    with emitting(start, run_url) as made:
+        finished = _train(config, on_event)
+        pin, facts = pin_checkpoint(finished.path)
+        root = checkpoint_root(pin)
+        record = record_checkpoint(root, pin, facts=facts, run_url=run_url)
+        result = Trained(path=finished.path, step=finished.step, reused=finished.reused, root=root, record=record)
+        made(result)
+    return result
+
+
+def _train(config: "RunConfig", on_event: "Callable[[TrainEvent], None] | None") -> "TrainFinished":
+    """The training process from its start to its end."""
     from uwm.events import TrainFinished, parse_line
 
-    config = make_config(recipe, overrides)
     finished: list[TrainFinished] = []
 
     def on_line(line: str) -> None:
@@ -83,11 +97,7 @@ def run_training(
         path = Path(folder) / "config.json"
         write_document(locate(path), config)
         run_child(module_command("uwm.train", str(path)), on_line)
-    done = finished[-1]
-    pin, facts = pin_checkpoint(done.path)
-    root = checkpoint_root(pin)
-    record = record_checkpoint(root, pin, facts=facts, run_url=run_url)
-    return Trained(path=done.path, step=done.step, reused=done.reused, root=root, record=record)
+    return finished[-1]
 
 
 def pin_checkpoint(path: str) -> tuple[CheckpointPin, dict[str, Fact]]:

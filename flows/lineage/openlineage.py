@@ -10,10 +10,11 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from storage_schemas.errors import UserError
@@ -31,8 +32,6 @@ MAX_MESSAGE_LETTERS = 2000
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-
 
 class JobResult(Protocol):
     """What a job returns: the root of the lineage and the record of what it made, if it made anything."""
@@ -44,9 +43,6 @@ class JobResult(Protocol):
     @property
     def record(self) -> LineageRecord | None:
         """The record of what the job made."""
-
-
-M = TypeVar("M", bound=JobResult)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,31 +59,27 @@ class Start:
     """URIs of the datasets that it will write."""
 
 
-def emitting(starts: Callable[..., Start]) -> Callable[[Callable[P, M]], Callable[P, M]]:
-    """Decorate a job so that it sends its events when OPENLINEAGE_URL is set.
+@contextmanager
+def emitting(start: Start, run_url: str) -> Iterator[Callable[[JobResult], None]]:
+    """The events of a job that runs in the block, when OPENLINEAGE_URL is set.
 
     Args:
-        starts: takes the job's arguments and says what is known before it runs.
+        start: what is known of the job before it runs.
+        run_url: the flow run that it belongs to.
+
+    Yields:
+        What to call with that which the job has made.
     """
-
-    def decorate(job: Callable[P, M]) -> Callable[P, M]:
-        @functools.wraps(job)
-        def carried_out(*args: P.args, **kwargs: P.kwargs) -> M:
-            if not os.environ.get(URL_VARIABLE) or os.environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
-                return job(*args, **kwargs)
-            run = _Run(starts(*args, **kwargs), str(kwargs.get("run_url") or ""))
-            run.started()
-            try:
-                result = job(*args, **kwargs)
-            except BaseException as error:
-                run.failed(error)
-                raise
-            run.completed(result)
-            return result
-
-        return carried_out
-
-    return decorate
+    if not os.environ.get(URL_VARIABLE) or os.environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
+        yield lambda made: None
+        return
+    run = _Run(start, run_url)
+    run.started()
+    try:
+        yield run.completed
+    except BaseException as error:
+        run.failed(error)
+        raise
 
 
 class _Run:

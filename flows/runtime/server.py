@@ -1,7 +1,12 @@
-"""Where the Prefect server is, and a private one for machines that have none. Imports no prefect."""
+"""Where the Prefect server is, and a private one for machines that have none.
+
+Prefect takes settings from variables, from `.env`, `prefect.toml` and `pyproject.toml` of the folder it is started in,
+and from a profile, in this order. A private server and its clients get none of those that are about another server.
+"""
 
 import contextlib
 import http.client
+import importlib
 import os
 import socket
 import subprocess
@@ -20,6 +25,7 @@ API_VARIABLE = "PREFECT_API_URL"
 START_SECONDS = 180.0
 STOP_SECONDS = 15.0
 DEFAULT_PORT = 4200
+LOOPBACK = "127.0.0.1"
 
 _SILENT = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -83,6 +89,7 @@ def require_server(api_url: str) -> None:
     Raises:
         UserError: when nothing answers.
     """
+    _pass_by_proxies()
     if not is_healthy(api_url, timeout=30):  # only a busy server takes that long to answer
         raise UserError(f"no Prefect server answers at {api_url}: start it, or pass --no-flow to work without one")
 
@@ -92,20 +99,41 @@ def free_port(preferred: int = 0) -> int:
     for port in (preferred, 0):
         with socket.socket() as candidate, contextlib.suppress(OSError):
             candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            candidate.bind(("127.0.0.1", port))
+            candidate.bind((LOOPBACK, port))
             return int(candidate.getsockname()[1])
     raise UserError("no free port on 127.0.0.1")
 
 
 def environment(home: Path) -> dict[str, str]:
     """Variables of a private server: everything it writes lies in `home`, and it reports to nobody."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    kept = {name: value for name, value in os.environ.items() if not _is_setting(name)}
     return kept | _SILENT | {"PREFECT_HOME": str(home)}
+
+
+def _is_setting(variable: str) -> bool:
+    return variable.upper().startswith("PREFECT_")  # Prefect reads them in any case
+
+
+def _pass_by_proxies() -> None:
+    """Send requests of this process and its children to this machine itself, whatever proxy is set for others."""
+    hosts = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if hosts != "*" and LOOPBACK not in hosts.split(","):
+        hosts = ",".join(filter(None, (hosts, LOOPBACK, "localhost")))
+    os.environ.update(no_proxy=hosts, NO_PROXY=hosts)  # libraries differ in which they read
 
 
 def client_environment(server: Server) -> Mapping[str, str]:
     """Variables with which a process of ours talks to `server`."""
     return {API_VARIABLE: server.api_url, "PREFECT_HOME": str(server.home), "DO_NOT_TRACK": "1"}
+
+
+def become_client(server: Server) -> None:
+    """Make this process a client of `server`, before it imports prefect, which reads its settings once."""
+    for name in filter(_is_setting, list(os.environ)):
+        del os.environ[name]
+    os.environ.update(client_environment(server))
+    with contextlib.chdir(server.home):  # away from files with settings
+        importlib.import_module("prefect.main")
 
 
 @contextlib.contextmanager
@@ -122,15 +150,16 @@ def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> I
     Raises:
         UserError: when it does not start.
     """
+    _pass_by_proxies()
     folder = Path(home).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     chosen = free_port(port)
-    url = f"http://127.0.0.1:{chosen}"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(chosen)]
+    url = f"http://{LOOPBACK}:{chosen}"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(chosen)]
     variables = environment(folder) | {"PREFECT_SERVER_UI_API_URL": f"{url}/api"}  # else its pages ask port 4200
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
     server = Server(url=url, home=folder, process=process)
     try:

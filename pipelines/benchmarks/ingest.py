@@ -15,6 +15,7 @@ import numpy as np
 
 from pipelines.benchmarks.rlds import write_rlds
 from pipelines.ingest import ingest
+from pipelines.options import IngestOptions
 from pipelines.source import SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.episode import EncodedFrames
@@ -47,7 +48,7 @@ def bench_ingest(source: str | None = None, *, episodes: int = 8, steps: int = 1
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         place = source or str(write_rlds(root / "rlds", generate(episodes, steps)))
-        reader = open_source(place, "droid-rlds")
+        reader = open_source(place, IngestOptions(format="droid-rlds"))
         jpegs = [
             frames
             for ref in reader.refs()
@@ -62,7 +63,7 @@ def bench_ingest(source: str | None = None, *, episodes: int = 8, steps: int = 1
         for _ in range(rounds + 1):
             shutil.rmtree(store, ignore_errors=True)
             began = time.process_time()
-            ingest(place, str(store), format="droid-rlds")
+            ingest(place, str(store), IngestOptions(format="droid-rlds"))
             costs["ingest"].append((time.process_time() - began) * 1000 / count)
             began = time.process_time()
             for frames in jpegs:

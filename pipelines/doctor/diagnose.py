@@ -14,11 +14,12 @@ from pipelines.checks.content import Finding, check_episode, check_times, pictur
 from pipelines.checks.duplicates import Seen
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import printable
-from pipelines.options import SourceOptions
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.source import SourceReader, SourceRef, Timed
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.table import dataset_exists
+from storage_schemas.catalog.versions import Version
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta, Frames
 from storage_schemas.errors import DamagedError
 from storage_schemas.location import locate
@@ -75,18 +76,16 @@ class Diagnosis:
 
 def diagnose(
     target: str,
+    options: IngestOptions = INGEST_DEFAULTS,
     *,
-    format: str | None = None,  # noqa: A002
-    options: SourceOptions | None = None,
-    version: int | None = None,
+    version: Version = None,
     progress: Callable[[DoctorProgress], None] | None = None,
 ) -> Diagnosis:
     """Examine a source or a dataset, every frame of it.
 
     Args:
         target: a dataset, or what ingestion takes as a source.
-        format: of a source, found by its files' names when None.
-        options: how a source is read.
+        options: how a source is read; a dataset is taken for raw data when they name a format.
         version: of a dataset; the newest when None.
         progress: called after every reference or episode.
 
@@ -95,9 +94,9 @@ def diagnose(
     """
     started = time.monotonic()
     tell = progress or (lambda _: None)
-    stored = format is None and dataset_exists(target)
+    stored = options.format is None and dataset_exists(target)
     examination = _Examination(
-        _Store(open_dataset(target, version)) if stored else _Source(open_source(target, format, options))
+        _Store(open_dataset(target, version)) if stored else _Source(open_source(target, options))
     )
     examination.run(tell)
     return Diagnosis(

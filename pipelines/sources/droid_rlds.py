@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipelines.checks import quality
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile, find, printable
-from pipelines.options import SourceOptions
+from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
 from pipelines.tfrecord import Example, Record, check_record, scan
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS, DROID_FPS, droid_action
@@ -143,7 +143,7 @@ def is_mine(name: str) -> bool:
     return ".tfrecord" in name
 
 
-def open_reader(source: str, options: SourceOptions) -> DroidRlds:
+def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | None) -> DroidRlds:
     """For the registry."""
     return DroidRlds(source, collection=options.collection)
 

@@ -4,8 +4,9 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING
 
-from pipelines.options import SourceOptions
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.errors import UserError
+from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
     from pipelines.source import SourceReader
@@ -17,26 +18,27 @@ _FORMATS = {  # format -> module, in the order of detection; a module is importe
 FORMATS = tuple(_FORMATS)
 
 
-def open_source(source: str, format: str | None = None, options: SourceOptions | None = None) -> "SourceReader":  # noqa: A002
+def open_source(
+    source: str, options: IngestOptions = INGEST_DEFAULTS, dataset: DatasetSpec | None = None
+) -> "SourceReader":
     """The reader of a source.
 
     Args:
         source: path or fsspec URI of a file, a folder or a glob.
-        format: one of `FORMATS`; found by the names of the files when None.
-        options: what the user says about it.
+        options: what the user says about it; the format is found by the names of the files when it names none.
+        dataset: the dataset that exists already.
 
     Raises:
         UserError: when there is nothing there, or nothing of that format.
     """
-    options = options or SourceOptions()
-    name = format or detect(source)
+    name = options.format or detect(source)
     if name not in _FORMATS:
         near = difflib.get_close_matches(name, FORMATS, n=1)
         raise UserError(
             f"unknown format {name!r}: {f'did you mean {near[0]}?' if near else 'use ' + ' or '.join(FORMATS)}"
         )
     module = importlib.import_module(f"pipelines.sources.{_FORMATS[name]}")
-    reader: SourceReader = module.open_reader(source, options)
+    reader: SourceReader = module.open_reader(source, options, dataset)
     return reader
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import SourceFile, find, printable
-from pipelines.options import SourceOptions, VideoOptions
+from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
 from pipelines.video.isolation import decoding, frame_times
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS
@@ -27,6 +27,10 @@ _SUFFIXES = frozenset(
     vob webm wmv y4m
     """.split()  # noqa: SIM905 - a list of quoted words is three times as long
 )
+SHORT_SIDE = 180
+"""Most pixels of the shorter side; smaller videos keep their size."""
+MIN_STEPS = 5
+"""A clip below this is dropped, and a file without any other is too short: a third of a second at 15 fps."""
 _BLOCK, _BLOCKS = 1 << 20, 16
 """A fingerprint reads 16 blocks of 1 MiB: all of a small file, samples of a large one."""
 
@@ -38,10 +42,8 @@ class VideoFiles:
 
     Args:
         source: path or fsspec URI.
-        collection: name for all episodes instead of that of the folder each file lies in.
-        camera: which of the dataset's cameras the video stands in for; the first when None.
-        dataset: the dataset to ingest into; when None, one with DROID's cameras and action.
         options: how videos become episodes.
+        dataset: the dataset to ingest into; when None, one with DROID's cameras and action.
 
     Raises:
         UserError: when there is no video, or the dataset has no such camera.
@@ -50,21 +52,12 @@ class VideoFiles:
     format: ClassVar[str] = "video"
     unwanted: ClassVar[frozenset[str]] = frozenset(("black", "copy", "static"))
 
-    def __init__(
-        self,
-        source: str,
-        *,
-        collection: str | None = None,
-        camera: str | None = None,
-        dataset: DatasetSpec | None = None,
-        options: VideoOptions | None = None,
-    ) -> None:
+    def __init__(self, source: str, options: IngestOptions, dataset: DatasetSpec | None = None) -> None:
         self._spec = dataset or DatasetSpec(cameras=DROID_CAMERAS, action_dim=DROID_ACTION_DIM)
-        self._camera = camera or self._spec.cameras[0]
+        self._camera = options.camera or self._spec.cameras[0]
         if self._camera not in self._spec.cameras:
-            raise UserError(f"no camera {camera!r}: choose one of {', '.join(self._spec.cameras)}")
-        self._collection = collection
-        self._options = options or VideoOptions()
+            raise UserError(f"no camera {self._camera!r}: choose one of {', '.join(self._spec.cameras)}")
+        self._options = options
         self._found = find(source, is_mine)
         if not self._found:
             raise UserError(f"{printable(source)} holds no video: is it another --format?")
@@ -81,17 +74,17 @@ class VideoFiles:
     def read(self, ref: SourceRef) -> Iterator[Episode]:
         """The clips of a file. Raises BadDataError, possibly after some clips."""
         options = self._options
-        decoder = decoding(ref.file, fps=options.fps, short_side=options.short_side, backend=options.backend)
+        decoder = decoding(ref.file, fps=options.fps, short_side=SHORT_SIDE, backend=options.backend)
         with reading(), decoder as (rate, frames):
             index = 0
             while True:
                 clip = list(islice(frames, options.clip_steps))
-                if len(clip) < options.min_steps:
+                if len(clip) < MIN_STEPS:
                     break
                 yield self._episode(ref, index, rate, np.stack(clip))
                 index += 1
             if index == 0:
-                raise BadDataError("too_short", f"{len(clip)} steps at {rate:g} fps, fewer than {options.min_steps}")
+                raise BadDataError("too_short", f"{len(clip)} steps at {rate:g} fps, fewer than {MIN_STEPS}")
 
     def times(self, ref: SourceRef) -> NDArray[np.float64]:
         """When the frames of a file appear, (T,) in seconds. Raises BadDataError."""
@@ -106,7 +99,7 @@ class VideoFiles:
                 source_uri=f"{ref.uri}#clip={index}",
                 source_format=self.format,
                 source_fingerprint=ref.fingerprint,
-                collection=self._collection or printable(ref.file.folder.rpartition("/")[2]) or "video",
+                collection=self._options.collection or printable(ref.file.folder.rpartition("/")[2]) or "video",
                 fps=rate,
             ),
             action=np.zeros((len(frames), self._spec.action_dim), np.float32),
@@ -120,15 +113,9 @@ def is_mine(name: str) -> bool:
     return name.rpartition(".")[2].lower() in _SUFFIXES
 
 
-def open_reader(source: str, options: SourceOptions) -> VideoFiles:
+def open_reader(source: str, options: IngestOptions, dataset: DatasetSpec | None) -> VideoFiles:
     """For the registry."""
-    return VideoFiles(
-        source,
-        collection=options.collection,
-        camera=options.camera,
-        dataset=options.dataset,
-        options=options.video,
-    )
+    return VideoFiles(source, options, dataset)
 
 
 def _reference(file: SourceFile) -> SourceRef | Rejection:

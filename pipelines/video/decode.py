@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checks.quality import MAX_PIXELS, BadDataError
+from pipelines.options import Backend
 from pipelines.video.containers import check_whole
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-Backend = Literal["pyav", "decord"]
-BACKENDS: tuple[Backend, ...] = ("pyav", "decord")
 
 _DEMUXERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,gif,apng,webp_pipe,flv,asf,ivf,mxf,rm,dv,nut,h264,hevc,m4v,y4m"
 """Formats that hold their own data. Playlists are not among them: they would open other files and addresses."""

@@ -3,21 +3,23 @@
 The child (`pipelines.video.worker`) is reused from file to file. It arms an alarm before every piece of work, which
 ends it when the decoder stands still, even if this process is gone by then. It opens local files by itself; the
 bytes of remote ones are read here and handed over when it asks for them.
+
+Both talk over a `multiprocessing.connection.Connection`, of which only the framing is used: messages are bytes of
+bounded length. Nothing is ever unpickled, for whoever decodes hostile files may have been taken over by one.
 """
 
 import atexit
-import contextlib
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any, BinaryIO, Literal
+from multiprocessing import Pipe
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +29,12 @@ from pipelines.files import SourceFile
 
 STALL_SECONDS = 60
 """Longest time that the decoder may take for one frame."""
-HEADER = struct.Struct("<cIQ")
-"""Of every message of the child: its kind, bytes of its JSON, bytes of its payload."""
-SIZE = struct.Struct("<Q")
-"""Before every answer to the child: its bytes."""
+MAX_TEXT = 1 << 16
+"""Most bytes of the JSON in a message."""
+_MAX_PAYLOAD = 1 << 30
+"""Most bytes that come with it: a frame, or when the frames of a video appear."""
 
 Kind = Literal["info", "frame", "times", "done", "bad", "read", "error"]
-KINDS: dict[Kind, bytes] = {
-    "info": b"i", "frame": b"f", "times": b"t", "done": b"d", "bad": b"b", "read": b"r", "error": b"e"
-}  # fmt: skip
-_NAMES = {code: name for name, code in KINDS.items()}
 
 
 @contextmanager
@@ -57,20 +55,19 @@ def decoding(
     """
     with _borrowed() as child:
         messages = child.ask(file, job="frames", fps=fps, short_side=short_side, backend=backend)
-        _, facts, _ = next(messages)
+        facts, _ = next(messages)
         shape = (*facts["size"], 3)
         yield (
             float(facts["rate"]),
-            (np.frombuffer(data, np.uint8).reshape(shape) for kind, _, data in messages if kind == "frame"),
+            (np.frombuffer(data, np.uint8).reshape(shape) for facts, data in messages if facts["kind"] == "frame"),
         )
 
 
 def frame_times(file: SourceFile) -> NDArray[np.float64]:
     """When the frames of a video appear, (T,) in seconds; raises as `decoding` does."""
     with _borrowed() as child:
-        return np.concatenate(
-            [np.frombuffer(data) for kind, _, data in child.ask(file, job="times") if kind == "times"]
-        )
+        messages = child.ask(file, job="times")
+        return np.concatenate([np.frombuffer(data) for facts, data in messages if facts["kind"] == "times"])
 
 
 _idle: list["_Child"] = []
@@ -110,13 +107,16 @@ class _Child:
         self.owner = os.getpid()
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         paths = os.pathsep.join(path for path in sys.path if path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.video.worker", str(STALL_SECONDS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": paths},
-        )
+        self._connection, theirs = Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.video.worker", str(theirs.fileno()), str(STALL_SECONDS)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=self._errors,  # what a library prints
+                stderr=self._errors,
+                env={**os.environ, "PYTHONPATH": paths},
+            )
         self._busy = False
 
     def is_waiting(self) -> bool:
@@ -127,19 +127,18 @@ class _Child:
         """Kill it; it keeps nothing that could be lost."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+        self._connection.close()
+        self._errors.close()
 
-    def ask(self, file: SourceFile, **job: object) -> Iterator[tuple[Kind, dict[str, Any], bytes]]:
-        """Give it a file; yields its messages up to the last. Raises as `decoding` does."""
+    def ask(self, file: SourceFile, **job: object) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Give it a file; yields its messages, facts and payload, up to the last. Raises as `decoding` does."""
         self._busy = True
         with file.open() as opened:
             path = file.path if file.protocol == "file" else None
             self._answer(json.dumps({**job, "path": path, "size": file.size}).encode())
             while True:
-                kind, facts, data = self._receive()
+                facts, payload = self._receive()
+                kind: Kind = facts["kind"]
                 if kind == "read":
                     opened.seek(facts["offset"])
                     self._answer(opened.read(facts["length"]))
@@ -149,36 +148,28 @@ class _Child:
                     raise BadDataError(facts["reason"], facts["detail"])
                 if kind == "error":
                     raise OSError(facts["number"], facts["detail"])
-                yield kind, facts, data
+                yield facts, payload
                 if kind == "done":
                     return
 
     def _answer(self, data: bytes) -> None:
-        pipe = self._pipe(self._process.stdin)
         try:
-            pipe.write(SIZE.pack(len(data)) + data)
-            pipe.flush()
-        except BrokenPipeError:
+            self._connection.send_bytes(data)
+        except ConnectionError:
             raise self._death() from None
 
-    def _receive(self) -> tuple[Kind, dict[str, Any], bytes]:
-        kind, facts, payload = HEADER.unpack(self._read(HEADER.size))
-        return _NAMES[kind], json.loads(self._read(facts)), self._read(payload)
-
-    def _read(self, size: int) -> bytes:
-        data = self._pipe(self._process.stdout).read(size)
-        if len(data) < size:
-            raise self._death()
-        return data
-
-    @staticmethod
-    def _pipe(pipe: IO[bytes] | None) -> BinaryIO:
-        if pipe is None:
-            raise RuntimeError("the child has no pipes")
-        return pipe  # type: ignore[return-value]
+    def _receive(self) -> tuple[dict[str, Any], bytes]:
+        try:
+            text = self._connection.recv_bytes(MAX_TEXT)
+            return json.loads(text), self._connection.recv_bytes(_MAX_PAYLOAD)
+        except (EOFError, OSError):  # it is gone, or says more than it may
+            raise self._death() from None
+        except ValueError as error:
+            raise BadDataError("decoder_crashed", f"the decoder sent what is no JSON: {error}") from None
 
     def _death(self) -> BadDataError:
         """Why it ended in the middle of its work."""
+        self._process.kill()  # how it ended is decided before its end of the connection is closed
         code = self._process.wait()
         if code == -signal.SIGALRM:
             return BadDataError("decoder_hung", f"no frame came for {STALL_SECONDS} s")

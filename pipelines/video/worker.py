@@ -1,4 +1,4 @@
-"""The child process of `pipelines.video.isolation`: decodes what it is asked to, and says so on its standard output."""
+"""The child process of `pipelines.video.isolation`: decodes what it is asked to."""
 
 import io
 import json
@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipelines.checks.quality import BadDataError
-from pipelines.video.isolation import HEADER, KINDS, SIZE, Kind
+from pipelines.video.isolation import Kind
 
 _MAX_BYTES = 4 << 30
 """Memory that one file may take."""
@@ -18,26 +19,23 @@ _CHUNK = 1 << 20
 
 
 class Parent:
-    """The process that asks, over the two pipes to it. Whoever waits for it is not at work: no alarm runs then."""
+    """The process that asks. Whoever waits for it is not at work: no alarm runs then."""
 
-    def __init__(self, requests: BinaryIO, answers: BinaryIO, stall: int) -> None:
-        self._requests, self._answers, self._stall = requests, answers, stall
+    def __init__(self, connection: Connection, stall: int) -> None:
+        self._connection, self._stall = connection, stall
 
     def hear(self) -> bytes:
-        """What it says next; empty when it is gone."""
+        """What it says next. Raises EOFError or ConnectionError when it is gone."""
         signal.alarm(0)
-        head = self._requests.read(SIZE.size)
-        data = self._requests.read(SIZE.unpack(head)[0]) if len(head) == SIZE.size else b""
+        data = self._connection.recv_bytes()
         signal.alarm(self._stall)
         return data
 
     def tell(self, kind: Kind, payload: bytes | memoryview = b"", **facts: object) -> None:
         """Send it a message."""
         signal.alarm(0)
-        text = json.dumps(facts).encode()
-        self._answers.write(HEADER.pack(KINDS[kind], len(text), len(payload)) + text)
-        self._answers.write(payload)
-        self._answers.flush()
+        self._connection.send_bytes(json.dumps({"kind": kind, **facts}).encode())
+        self._connection.send_bytes(payload)
         signal.alarm(self._stall)
 
 
@@ -74,15 +72,15 @@ class RemoteFile(io.RawIOBase):
 
 
 def serve(parent: Parent) -> None:
-    """Do what the parent asks until it is gone."""
-    while request := parent.hear():
-        job = json.loads(request)
+    """Do what the parent asks until it is gone, which raises EOFError or ConnectionError."""
+    while True:
+        job = json.loads(parent.hear())
         try:
             with _open(parent, job) as file:
                 _times(parent, file) if job["job"] == "times" else _frames(parent, file, job)
         except BadDataError as error:
             parent.tell("bad", reason=error.reason, detail=error.detail)
-        except BrokenPipeError:
+        except ConnectionError:
             raise
         except OSError as error:
             parent.tell("error", number=error.errno or 0, detail=error.strerror or str(error))
@@ -113,17 +111,15 @@ def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Take over the standard streams; what libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
+    """Serve the parent, which holds the other end of the connection whose number is the first argument."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the parent too, which then ends this process
     if sys.platform == "linux":
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (_MAX_BYTES, _MAX_BYTES))
-    with suppress(BrokenPipeError):
-        serve(Parent(sys.stdin.buffer, answers, int(sys.argv[1])))
+    with suppress(EOFError, ConnectionError):
+        serve(Parent(Connection(int(sys.argv[1])), int(sys.argv[2])))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from storage_schemas.catalog.delta import exclusive, read_columns, with_columns_of
 from storage_schemas.catalog.rows import EpisodeRow, rows_to_arrow
-from storage_schemas.catalog.table import exclusive, open_dataset_table, read_columns
+from storage_schemas.catalog.table import open_dataset_table
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.location import Location, locate, storage_errors
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 _ATTEMPTS = 100
 _OUTAGES = 3
 """How often a commit starts again when the storage fails under it; each library has retried before."""
+# Opening a table costs a request or a system call for each data file, joining costs writing its rows again: files are
+# joined, many at once, until they have grown to a size at which their number no longer matters.
 _SMALL_FILE = 8192
 """Rows from which on a data file is left alone."""
 _SMALL_FILES = 64
@@ -90,25 +93,25 @@ class Committer:
 
     def _once(self, rows: Sequence[EpisodeRow], retire: frozenset[str], tried: set[str]) -> CommitResult:
         table = self._refreshed()
-        held = self._known.episodes
+        stored = self._known.episodes
         unique = {row.episode_id: row for row in rows}
-        news = [row for row in unique.values() if not _is_held(row, held.get(row.episode_id))]
-        gone = (retire & held.keys()) - unique.keys()
-        updated = [row.episode_id for row in news if row.episode_id in held]
-        fresh = {row.episode_id for row in news}
+        new = [row for row in unique.values() if not _is_stored(row, stored.get(row.episode_id))]
+        gone = (retire & stored.keys()) - unique.keys()
+        updated = [row.episode_id for row in new if row.episode_id in stored]
+        fresh = {row.episode_id for row in new}
         # committed by an earlier attempt whose answer was lost
-        ours = sum(held[name].part == unique[name].part for name in tried - fresh)
-        if news or gone:
+        ours = sum(stored[name].part == unique[name].part for name in tried - fresh)
+        if new or gone:
             tried |= fresh
-            self._check_parts({row.part for row in news})
-            numbered = [replace(row, ordinal=self._known.following + i) for i, row in enumerate(news)]
-            self._write(table, rows_to_arrow(numbered), sorted(held[name].ordinal for name in (*updated, *gone)))
-        replaced = len(updated) + min(len(gone), len(news) - len(updated))
+            self._check_parts({row.part for row in new})
+            numbered = [replace(row, ordinal=self._known.following + i) for i, row in enumerate(new)]
+            self._write(table, rows_to_arrow(numbered), sorted(stored[name].ordinal for name in (*updated, *gone)))
+        replaced = len(updated) + min(len(gone), len(new) - len(updated))
         return CommitResult(
             version=table.version(),
-            added=len(news) - replaced + ours,
+            added=len(new) - replaced + ours,
             replaced=replaced,
-            present=len(rows) - len(news) - ours,
+            present=len(rows) - len(new) - ours,
             removed=len(gone) - (replaced - len(updated)),
         )
 
@@ -128,7 +131,7 @@ class Committer:
     def _write(self, table: "DeltaTable", data: pa.Table, gone: Sequence[int]) -> None:
         from deltalake import write_deltalake
 
-        first = self._known.tail()
+        data, first = with_columns_of(table, data), self._known.tail()
         if first is None and not gone:
             write_deltalake(table, data, mode="append", commit_properties=exclusive(table))
             return
@@ -148,7 +151,7 @@ class Committer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _StoredEpisode:
     """What a committer must know of an episode that is there."""
 
     fingerprint: str
@@ -156,35 +159,35 @@ class _Held:
     ordinal: int
 
 
-def _is_held(row: EpisodeRow, held: _Held | None) -> bool:
-    return held is not None and held.fingerprint == row.source_fingerprint
+def _is_stored(row: EpisodeRow, stored: _StoredEpisode | None) -> bool:
+    return stored is not None and stored.fingerprint == row.source_fingerprint
 
 
 @dataclass
 class _Known:
     """The episodes of the version that a committer has read last; reads data files that are new to it."""
 
-    episodes: dict[str, _Held] = field(default_factory=dict)
+    episodes: dict[str, _StoredEpisode] = field(default_factory=dict)
     following: int = 0
     """The next free ordinal."""
-    _files: dict[str, dict[str, _Held]] = field(default_factory=dict)
+    _files: dict[str, dict[str, _StoredEpisode]] = field(default_factory=dict)
     _lines: list[tuple[int, int]] = field(default_factory=list)
 
     def update(self, table: "DeltaTable", folder: Location) -> None:
         """Read what has come and drop what has gone since the last time."""
         actions = pa.table(table.get_add_actions(flatten=True))
-        found = set(actions["path"].to_pylist())
-        if found != self._files.keys():
-            gone = [self._files.pop(path) for path in self._files.keys() - found]
-            new = _read_files(folder, found - self._files.keys())
+        paths = set(actions["path"].to_pylist())
+        if paths != self._files.keys():
+            gone = [self._files.pop(path) for path in self._files.keys() - paths]
+            new = _read_files(folder, paths - self._files.keys())
             self._files |= new
             for episodes in gone:
-                for name, held in episodes.items():
-                    if self.episodes.get(name) == held:
+                for name, episode in episodes.items():
+                    if self.episodes.get(name) == episode:
                         del self.episodes[name]
             for episodes in new.values():
                 self.episodes |= episodes
-                self.following = max([self.following, *(held.ordinal + 1 for held in episodes.values())])
+                self.following = max([self.following, *(episode.ordinal + 1 for episode in episodes.values())])
         if len(actions):
             self._lines = sorted(
                 zip(actions["min.ordinal"].to_pylist(), actions["num_records"].to_pylist(), strict=True)
@@ -202,13 +205,13 @@ class _Known:
         return first if count >= _SMALL_FILES else None
 
 
-def _read_files(folder: Location, paths: Collection[str]) -> dict[str, dict[str, _Held]]:
+def _read_files(folder: Location, paths: Collection[str]) -> dict[str, dict[str, _StoredEpisode]]:
     columns = ["episode_id", "source_fingerprint", "part", "ordinal"]
-    found = {}
+    files = {}
     for path in paths:
         values = [column.to_pylist() for column in read_columns(folder / unquote(path), columns).columns]
-        found[path] = {name: _Held(*rest) for name, *rest in zip(*values, strict=True)}
-    return found
+        files[path] = {name: _StoredEpisode(*rest) for name, *rest in zip(*values, strict=True)}
+    return files
 
 
 def attempt(location: Location, action: Callable[[], T]) -> T:

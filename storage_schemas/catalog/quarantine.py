@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 import pyarrow as pa
 
 from storage_schemas.catalog.commits import CommitResult, attempt, commit
+from storage_schemas.catalog.delta import append, create_table, is_table, open_table
 from storage_schemas.catalog.rows import EpisodeTable
-from storage_schemas.catalog.table import append, create_table, is_table, load, open_dataset_table, open_table
+from storage_schemas.catalog.table import load, open_dataset_table
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
 
@@ -63,15 +64,13 @@ def add_quarantine(uri: str | os.PathLike[str], rows: Sequence[QuarantineRow]) -
 
 def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
     table = open_table(location)
-    held = table.to_pyarrow_table(columns=["source_uri", "fingerprint", "reason"]).to_pylist()
-    seen = {(row["source_uri"], row["fingerprint"], row["reason"]) for row in held}
+    entries = table.to_pyarrow_table(columns=["source_uri", "fingerprint", "reason"]).to_pylist()
+    seen = {(row["source_uri"], row["fingerprint"], row["reason"]) for row in entries}
     unique = {(row.source_uri, row.fingerprint, row.reason): row for row in rows}
-    news = [row for key, row in unique.items() if key not in seen]
-    if news:
-        append(
-            table, pa.table({f.name: [getattr(row, f.name) for row in news] for f in fields(QuarantineRow)}, _SCHEMA)
-        )
-    return len(news)
+    new = [row for key, row in unique.items() if key not in seen]
+    if new:
+        append(table, pa.table({f.name: [getattr(row, f.name) for row in new] for f in fields(QuarantineRow)}, _SCHEMA))
+    return len(new)
 
 
 def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = None) -> list[QuarantineRow]:
@@ -79,21 +78,22 @@ def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = Non
 
     Args:
         uri: The dataset.
-        episodes: Its episodes; those of the newest version when None.
+        episodes: Those that count; None reads the newest version's.
 
     Raises:
         UserError: when there is no dataset.
     """
     location = locate(uri)
-    episodes = load(location).episodes if episodes is None else episodes
-    known = set(zip(episodes.column("source_uri"), episodes.column("source_fingerprint"), strict=True))
+    if episodes is None:
+        episodes = load(location, open_dataset_table(location)).episodes
+    known = episodes.sources()
     known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
     if not is_table(location / "quarantine"):
         return []
     table = open_table(location / "quarantine")
-    held = persistent(location, table.to_pyarrow_table).sort_by("time").to_pylist()
-    rows = [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in held]
-    return [row for row in rows if (row.source_uri, row.fingerprint) not in known]
+    rows = persistent(location, table.to_pyarrow_table).sort_by("time").to_pylist()
+    entries = [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in rows]
+    return [row for row in entries if (row.source_uri, row.fingerprint) not in known]
 
 
 def withdraw(
@@ -117,8 +117,8 @@ def withdraw(
     columns = ["episode_id", "source_uri", "source_fingerprint"]
     table = open_dataset_table(location)
     rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns)).to_pylist()
-    held = {row["episode_id"]: (row["source_uri"], row["source_fingerprint"]) for row in rows}
-    if absent := [name for name in episode_ids if name not in held]:
+    sources = {row["episode_id"]: (row["source_uri"], row["source_fingerprint"]) for row in rows}
+    if absent := [name for name in episode_ids if name not in sources]:
         raise UserError(f"{location.uri} has no episode {absent[0]!r} in version {table.version()}")
     if not forget:  # first, so that a crash in between can be repaired by the same command
         now, run = datetime.now(UTC), uuid.uuid4().hex
@@ -126,7 +126,7 @@ def withdraw(
             QuarantineRow(
                 source_uri=source, fingerprint=fingerprint, reason=WITHDRAWN, detail=detail, run_id=run, time=now
             )
-            for source, fingerprint in (held[name] for name in episode_ids)
+            for source, fingerprint in (sources[name] for name in episode_ids)
         ]
         add_quarantine(location.uri, entries)
     return commit(location.uri, [], retire=episode_ids)

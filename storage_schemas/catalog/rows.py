@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -40,8 +40,6 @@ class EpisodeRow:
     action_steps: int
     """How many steps have a known action."""
     split: str
-    flags: list[str] = field(default_factory=list)
-    """Remarks on quality that did not keep the episode out."""
     statistics: str = "{}"
     """JSON of per-field statistics."""
     run_id: str
@@ -55,6 +53,7 @@ class EpisodeRow:
 
 
 _TEXTS = pa.list_(pa.string())
+# Older stores have a column `flags` besides, which nobody reads.
 ROW_SCHEMA = pa.schema(
     [
         ("episode_id", pa.string()),
@@ -72,7 +71,6 @@ ROW_SCHEMA = pa.schema(
         ("frame_sizes", _TEXTS),
         ("action_steps", pa.int64()),
         ("split", pa.string()),
-        ("flags", _TEXTS),
         ("statistics", pa.string()),
         ("run_id", pa.string()),
         ("ingested_at", pa.timestamp("us", tz="UTC")),
@@ -96,12 +94,13 @@ def rows_to_arrow(rows: Sequence[EpisodeRow]) -> pa.Table:
 
 
 _CACHED = ("episode_ids", "collections", "splits")
+"""Columns that a pickled table leaves behind: they are made again from the table where they are needed."""
 
 
 class EpisodeTable:
     """The episodes of one dataset version in the order of ingestion; rows are numbered from 0.
 
-    Holds no frames and no statistics: these are read from the log when asked for. What `Dataset.read`
+    Holds no frames and no statistics: these are read from the log when asked for. What reading a sample
     needs is kept in arrays, so that forked workers share it and never touch the log.
     """
 
@@ -151,6 +150,10 @@ class EpisodeTable:
         values: list[Any] = self._table[name].to_pylist()
         return values
 
+    def sources(self) -> set[tuple[str, str]]:
+        """Source URI and fingerprint of every episode."""
+        return set(zip(self.column("source_uri"), self.column("source_fingerprint"), strict=True))
+
     def row(self, i: int) -> EpisodeRow:
         """The whole row of episode `i`, with its statistics. Raises IndexError."""
         if not 0 <= i < len(self):
@@ -179,8 +182,8 @@ class EpisodeTable:
         """
         texts = self._all_statistics()
         chosen = range(len(self)) if rows is None else rows
-        found = (json.loads(texts[i]).get(field) for i in chosen)
-        return FieldStatistics.combine(value for value in found if value is not None)
+        of_field = (json.loads(texts[i]).get(field) for i in chosen)
+        return FieldStatistics.combine(value for value in of_field if value is not None)
 
     def _all_statistics(self) -> list[str]:
         if self._statistics is None:

@@ -68,5 +68,5 @@ def episode_statistics(episode: Episode) -> str:
     """JSON of the statistics of `action` (known steps) and of every `state/<field>`."""
     fields = {"action": episode.action[episode.action_mask]}
     fields |= {f"state/{name}": values for name, values in episode.state.items()}
-    found = {name: FieldStatistics.of(values) for name, values in fields.items()}
-    return json.dumps({name: s.to_json() for name, s in found.items() if s is not None}, allow_nan=False)
+    statistics = {name: FieldStatistics.of(values) for name, values in fields.items()}
+    return json.dumps({name: s.to_json() for name, s in statistics.items() if s is not None}, allow_nan=False)

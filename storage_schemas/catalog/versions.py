@@ -1,15 +1,19 @@
-"""Names for versions, and what changed between two of them."""
+"""Versions of a dataset by number and by name (tags), and what changed between two of them."""
 
 import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from storage_schemas.catalog.delta import open_table
 from storage_schemas.catalog.table import Snapshot, load, open_dataset_table
 from storage_schemas.documents import find_document, read_document, write_document
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 _NAME = re.compile(r"[A-Za-z][\w.-]{0,99}", re.ASCII)
 
@@ -29,7 +33,7 @@ class Tag:
     """ISO 8601 in UTC."""
 
 
-def set_tag(uri: str | os.PathLike[str], name: str, version: int | None = None, *, move: bool = False) -> Tag:
+def set_tag(uri: str | os.PathLike[str], name: str, version: Version = None, *, move: bool = False) -> Tag:
     """Give a version, the newest when None, a name.
 
     Args:
@@ -44,64 +48,86 @@ def set_tag(uri: str | os.PathLike[str], name: str, version: int | None = None, 
     if not _NAME.fullmatch(name):
         raise UserError(f"{name!r} can't be a tag: use a letter, then letters, digits, '.', '-' and '_'")
     location = locate(uri)
-    table = open_dataset_table(location, version)
+    table = open_version(location, version)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     tag = Tag(name=name, version=table.version(), table_id=str(table.metadata().id), created=now)
-    place = _place(location, name)
     try:
-        write_document(place, tag, exclusive=not move)
+        write_document(_file(location, name), tag, exclusive=not move)
     except FileExistsError:
-        there = read_document(place, Tag)
-        if (there.version, there.table_id) == (tag.version, tag.table_id):
-            return there
-        raise UserError(f"{location.uri} has a tag {name!r} for version {there.version}: move it or drop it") from None
+        existing = read_document(_file(location, name), Tag)
+        if (existing.version, existing.table_id) == (tag.version, tag.table_id):
+            return existing
+        raise UserError(
+            f"{location.uri} has a tag {name!r} for version {existing.version}: move it or drop it"
+        ) from None
     return tag
 
 
 def drop_tag(uri: str | os.PathLike[str], name: str) -> Tag:
     """Take a name away; the version stays. Returns the tag as it was. Raises UserError when there is none."""
     location = locate(uri)
-    tag = find_tag(location, name)
-    _place(location, name).remove()
+    tag = _read(location, name)
+    _file(location, name).remove()
     return tag
 
 
 def tags(uri: str | os.PathLike[str]) -> list[Tag]:
-    """All tags of a dataset, by version and name. Raises UserError when there is no dataset or a tag is damaged."""
+    """All tags in the place of a dataset, by version and name, also those of a dataset that lay there before.
+
+    Raises:
+        UserError: when there is no dataset or a tag is damaged.
+    """
     location = locate(uri)
     open_dataset_table(location)
     names = [name.removesuffix(".json") for name in (location / "tags").names() if name.endswith(".json")]
-    return sorted((find_tag(location, name) for name in names), key=lambda tag: (tag.version, tag.name))
+    return sorted((_read(location, name) for name in names), key=lambda tag: (tag.version, tag.name))
 
 
 def find_tag(location: Location, name: str) -> Tag:
-    """The tag of a dataset. Raises UserError when there is none or it belongs to another log."""
-    place = _place(location, name)
-    tag = find_document(place, Tag) if _NAME.fullmatch(name) else None
+    """The tag of a dataset. Raises UserError when there is none, or it is of a dataset that lay here before."""
+    return _own_tag(location, open_dataset_table(location), name)
+
+
+def open_version(location: Location, version: Version = None) -> "DeltaTable":
+    """The episode table of a dataset at a version.
+
+    Raises:
+        UserError: when there is no dataset, version or tag, or the tag is of a dataset that lay here before.
+    """
+    table = open_dataset_table(location)
+    if isinstance(version, str):
+        version = int(version) if version.isdecimal() else _own_tag(location, table, version).version
+    newest = table.version()
+    if version is None or version == newest:
+        return table
+    if not 0 <= version < newest:
+        raise UserError(f"{location.uri} has no version {version}: its newest is {newest}")
+    return open_table(location / "episodes", version)
+
+
+def load_version(location: Location, version: Version = None) -> Snapshot:
+    """Read one version of a dataset, by number or tag. Raises as `open_version` does."""
+    return load(location, open_version(location, version))
+
+
+def _own_tag(location: Location, table: "DeltaTable", name: str) -> Tag:
+    tag = _read(location, name)
+    if tag.table_id != str(table.metadata().id):
+        raise UserError(
+            f"{location.uri}: the tag {name!r} is of another dataset that lay here before: drop it or move it"
+        )
+    return tag
+
+
+def _read(location: Location, name: str) -> Tag:
+    tag = find_document(_file(location, name), Tag) if _NAME.fullmatch(name) else None
     if tag is None:
-        open_dataset_table(location)
+        open_dataset_table(location)  # says so when there is no dataset at all
         raise UserError(f"{location.uri} has no version or tag {name!r}: `uwm tag` lists its tags")
     return tag
 
 
-def load_version(location: Location, version: Version = None) -> Snapshot:
-    """Read one version of a dataset, by number or tag.
-
-    Raises:
-        UserError: when there is no dataset, version or tag, or the tag is of another dataset in the same place.
-    """
-    if not isinstance(version, str):
-        return load(location, version)
-    if version.isdecimal():
-        return load(location, int(version))
-    tag = find_tag(location, version)
-    snapshot = load(location, tag.version)
-    if snapshot.table_id != tag.table_id:
-        raise UserError(f"{location.uri}: the tag {version!r} is of another dataset that lay here before")
-    return snapshot
-
-
-def _place(location: Location, name: str) -> Location:
+def _file(location: Location, name: str) -> Location:
     return location / "tags" / f"{name}.json"
 
 
@@ -148,10 +174,10 @@ def diff(uri: str | os.PathLike[str], before: Version, after: Version = None) ->
     """
     location = locate(uri)
     old, new = load_version(location, before), load_version(location, after)
-    held, found = _contents(old), _contents(new)
+    old_episodes, new_episodes = _contents(old), _contents(new)
     changes = []
-    for name in [*held, *(name for name in found if name not in held)]:
-        a, b = held.get(name), found.get(name)
+    for name in [*old_episodes, *(name for name in new_episodes if name not in old_episodes)]:
+        a, b = old_episodes.get(name), new_episodes.get(name)
         if a != b:
             kind: Kind = "added" if a is None else "removed" if b is None else "changed"
             source: str = (b or a or {})["source_uri"]
@@ -161,7 +187,7 @@ def diff(uri: str | os.PathLike[str], before: Version, after: Version = None) ->
                     episode_id=name, kind=kind, source_uri=source, length_before=lengths[0], length_after=lengths[1]
                 )
             )
-    unchanged = len(held.keys() & found.keys()) - sum(change.kind == "changed" for change in changes)
+    unchanged = len(old_episodes.keys() & new_episodes.keys()) - sum(change.kind == "changed" for change in changes)
     return VersionDiff(before=old.version, after=new.version, unchanged=unchanged, changes=tuple(changes))
 
 

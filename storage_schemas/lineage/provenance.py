@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from storage_schemas.catalog.table import in_order, open_dataset_table
+from storage_schemas.catalog.delta import in_order
+from storage_schemas.catalog.versions import open_version
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.location import locate, persistent
@@ -27,7 +28,7 @@ _COLUMNS = {
     "split": "split",
     "length": "steps",
 }
-_Held = dict[str, list[dict[str, Any]]]
+_RowsByFile = dict[str, list[dict[str, Any]]]
 """Data file of a table -> its rows that are wanted."""
 _LEARNED = ("checkpoint", "evaluation")
 
@@ -94,16 +95,16 @@ def datasets_of(graph: LineageGraph, node: str) -> list[str]:
     for current in seen:
         if kind_of(current) in _LEARNED:
             seen.extend(parent for parent in graph.parents(current) if parent not in seen)
-    return [found for found in seen if kind_of(found) == "dataset"]
+    return [name for name in seen if kind_of(name) == "dataset"]
 
 
 def raw_files(graph: LineageGraph, node: str) -> RawFiles:
     """Every raw file that `node` leads back to, episode by episode."""
     chosen = _below(graph.records[node].uri) if kind_of(node) == "source" and node in graph else None
-    wanted = datasets_of(graph, node)
-    episodes, missing = _ask(graph, wanted, None)
+    datasets = datasets_of(graph, node)
+    episodes, missing = _ask(graph, datasets, None)
     kept = tuple(episode for episode in episodes if chosen is None or chosen(episode.file))
-    return RawFiles(datasets=tuple(wanted), episodes=kept, missing=missing)
+    return RawFiles(datasets=tuple(datasets), episodes=kept, missing=missing)
 
 
 def sightings(graph: LineageGraph, uris: Collection[str]) -> Sightings:
@@ -113,8 +114,8 @@ def sightings(graph: LineageGraph, uris: Collection[str]) -> Sightings:
         graph: of all records.
         uris: the file, or one place inside it (`file#record=3`), in every spelling that may be meant.
     """
-    wanted = [node for node in graph.nodes if kind_of(node) == "dataset"]
-    episodes, missing = _ask(graph, wanted, uris)
+    datasets = [node for node in graph.nodes if kind_of(node) == "dataset"]
+    episodes, missing = _ask(graph, datasets, uris)
     holding = list(dict.fromkeys(episode.dataset for episode in episodes))
     learned = {child for node in holding for child in graph.children(node) if kind_of(child) in _LEARNED}
     learned |= {name for node in learned for name in graph.downstream(node)}
@@ -135,17 +136,17 @@ def _below(source: str) -> Callable[[str], bool]:
 def _ask(
     graph: LineageGraph, nodes: Collection[str], uris: Collection[str] | None
 ) -> tuple[list[RawEpisode], dict[str, str]]:
-    found: list[RawEpisode] = []
+    episodes: list[RawEpisode] = []
     missing: dict[str, str] = {}
-    held: _Held = {}
+    read: _RowsByFile = {}
     for node in nodes:
         try:
-            rows = _asked(_recorded(graph, node), uris, held)
+            rows = _asked(_recorded(graph, node), uris, read)
         except UserError as error:
             missing[node] = str(error)
         else:
-            found.extend(RawEpisode(dataset=node, **row) for row in rows)
-    return found, missing
+            episodes.extend(RawEpisode(dataset=node, **row) for row in rows)
+    return episodes, missing
 
 
 def _recorded(graph: LineageGraph, node: str) -> LineageRecord:
@@ -155,24 +156,24 @@ def _recorded(graph: LineageGraph, node: str) -> LineageRecord:
     return record
 
 
-def _asked(record: LineageRecord, uris: Collection[str] | None, held: _Held) -> list[dict[str, Any]]:
-    place = locate(record.uri)
-    table = open_dataset_table(place, int(record.version))
+def _asked(record: LineageRecord, uris: Collection[str] | None, read: _RowsByFile) -> list[dict[str, Any]]:
+    location = locate(record.uri)
+    table = open_version(location, int(record.version))
     if record.identity != f"{table.metadata().id}@{record.version}":
         raise UserError(f"{record.uri} is another dataset by now")
-    return persistent(place, lambda: list(_rows(table, uris, held)))
+    return persistent(location, lambda: list(_rows(table, uris, read)))
 
 
-def _rows(table: "DeltaTable", uris: Collection[str] | None, held: _Held) -> Iterator[dict[str, Any]]:
-    """Rows of one version; `held` keeps those of data files that were read already, for the next version."""
+def _rows(table: "DeltaTable", uris: Collection[str] | None, read: _RowsByFile) -> Iterator[dict[str, Any]]:
+    """Rows of one version; `read` keeps those of data files that were read already, for the next version."""
     dataset = in_order(table)
     for fragment in dataset.get_fragments(filter=_near(uris)):
-        place = f"{table.table_uri}/{fragment.path}"
-        if place not in held:
-            read = fragment.to_table(columns=list(_COLUMNS), schema=dataset.schema, filter=_near(uris))
-            rows = read.rename_columns(list(_COLUMNS.values())).to_pylist()
-            held[place] = [row for row in rows if uris is None or _is_of(row["source_uri"], uris)]
-        yield from held[place]
+        file = f"{table.table_uri}/{fragment.path}"
+        if file not in read:
+            table_rows = fragment.to_table(columns=list(_COLUMNS), schema=dataset.schema, filter=_near(uris))
+            rows = table_rows.rename_columns(list(_COLUMNS.values())).to_pylist()
+            read[file] = [row for row in rows if uris is None or _is_of(row["source_uri"], uris)]
+        yield from read[file]
 
 
 def _is_of(source_uri: str, uris: Collection[str]) -> bool:

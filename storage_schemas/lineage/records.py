@@ -96,11 +96,11 @@ def write_record(root: str, record: LineageRecord) -> LineageRecord:
     """
     stamped = replace(record, created=record.created or datetime.now(UTC).isoformat(timespec="milliseconds"))
     for candidate in _candidates(stamped):
-        place = _place(root, candidate)
+        file = _file(root, candidate)
         try:
-            write_document(place, candidate.document(), exclusive=True)
+            write_document(file, candidate.document(), exclusive=True)
         except FileExistsError:
-            existing = read_document(place, LineageRecord)
+            existing = read_document(file, LineageRecord)
             if existing.identity == record.identity:
                 return existing
         else:
@@ -121,7 +121,7 @@ def _candidates(record: LineageRecord) -> Iterable[LineageRecord]:
         yield replace(record, name=f"{record.name}-{hashed[:length]}")
 
 
-def _place(root: str, record: LineageRecord) -> Location:
+def _file(root: str, record: LineageRecord) -> Location:
     return locate(root) / record.kind / f"{record.name}@{record.version}.json"
 
 
@@ -158,11 +158,11 @@ class LineageGraph:
 
     @cached_property
     def _children(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        children: dict[str, list[str]] = {}
         for name in self.nodes:
             for parent in dict.fromkeys(self.parents(name)):
-                found.setdefault(parent, []).append(name)
-        return found
+                children.setdefault(parent, []).append(name)
+        return children
 
     def upstream(self, node: str) -> list[str]:
         """Everything that `node` was made from, nearest first."""
@@ -187,19 +187,21 @@ class LineageGraph:
 
     def part(self, kept: Collection[str]) -> "LineageGraph":
         """Only these nodes, and the links among them."""
-        found = {name: record for name, record in self.records.items() if name in kept}
-        inside = {name: tuple(parent for parent in record.upstream if parent in kept) for name, record in found.items()}
-        return replace(self, records={name: replace(found[name], upstream=inside[name]) for name in found})
+        records = {name: record for name, record in self.records.items() if name in kept}
+        inside = {
+            name: tuple(parent for parent in record.upstream if parent in kept) for name, record in records.items()
+        }
+        return replace(self, records={name: replace(records[name], upstream=inside[name]) for name in records})
 
     def ancestry(self, node: str) -> list[LineageRecord]:
         """Records of `node` and of all that it was made from, oldest first."""
-        found = [self.records[name] for name in (node, *self.upstream(node)) if name in self.records]
-        return found[::-1]
+        records = [self.records[name] for name in (node, *self.upstream(node)) if name in self.records]
+        return records[::-1]
 
     def identified(self, kind: str, identity: str) -> LineageRecord | None:
         """The record of this very thing, whatever its name became."""
-        found = (record for record in self.records.values() if (record.kind, record.identity) == (kind, identity))
-        return next(found, None)
+        matches = (record for record in self.records.values() if (record.kind, record.identity) == (kind, identity))
+        return next(matches, None)
 
     def find(self, text: str) -> str:
         """The node that `text` means: an id, an unambiguous piece of one, or the URI of the thing itself.

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
-from storage_schemas.catalog.table import is_table, open_dataset_table, open_table
+from storage_schemas.catalog.delta import is_table, open_table
+from storage_schemas.catalog.table import open_dataset_table
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
 from storage_schemas.maintenance.orphans import TABLES, is_unfinished, named_files
@@ -67,10 +68,10 @@ def back_up(
     logs = [_log(source, table) for table in TABLES if table == "episodes" or is_table(source / table)]
     _check_target(source, goal, logs[0])
     data = _data(source)
-    there = {info.name: info.bytes for info in goal.files()}
-    todo = [name for name, size in data.items() if there.get(name) != size]
+    copies = {info.name: info.bytes for info in goal.files()}
+    todo = [name for name, size in data.items() if copies.get(name) != size]
     entries = [f"{log.table}/_delta_log/{name}" for log in reversed(logs) for name in log.names]
-    new = [name for name in entries if name not in there]
+    new = [name for name in entries if name not in copies]
     total, sizes = len(todo) + len(new), 0
     for done, size in enumerate(_copied(source, goal, todo, new), 1):
         sizes += size
@@ -92,10 +93,12 @@ def _log(location: Location, table: str) -> _Log:
     if table == "episodes":
         open_dataset_table(location)
     names = (location / table / "_delta_log").names()
-    found = [(int(match[1]), match[0]) for match in map(_ENTRY.fullmatch, names) if match]
-    versions = sorted({version for version, name in found if name.endswith(".json")})
+    entries = [(int(match[1]), match[0]) for match in map(_ENTRY.fullmatch, names) if match]
+    versions = sorted({version for version, name in entries if name.endswith(".json")})
     newest = next((a for a, b in pairwise(versions) if b != a + 1), versions[-1])
-    return _Log(table=table, names=tuple(name for version, name in sorted(found) if version <= newest), version=newest)
+    return _Log(
+        table=table, names=tuple(name for version, name in sorted(entries) if version <= newest), version=newest
+    )
 
 
 def _check_target(source: Location, goal: Location, log: _Log) -> None:
@@ -117,14 +120,14 @@ def _check_target(source: Location, goal: Location, log: _Log) -> None:
 def _data(source: Location) -> dict[str, int]:
     """Sizes of all files that some version names, by their paths below the dataset."""
     named = named_files(source)
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for folder in ("parts", *TABLES):
         for info in (source / folder).files():
             name = f"{folder}/{info.name}"
             whole = "/".join(name.split("/")[:2]) if folder == "parts" else name
             if whole in named and not is_unfinished(name):
-                found[name] = info.bytes
-    return found
+                sizes[name] = info.bytes
+    return sizes
 
 
 def _copied(source: Location, goal: Location, data: list[str], entries: list[str]) -> Iterator[int]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import unquote
 
-from storage_schemas.catalog.table import is_table, open_dataset_table, open_table, read_columns
+from storage_schemas.catalog.delta import is_table, open_table, read_columns
+from storage_schemas.catalog.table import open_dataset_table
 from storage_schemas.errors import DamagedError
 from storage_schemas.location import FileInfo, Location, locate
 
@@ -53,9 +54,9 @@ def collect_orphans(uri: str | os.PathLike[str], *, age: timedelta = SAFETY_AGE,
     """
     location = locate(uri)
     open_dataset_table(location)
-    found = _candidates(location)  # before the log is read: what is committed in between is named there
+    candidates = _candidates(location)  # before the log is read: what is committed in between is named there
     named = named_files(location)
-    orphans = [orphan for orphan in found if orphan.name not in named]
+    orphans = [orphan for orphan in candidates if orphan.name not in named]
     limit = datetime.now(UTC) - age
     old = tuple(orphan for orphan in orphans if orphan.modified <= limit)
     if remove:
@@ -64,12 +65,12 @@ def collect_orphans(uri: str | os.PathLike[str], *, age: timedelta = SAFETY_AGE,
     return OrphanReport(orphans=old, young=len(orphans) - len(old), removed=remove)
 
 
-def _remove(place: Location) -> None:
-    document = place / "zarr.json"
+def _remove(orphan: Location) -> None:
+    document = orphan / "zarr.json"
     if document.exists():
         document.remove()  # first: a part without it can't be committed any more
-    if place.exists():
-        place.remove()
+    if orphan.exists():
+        orphan.remove()
 
 
 def _candidates(location: Location) -> list[Orphan]:
@@ -80,11 +81,11 @@ def _candidates(location: Location) -> list[Orphan]:
     if location.is_local:
         for name in (location / "parts").names():
             parts.setdefault(name, [])
-    found = [_orphan(location, f"parts/{name}", files) for name, files in sorted(parts.items())]
+    candidates = [_orphan(location, f"parts/{name}", files) for name, files in sorted(parts.items())]
     for folder in (*TABLES, "tags"):
         files = (info for info in (location / folder).files() if _is_data(info.name) or is_unfinished(info.name))
-        found += [_orphan(location, f"{folder}/{info.name}", [info]) for info in files]
-    return found
+        candidates += [_orphan(location, f"{folder}/{info.name}", [info]) for info in files]
+    return candidates
 
 
 def _orphan(location: Location, name: str, files: list[FileInfo]) -> Orphan:
@@ -134,11 +135,11 @@ def _data_files(table: Location) -> set[str]:
 
 def _parts(table: Location, files: Iterable[str]) -> set[str]:
     """Parts that the rows in those data files name."""
-    found: set[str] = set()
+    parts: set[str] = set()
     for name in sorted(files):
-        place = table / name
+        file = table / name
         try:
-            found.update(read_columns(place, ["part"])["part"].unique().to_pylist())
+            parts.update(read_columns(file, ["part"])["part"].unique().to_pylist())
         except FileNotFoundError as error:
-            raise DamagedError(f"{place.uri} is missing, so nobody can say which parts its version names") from error
-    return found
+            raise DamagedError(f"{file.uri} is missing, so nobody can say which parts its version names") from error
+    return parts

@@ -10,6 +10,7 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.catalog.versions import Version
 from storage_schemas.errors import DamagedError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import StoreSchema, part_metadata, shard_key
@@ -46,7 +47,7 @@ class VerifyReport:
 
 def verify(
     uri: str | os.PathLike[str],
-    version: int | None = None,
+    version: Version = None,
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
@@ -58,7 +59,7 @@ def verify(
 
     Args:
         uri: The dataset.
-        version: None takes the newest.
+        version: By number or tag; None takes the newest.
         progress: Called with how many episodes are done, and of how many.
 
     Raises:
@@ -126,13 +127,13 @@ class _PartChecker:
         try:
             schema = self._dataset.schema(episode)
             yield from (self._problem(episode, what) for what in self._check_row(episode, schema))
-            found = self._checksum(episode, schema)
+            checksum = self._checksum(episode, schema)
         except DamagedError as error:
             yield self._problem(episode, str(error))
         except (ValueError, KeyError) as error:
             yield self._problem(episode, f"a frame is damaged: {error}")
         else:
-            if found != self._dataset.episodes.checksums[episode]:
+            if checksum != self._dataset.episodes.checksums[episode]:
                 yield self._problem(episode, "the stored bytes do not match the checksum of the row")
 
     def _problem(self, episode: int | None, what: str) -> Problem:
@@ -140,12 +141,12 @@ class _PartChecker:
 
     def _document(self, key: str, expected: bytes) -> str | None:
         try:
-            found = json.loads((self._folder / key).read_bytes())
+            document = json.loads((self._folder / key).read_bytes())
         except FileNotFoundError:
             return f"{key} is missing"
         except ValueError:
             return f"{key} is not JSON"
-        return None if found == json.loads(expected) else f"{key} is not what the schema says"
+        return None if document == json.loads(expected) else f"{key} is not what the schema says"
 
     def _numbers(self, key: str, size: int) -> str | None:
         try:

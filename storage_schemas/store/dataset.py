@@ -1,4 +1,4 @@
-"""Datasets: open one at a version and read from it. With `catalog` and `parts` this is the store.
+"""Datasets: open one at a version and read from it.
 
 Reading is a pure function of an id and touches only the frames asked for. Local parts are read by
 `pread`, remote ones by TensorStore's key-value store for sharded Zarr; nothing is opened before the
@@ -14,52 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.catalog.commits import CommitResult, Committer, commit
-from storage_schemas.catalog.quarantine import (
-    QuarantineRow,
-    add_quarantine,
-    quarantined,
-    withdraw,
-    withdrawn_fingerprints,
-)
-from storage_schemas.catalog.rows import EpisodeRow, EpisodeTable, split_of
-from storage_schemas.catalog.statistics import FieldStatistics
-from storage_schemas.catalog.table import Snapshot, create_dataset, dataset_exists
+from storage_schemas.catalog.quarantine import quarantined
+from storage_schemas.catalog.rows import EpisodeTable
+from storage_schemas.catalog.table import Snapshot
 from storage_schemas.catalog.versions import Version, load_version
-from storage_schemas.episode import Segment, SegmentId, SegmentSpec
 from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import DatasetSpec, StoreSchema, shard_key
 from storage_schemas.store.frames import decode_frames
-from storage_schemas.store.parts import write_part
 from storage_schemas.store.remote import RemoteParts
 from storage_schemas.store.shards import LocalParts, PartReader, ShardRead
-
-__all__ = [
-    "CommitResult",
-    "Committer",
-    "DamagedError",
-    "Dataset",
-    "DatasetSpec",
-    "DatasetSummary",
-    "EpisodeRow",
-    "EpisodeTable",
-    "FieldStatistics",
-    "FrameRequest",
-    "QuarantineRow",
-    "add_quarantine",
-    "commit",
-    "create_dataset",
-    "dataset_exists",
-    "open_dataset",
-    "open_parts",
-    "quarantined",
-    "split_of",
-    "summary",
-    "withdraw",
-    "withdrawn_fingerprints",
-    "write_part",
-]
 
 Chunk = bytes | memoryview
 
@@ -137,34 +101,8 @@ class Dataset:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
 
-    def read(self, segment: SegmentId, spec: SegmentSpec) -> Segment:
-        """Read what a sample needs, and no frame more.
-
-        Cameras without frames and state fields that the episode lacks are absent from the result.
-
-        Raises:
-            IndexError: when there is no such episode or step.
-            UserError: when the dataset has no such camera.
-            DamagedError: when stored bytes are missing or are no image of the right size.
-        """
-        episode, step = segment
-        length = self._length(episode)
-        if not 0 <= step < length:
-            raise IndexError(f"step {step} of episode {episode}, which has {length}")
-        steps, real = spec.frame_steps(step, length)
-        frames, known = self._read_frames(episode, steps, spec.cameras)
-        action, action_mask = self.actions(episode, step, spec.action_steps)
-        return Segment(
-            id=segment,
-            frames=frames,
-            view_mask=known[:, None] & real,
-            action=action,
-            action_mask=action_mask,
-            state=self._read_state(episode, steps[: spec.obs_frames], spec.state),
-        )
-
     def frames(self, episode: int, camera: str, steps: Sequence[int]) -> NDArray[np.uint8]:
-        """Frames (n, H, W, 3) of some steps of a camera.
+        """Frames (n, H, W, 3) of some steps of a camera; a step that is asked for twice is decoded once.
 
         Raises:
             IndexError: when there is no such episode or step.
@@ -172,21 +110,32 @@ class Dataset:
             UserError: when the dataset has no such camera.
             DamagedError: when stored bytes are missing or are no image of the right size.
         """
-        wanted = self._steps(episode, steps)
-        frames, known = self._read_frames(episode, wanted, (camera,))
-        if not known[0]:
-            raise KeyError(f"episode {episode} has no camera {camera!r}")
-        return frames[camera]
+        view, once, which = self._wanted(episode, camera, steps)
+        height, width = self.episodes.sizes[episode, view]
+        pixels = np.empty((len(once), height, width, 3), np.uint8)
+        self.decode(episode, self.chunks(episode, once, np.array([view])), pixels)
+        return pixels[which]
 
     def encoded(self, episode: int, camera: str, steps: Sequence[int]) -> list[bytes]:
         """The stored bytes of some frames, as they are. Raises as `frames` does."""
-        wanted = self._steps(episode, steps)
-        view = self._view(camera)
+        view, once, which = self._wanted(episode, camera, steps)
+        chunks = self.chunks(episode, once, np.array([view]))
+        return [bytes(chunks[i]) for i in which]
+
+    def _wanted(
+        self, episode: int, camera: str, steps: Sequence[int]
+    ) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+        """The camera's place on the view axis, the steps once and ascending, and where each wanted step is in them."""
+        length = self._length(episode)
+        if camera not in self.spec.cameras:
+            raise UserError(f"{self.uri} has no camera {camera!r}: its cameras are {self.spec.cameras}")
+        view = self.spec.cameras.index(camera)
         if not self.episodes.sizes[episode, view, 0]:
             raise KeyError(f"episode {episode} has no camera {camera!r}")
-        once, place = np.unique(wanted, return_inverse=True)
-        chunks = self.chunks(episode, once, np.array([view]))
-        return [bytes(chunks[i]) for i in place]
+        once, which = np.unique(np.asarray(steps, np.int64), return_inverse=True)
+        if len(once) and not (once[0] >= 0 and once[-1] < length):
+            raise IndexError(f"steps {once[0]} to {once[-1]} of episode {episode}, which has {length}")
+        return view, once, which
 
     def array(self, episode: int, name: str) -> NDArray[Any]:
         """All T steps of `action`, `mask/action`, `mask/view` or `state/<field>`.
@@ -229,35 +178,6 @@ class Dataset:
             raise IndexError(f"episode {episode} of {len(self.episodes)}")
         return int(self.episodes.lengths[episode])
 
-    def _steps(self, episode: int, steps: Sequence[int]) -> NDArray[np.int64]:
-        wanted = np.asarray(steps, np.int64)
-        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self._length(episode)):
-            raise IndexError(f"steps {wanted.min()} to {wanted.max()} of episode {episode}")
-        return wanted
-
-    def _view(self, camera: str) -> int:
-        try:
-            return self.spec.cameras.index(camera)
-        except ValueError:
-            raise UserError(f"{self.uri} has no camera {camera!r}: its cameras are {self.spec.cameras}") from None
-
-    def _read_frames(
-        self, episode: int, steps: NDArray[np.int64], cameras: tuple[str, ...]
-    ) -> tuple[dict[str, NDArray[np.uint8]], NDArray[np.bool_]]:
-        """Frames (n, H, W, 3) by camera, and which cameras the episode has; equal steps are decoded once."""
-        views = np.array([self._view(camera) for camera in cameras], np.int64)
-        sizes = self.episodes.sizes[episode, views]
-        known = sizes[:, 0] > 0
-        once, place = np.unique(steps, return_inverse=True)
-        frames: dict[str, NDArray[np.uint8]] = {}
-        for size in {(int(h), int(w)) for h, w in sizes[known]}:
-            same = np.flatnonzero((sizes == size).all(axis=1))
-            pixels = np.empty((len(once), len(same), *size, 3), np.uint8)
-            self.decode(episode, self.chunks(episode, once, views[same]), pixels.reshape(-1, *size, 3))
-            for i, k in enumerate(same):
-                frames[cameras[k]] = pixels[:, i] if np.array_equal(once, steps) else pixels[place, i]
-        return frames, known
-
     def decode(
         self,
         episode: int,
@@ -297,9 +217,9 @@ class Dataset:
         reads: list[ShardRead] = []
         counts = []
         for request in requests:
-            found = self._shard_reads(request)
-            reads.extend(found)
-            counts.append(len(found))
+            of_request = self._shard_reads(request)
+            reads.extend(of_request)
+            counts.append(len(of_request))
         return self._gather(requests, counts, self.reader().stream(reads))
 
     def _gather(
@@ -309,14 +229,14 @@ class Dataset:
         stream: Iterator[Sequence[bytes | memoryview | None]],
     ) -> Iterator[list[Chunk]]:
         for request, count in zip(requests, counts, strict=True):
-            found: list[Chunk] = []
+            frames: list[Chunk] = []
             for chunks in islice(stream, count):
                 present = [chunk for chunk in chunks if chunk is not None]
                 if len(present) != len(chunks):
                     name = self.episodes.row(request.episode).episode_id
                     raise DamagedError(f"a frame of episode {name} is missing")
-                found.extend(present)
-            yield found
+                frames.extend(present)
+            yield frames
 
     def _shard_reads(self, request: "FrameRequest") -> list[ShardRead]:
         """Where the frames of a request lie, shard by shard."""
@@ -348,19 +268,6 @@ class Dataset:
             action[:inside] = self._rows(episode, "action", step, inside)
             mask[:inside] = True if known == length else self._rows(episode, "mask/action", step, inside)
         return action, mask
-
-    def _read_state(
-        self, episode: int, steps: NDArray[np.int64], names: tuple[str, ...]
-    ) -> dict[str, NDArray[np.float32]]:
-        if not names:
-            return {}
-        held = self.schema(episode).numbers
-        first, last = int(steps.min()), int(steps.max())
-        return {
-            name: self._rows(episode, f"state/{name}", first, last - first + 1)[steps - first]
-            for name in names
-            if f"state/{name}" in held
-        }
 
     def _rows(self, episode: int, name: str, step: int, count: int) -> NDArray[Any]:
         """Steps of an array of numbers, as one byte range."""

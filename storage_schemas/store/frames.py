@@ -33,7 +33,7 @@ def decode_frames(
 
     Args:
         chunks: encoded frames.
-        codec: of all of them.
+        codec: How all of them are encoded.
         out: one array for each chunk.
         least: shrink JPEGs while decoding to the `scaled_size` for these least pixels, the size of the arrays.
 
@@ -76,9 +76,9 @@ def scaled_size(size: tuple[int, int], least: tuple[int, int], codec: Codec) -> 
 
 
 def _decode_scaled(chunk: Data, frame: NDArray[np.uint8], least: tuple[int, int]) -> None:
-    found = simplejpeg.decode_jpeg(chunk, min_height=least[0], min_width=least[1], min_factor=2.0, buffer=frame)
-    if found.shape != frame.shape:
-        raise ValueError(f"the JPEG shrinks to {found.shape[:2]}, not to {frame.shape[:2]}")
+    decoded = simplejpeg.decode_jpeg(chunk, min_height=least[0], min_width=least[1], min_factor=2.0, buffer=frame)
+    if decoded.shape != frame.shape:
+        raise ValueError(f"the JPEG shrinks to {decoded.shape[:2]}, not to {frame.shape[:2]}")
 
 
 def check_frame(chunk: Data, codec: Codec, height: int, width: int) -> None:

@@ -43,11 +43,11 @@ class LatentSpec(BaseModel):
 
     schema_version: Literal[1] = 1
     table_id: str
-    """Of the dataset: another one at the same place is another dataset."""
+    """Identity of the dataset's log: another one at the same place is another dataset."""
     tokenizer: str
     """Fingerprint."""
     cameras: tuple[str, ...]
-    """Of the dataset, in canonical order: the view axis."""
+    """The dataset's cameras in canonical order, which is the view axis."""
     encoded: tuple[str, ...]
     """Cameras that are encoded."""
     shape: tuple[int, int, int]
@@ -57,7 +57,7 @@ class LatentSpec(BaseModel):
     variants: int = Field(1, gt=0)
     """K: each is a crop and colour jitter of its own, the same for all frames of an episode's view."""
     seed: int = 0
-    """Of the variants."""
+    """What the variants' crops and colours follow from."""
     resize: tuple[int, int]
     crop: tuple[int, int]
     fit: str
@@ -96,13 +96,13 @@ class LatentSpec(BaseModel):
         ]
 
     def difference(self, wanted: "LatentSpec") -> str:
-        """The first setting in which other latents are wanted, as `name there, not wanted`; empty when none is."""
-        there, asked = self.model_dump(mode="json"), wanted.model_dump(mode="json")
+        """The first setting in which other latents are wanted, as `their name is ..., not ...`; empty when none is."""
+        cached, needed = self.model_dump(mode="json"), wanted.model_dump(mode="json")
         if missing := sorted(set(wanted.encoded) - set(self.encoded)):
             return f"they lack camera {missing[0]}"
         for name in ("table_id", "tokenizer", *_SETTINGS):
-            if there[name] != asked[name]:
-                return f"their {name} is {there[name]}, not {asked[name]}"
+            if cached[name] != needed[name]:
+                return f"their {name} is {cached[name]}, not {needed[name]}"
         return ""
 
 

@@ -13,9 +13,9 @@ import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.catalog import table as catalog
 from storage_schemas.catalog.rows import EpisodeRow, split_of
 from storage_schemas.catalog.statistics import episode_statistics
+from storage_schemas.catalog.table import dataset_spec
 from storage_schemas.episode import EncodedFrames, Episode, frame_size
 from storage_schemas.location import Location, locate, sync_folder
 from storage_schemas.schema import (
@@ -53,14 +53,14 @@ def write_part(
         episodes: At least one; held in memory together with their encoded frames.
         run_id: The ingestion run, for lineage.
         codec: How frames are kept that are not JPEG already. In a lossless part JPEG frames are decoded.
-        spec: Of the dataset; read from it when None.
+        spec: The dataset's, when it is known; otherwise it is read.
 
     Raises:
         UserError: when there is no dataset at `uri`.
         ValueError: when an episode does not fit the dataset or its JPEG frames are not what it says.
     """
     location = locate(uri)
-    spec = spec or catalog.dataset_spec(location)
+    spec = spec or dataset_spec(location)
     for episode in episodes:
         _check_fits(episode, spec)
     layouts: dict[tuple[StateArray, ...], list[int]] = {}
@@ -99,8 +99,8 @@ def _transcode(frames: EncodedFrames) -> list[bytes]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Encoded:
-    """One episode, encoded: what goes into the part and its checksum."""
+class _EpisodeBytes:
+    """What goes into the part of one episode, and its checksum."""
 
     chunks: Mapping[tuple[int, int], list[Chunk]]  # frame size -> T * V chunks, views of a step together
     numbers: Mapping[str, NDArray[Any]]
@@ -154,7 +154,7 @@ class _PartWriter:
             state=self._state,
         )
 
-    def _encode(self, episode: Episode, schema: StoreSchema) -> _Encoded:
+    def _encode(self, episode: Episode, schema: StoreSchema) -> _EpisodeBytes:
         views = len(self._spec.cameras)
         chunks: dict[tuple[int, int], list[Chunk]] = {}
         known = np.zeros((len(episode), views), np.bool_)
@@ -172,7 +172,7 @@ class _PartWriter:
         }
         values |= {f"state/{name}": field for name, field in episode.state.items()}
         numbers = {name: values[name].astype(array.dtype, copy=False) for name, array in schema.numbers.items()}
-        return _Encoded(chunks=chunks, numbers=numbers, checksum=checksum(chunks, list(numbers.values())))
+        return _EpisodeBytes(chunks=chunks, numbers=numbers, checksum=checksum(chunks, list(numbers.values())))
 
     def _row(self, episode: Episode, start: int, check: int, run_id: str, now: datetime) -> EpisodeRow:
         meta = episode.meta

@@ -55,7 +55,7 @@ class RemoteParts:
         self._files = self._wait(tensorstore.KvStore.open(base, context=self._context), "")
         self._shards: dict[str, Any] = {}
         self._numbers: OrderedDict[str, bytes] = OrderedDict()
-        self._held = 0
+        self._number_bytes = 0
 
     def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
         """See `PartReader`."""
@@ -75,8 +75,8 @@ class RemoteParts:
         return map(self._results, (read.key for read in reads), pending)
 
     def _results(self, key: str, pending: Sequence[Any]) -> list[bytes | memoryview | None]:
-        found = [self._wait(read, key) for read in pending]
-        return [result.value if result.state == "value" else None for result in found]
+        results = [self._wait(read, key) for read in pending]
+        return [result.value if result.state == "value" else None for result in results]
 
     def numbers(self, key: str, start: int, size: int, total: int) -> bytes:
         """See `PartReader`. The first read of an array fetches and checks all of it; later ones cost no request."""
@@ -98,16 +98,16 @@ class RemoteParts:
     def whole(self, key: str) -> bytes:
         """See `PartReader`."""
         self._check_process()
-        found = self._wait(self._files.read(key), key)
-        if found.state != "value":
+        file = self._wait(self._files.read(key), key)
+        if file.state != "value":
             raise FileNotFoundError(key)
-        return bytes(found.value)
+        return bytes(file.value)
 
     def _keep(self, key: str, data: bytes) -> None:
         self._numbers[key] = data
-        self._held += len(data)
-        while self._held > _NUMBER_CACHE and len(self._numbers) > 1:
-            self._held -= len(self._numbers.popitem(last=False)[1])
+        self._number_bytes += len(data)
+        while self._number_bytes > _NUMBER_CACHE and len(self._numbers) > 1:
+            self._number_bytes -= len(self._numbers.popitem(last=False)[1])
 
     def _shard(self, key: str, entries: int) -> Any:
         import tensorstore

@@ -153,27 +153,27 @@ class LocalParts:
 
     def _open(self, key: str) -> tuple[int, int]:
         """Descriptor and size of a file; forked processes share descriptors harmlessly, for pread has no position."""
-        found = self._files.get(key)
-        if found is not None:
+        file = self._files.get(key)
+        if file is not None:
             self._files.move_to_end(key)
-            return found
+            return file
         descriptor = os.open(f"{self._folder}/{key}", os.O_RDONLY)
-        found = self._files[key] = descriptor, os.fstat(descriptor).st_size
+        file = self._files[key] = descriptor, os.fstat(descriptor).st_size
         if len(self._files) > self._limit:
             os.close(self._files.popitem(last=False)[1][0])
-        return found
+        return file
 
 
 def _read_ranges(file: int, index: NDArray[np.uint64]) -> list[bytes | memoryview | None]:
     """Read (offset, size) ranges, one system call for each run of ranges that touch."""
-    found: list[bytes | memoryview | None] = []
+    chunks: list[bytes | memoryview | None] = []
     ranges = index.tolist()
     hole = int(HOLE)
     i = 0
     while i < len(ranges):
         start, size = ranges[i]
         if start == hole:
-            found.append(None)
+            chunks.append(None)
             i += 1
             continue
         end, j = start + size, i + 1
@@ -182,6 +182,6 @@ def _read_ranges(file: int, index: NDArray[np.uint64]) -> list[bytes | memoryvie
         data = memoryview(os.pread(file, end - start, start))
         if len(data) != end - start:
             raise DamagedError("a shard is shorter than when it was opened")
-        found.extend(data[a - start : a - start + n] for a, n in ranges[i:j])
+        chunks.extend(data[a - start : a - start + n] for a, n in ranges[i:j])
         i = j
-    return found
+    return chunks

@@ -25,11 +25,13 @@ from flows.ingest import ingest
 from flows.pipeline import pretrain_then_finetune
 from flows.publish import republish
 from flows.train import train
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
+from uwm.eval.options import EvalOptions
 
 examples = sys.argv[1]
-first = ingest(f"{examples}/droid", "data/droid", val_percent=25)
-ingest(f"{examples}/video", "data/video", collection="clips")
+first = ingest(f"{examples}/droid", "data/droid", IngestOptions(val_percent=25))
+ingest(f"{examples}/video", "data/video", IngestOptions(collection="clips"))
 pretrain_then_finetune(
     "debug",
     "debug",
@@ -41,7 +43,7 @@ pretrain_then_finetune(
         "finetune.name=tuned",
     ),
     evaluate_on=("data/droid",),
-    samples=2,
+    options=EvalOptions(samples=2),
 )
 print("republished", republish(first.root))
 print("again", republish(first.root))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from s3_server import FaultProxy
 
+from pipelines.options import IngestOptions
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset
 
@@ -27,7 +28,7 @@ def run(source: str, store: str, barrier: Any = None) -> None:
 
     if barrier is not None:
         barrier.wait(60)
-    ingest(source, store, batch_episodes=2)
+    ingest(source, store, IngestOptions(batch_episodes=2))
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,8 @@ import pytest
 
 from pipelines.convert import Batch, convert
 from pipelines.ingest import IngestProgress, IngestReport, ingest
-from pipelines.options import SourceOptions, VideoOptions
+from pipelines.options import IngestOptions
 from storage_schemas.catalog.quarantine import quarantined
-from storage_schemas.errors import UserError
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset
 
@@ -85,13 +84,13 @@ def troubled(tmp_path: Path, write_rlds: Make, make_features: Make) -> str:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_elsewhere_is_as_here(troubled: str, tmp_path: Path, reject: list[str], batch: int) -> None:
     here, there, whole = (str(tmp_path / name) for name in ("here", "there", "whole"))
-    calm = ingest(troubled, here, batch_episodes=batch, reject=reject)
-    spread = ingest(troubled, there, batch_episodes=batch, reject=reject, executor=Elsewhere(batch))
+    calm = ingest(troubled, here, IngestOptions(batch_episodes=batch, reject=reject))
+    spread = ingest(troubled, there, IngestOptions(batch_episodes=batch, reject=reject), executor=Elsewhere(batch))
     assert outcome(there, spread) == outcome(here, calm)
     assert verify(there).ok
     reasons = {rejection.reason for rejection in calm.quarantined}
     assert reasons >= {"bad_boundaries", "duplicate_episode"} | ({"duplicate"} if reject else set())
-    in_one = ingest(troubled, whole, batch_episodes=64, reject=reject)
+    in_one = ingest(troubled, whole, IngestOptions(batch_episodes=64, reject=reject))
     assert outcome(whole, in_one) == outcome(here, replace(calm, version=in_one.version))
 
 
@@ -99,11 +98,11 @@ def test_videos_elsewhere_are_as_here(tmp_path: Path, write_video: Make) -> None
     for number in range(4):
         write_video(tmp_path / f"clips/{number}.mp4", frames=30, seed=number * 40)
     (tmp_path / "clips/2.mp4").write_bytes(b"no video")
-    options = SourceOptions(video=VideoOptions(clip_steps=10), collection="web")
+    options = IngestOptions(clip_steps=10, collection="web", batch_episodes=2)
     found = []
     for name, executor in (("here", None), ("there", Elsewhere())):
         store = str(tmp_path / name)
-        report = ingest(str(tmp_path / "clips"), store, options=options, batch_episodes=2, executor=executor)
+        report = ingest(str(tmp_path / "clips"), store, options, executor=executor)
         found.append(outcome(store, report))
     assert found[0] == found[1]
 
@@ -112,10 +111,13 @@ def test_a_copy_of_a_video_that_breaks_late_is_not_taken_for_a_duplicate(tmp_pat
     whole = write_video(tmp_path / "clips/b.mp4", frames=60).read_bytes()
     middle = len(whole) // 2
     (tmp_path / "clips/a.mp4").write_bytes(whole[:middle] + bytes(300) + whole[middle + 300 :])
-    options = SourceOptions(video=VideoOptions(clip_steps=60))
     for batch in (1, 2):
         store = str(tmp_path / f"store-{batch}")
-        report = ingest(str(tmp_path / "clips"), store, options=options, batch_episodes=batch, reject=["duplicate"])
+        report = ingest(
+            str(tmp_path / "clips"),
+            store,
+            IngestOptions(clip_steps=60, batch_episodes=batch, reject=("duplicate",)),
+        )
         assert [Path(rejection.source_uri).name for rejection in report.quarantined] == ["a.mp4"]
         assert report.added == 1
 
@@ -123,11 +125,11 @@ def test_a_copy_of_a_video_that_breaks_late_is_not_taken_for_a_duplicate(tmp_pat
 def test_progress_comes_batch_by_batch(troubled: str, tmp_path: Path) -> None:
     seen: list[IngestProgress] = []
     elsewhere = Elsewhere()
-    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, executor=elsewhere, progress=seen.append)
+    ingest(troubled, str(tmp_path / "store"), IngestOptions(batch_episodes=5), executor=elsewhere, progress=seen.append)
     assert [len(batch.refs) for batch in elsewhere.batches] == [5, 5, 2]
     assert [(p.done, p.total) for p in seen] == [(5, 12), (10, 12), (12, 12)]
     again = Elsewhere()
-    ingest(troubled, str(tmp_path / "store"), batch_episodes=5, executor=again)
+    ingest(troubled, str(tmp_path / "store"), IngestOptions(batch_episodes=5), executor=again)
     assert sum(len(batch.refs) for batch in again.batches) < 12, "what is there is not given to anybody"
 
 
@@ -167,13 +169,8 @@ def test_threads_commit_what_comes_before_a_failure(troubled: str, tmp_path: Pat
 
     store = str(tmp_path / "store")
     with Failing(1) as executor, pytest.raises(OSError, match="the disk is gone"):
-        ingest(troubled, store, batch_episodes=2, executor=executor, in_flight=2)
+        ingest(troubled, store, IngestOptions(batch_episodes=2), executor=executor, in_flight=2)
     assert len(open_dataset(store)) == 2, "one of four records is bad, and one is another's double"
     assert len(begun) <= 4
-    assert ingest(troubled, store, batch_episodes=2).added > 0
+    assert ingest(troubled, store, IngestOptions(batch_episodes=2)).added > 0
     assert verify(store).ok
-
-
-def test_an_empty_batch_is_refused(troubled: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 1"):
-        ingest(troubled, str(tmp_path / "store"), batch_episodes=0)

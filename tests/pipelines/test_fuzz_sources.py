@@ -19,6 +19,7 @@ from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.doctor.diagnose import diagnose
 from pipelines.files import printable
 from pipelines.ingest import ingest
+from pipelines.options import IngestOptions
 from pipelines.source import SourceRef
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
@@ -75,7 +76,7 @@ def read_all(source: Path) -> tuple[dict[str, str], list[Rejection]]:
     """Content by episode id, and what was turned away; a `UserError` is a reason too."""
     found, rejected = {}, []
     try:
-        reader = open_source(str(source), "droid-rlds")
+        reader = open_source(str(source), IngestOptions(format="droid-rlds"))
     except UserError as error:
         return {}, [Rejection(source_uri=str(source), fingerprint="", reason="refused", detail=str(error))]
     for ref in reader.refs():
@@ -124,9 +125,9 @@ def fuzz_rlds(root: Path, tmp_path: Path, seeds: range) -> Counter[str]:
             assert rejected or found == good, f"{case} lost an episode without a reason"
             outcomes.update({rejection.reason for rejection in rejected} or {"accepted"})
             try:
-                report = diagnose(str(case), format="droid-rlds")
+                report = diagnose(str(case), IngestOptions(format="droid-rlds"))
                 assert {f.reason for f in report.findings} >= {r.reason for r in rejected}
-                ingest(str(case), store, format="droid-rlds")
+                ingest(str(case), store, IngestOptions(format="droid-rlds"))
             except UserError:
                 assert rejected[0].reason == "refused"
                 continue
@@ -162,7 +163,7 @@ def fuzz_videos(root: Path, tmp_path: Path, seeds: range) -> Counter[str]:
         for seed in range(first, min(first + BATCH, seeds.stop)):
             path = originals[seed % len(originals)]
             (folder / f"{seed:04}{path.suffix}").write_bytes(damage(path.read_bytes(), seed))
-        report = ingest(str(folder), store, format="video", reject=[])
+        report = ingest(str(folder), store, IngestOptions(format="video", reject=()))
         dataset = open_dataset(store)
         stored = {uri.partition("#")[0] for uri in dataset.episodes.column("source_uri")}
         turned_away = {rejection.source_uri: rejection.reason for rejection in report.quarantined}
@@ -171,7 +172,7 @@ def fuzz_videos(root: Path, tmp_path: Path, seeds: range) -> Counter[str]:
         assert stored | set(turned_away) == files
         outcomes.update(turned_away.values())
         outcomes["accepted"] += len(stored)
-        found = diagnose(str(folder), format="video")
+        found = diagnose(str(folder), IngestOptions(format="video"))
         fatal = {finding.source_uri: finding.reason for finding in found.findings if finding.fatal}
         assert fatal == turned_away
         assert verify(store).ok
@@ -186,7 +187,7 @@ def _check_pixels(dataset: Dataset, folder: Path) -> None:
     """The store holds, bit for bit, what a second decoding of the same bytes gives."""
     rows = {uri: row for row, uri in enumerate(dataset.episodes.column("source_uri"))}
     stored = {uri.partition("#")[0] for uri in rows}
-    reader = open_source(str(folder), "video")
+    reader = open_source(str(folder), IngestOptions(format="video"))
     for ref in reader.refs():
         assert isinstance(ref, SourceRef)
         if ref.uri in stored:

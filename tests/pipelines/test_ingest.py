@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipelines.ingest import IngestProgress, IngestReport, ingest
-from pipelines.options import SourceOptions, VideoOptions
+from pipelines.options import IngestOptions
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import Episode
@@ -112,7 +112,7 @@ BAD_WORDS = ("first half", "cut at", "0 bytes", "plain text", "HTML", "flipped",
 
 @pytest.mark.ground_truth
 def test_bad_videos_have_a_reason(bad_video: Truth, store: str) -> None:
-    report = ingest(str(bad_video.path), store, format="video")
+    report = ingest(str(bad_video.path), store, IngestOptions(format="video"))
     good, unwanted, bad = (
         any(word in bad_video.expected for word in words) for words in (GOOD_WORDS, UNWANTED_WORDS, BAD_WORDS)
     )
@@ -122,7 +122,7 @@ def test_bad_videos_have_a_reason(bad_video: Truth, store: str) -> None:
     assert named == ([] if good else [str(bad_video.path)])
     assert report.version == int(good)
     assert len(quarantined(store)) == len(named)
-    again = ingest(str(bad_video.path), store, format="video", reject=[])
+    again = ingest(str(bad_video.path), store, IngestOptions(format="video", reject=()))
     assert (again.added > 0) == unwanted
 
 
@@ -140,9 +140,9 @@ def test_sets_that_share_episodes_settle(fixtures_root: Path, store: str) -> Non
 
 def test_again_is_nothing_new(episodes: Make, store: str) -> None:
     source = episodes(1, 2, 3)
-    first = ingest(str(source), store, batch_episodes=2)
+    first = ingest(str(source), store, IngestOptions(batch_episodes=2))
     assert counts(first) == (2, 3, 0, 0, 0)  # two batches, two versions
-    second = ingest(str(source), store, batch_episodes=2)
+    second = ingest(str(source), store, IngestOptions(batch_episodes=2))
     assert counts(second) == (2, 0, 0, 3, 0)
     assert second.source_fingerprint == first.source_fingerprint
     shutil.move(source, source.parent / "moved")
@@ -202,22 +202,22 @@ def test_progress_counts_all(episodes: Make, store: str) -> None:
 
 
 def test_a_changed_video_leaves_no_old_clip(tmp_path: Path, write_video: Make, store: str) -> None:
-    options = SourceOptions(video=VideoOptions(clip_steps=10))
+    options = IngestOptions(clip_steps=10)
     for name in ("a", "b"):
         write_video(tmp_path / f"clips/{name}.mp4", frames=30, seed=ord(name))
-    assert counts(ingest(str(tmp_path / "clips"), store, options=options)) == (1, 6, 0, 0, 0)
+    assert counts(ingest(str(tmp_path / "clips"), store, options)) == (1, 6, 0, 0, 0)
     write_video(tmp_path / "clips/a.mp4", frames=12, seed=77)  # one clip of 10, and 2 steps that are too few
-    assert counts(ingest(str(tmp_path / "clips"), store, options=options)) == (2, 0, 1, 3, 0)
+    assert counts(ingest(str(tmp_path / "clips"), store, options)) == (2, 0, 1, 3, 0)
     found = [Path(uri).name for uri in open_dataset(store).episodes.column("source_uri")]
     assert found == ["b.mp4#clip=0", "b.mp4#clip=1", "b.mp4#clip=2", "a.mp4#clip=0"]
     assert lengths(store, 1) == [10] * 6
-    assert ingest(str(tmp_path / "clips"), store, options=options).version == 2
+    assert ingest(str(tmp_path / "clips"), store, options).version == 2
     shutil.copy(tmp_path / "clips/b.mp4", tmp_path / "clips/a.mp4")
-    report = ingest(str(tmp_path / "clips"), store, options=options)
+    report = ingest(str(tmp_path / "clips"), store, options)
     assert counts(report) == (3, 0, 0, 3, 1)
     assert report.quarantined[0].reason == "duplicate"
     assert lengths(store) == [10] * 3
-    assert ingest(str(tmp_path / "clips"), store, options=options).version == 3
+    assert ingest(str(tmp_path / "clips"), store, options).version == 3
 
 
 def test_a_video_that_breaks_late_leaves_nothing(
@@ -238,7 +238,7 @@ def test_a_video_that_breaks_late_leaves_nothing(
     data = broken.read_bytes()
     middle = len(data) // 2  # the header lies at the end
     broken.write_bytes(data[:middle] + bytes(300) + data[middle + 300 :])
-    report = ingest(str(tmp_path / "clips"), store, options=SourceOptions(video=VideoOptions(clip_steps=10)))
+    report = ingest(str(tmp_path / "clips"), store, IngestOptions(clip_steps=10))
     assert [Path(rejection.source_uri).name for rejection in report.quarantined] == ["b.mp4"]
     found = open_dataset(store).episodes.column("source_uri")
     assert {Path(uri.partition("#")[0]).name for uri in found} == {"a.mp4", "c.mp4"}
@@ -250,14 +250,14 @@ def test_a_video_that_breaks_late_leaves_nothing(
 def test_video_joins_a_robot_dataset(tmp_path: Path, episodes: Make, write_video: Make, store: str) -> None:
     ingest(str(episodes(1, 2)), store)
     write_video(tmp_path / "clips/a.mp4")
-    options = SourceOptions(camera="wrist_image_left", collection="web")
-    assert counts(ingest(str(tmp_path / "clips"), store, options=options)) == (2, 1, 0, 0, 0)
+    options = IngestOptions(camera="wrist_image_left", collection="web")
+    assert counts(ingest(str(tmp_path / "clips"), store, options)) == (2, 1, 0, 0, 0)
     dataset = open_dataset(store)
     assert dataset.array(2, "mask/view")[0].tolist() == [False, False, True]
     assert dataset.episodes.collections == ["LAB", "LAB", "web"]
     assert verify(store).ok
     with pytest.raises(UserError, match="choose one of"):
-        ingest(str(tmp_path / "clips"), store, options=SourceOptions(camera="nose"))
+        ingest(str(tmp_path / "clips"), store, IngestOptions(camera="nose"))
 
 
 def test_hostile_names_and_places(tmp_path: Path, write_video: Make, store: str) -> None:
@@ -288,13 +288,13 @@ def test_hostile_names_and_places(tmp_path: Path, write_video: Make, store: str)
 def test_misfits_are_one_line(
     tmp_path: Path, episodes: Make, write_rlds: Make, make_features: Make, store: str
 ) -> None:
-    ingest(str(episodes(1)), store, val_percent=30)
+    ingest(str(episodes(1)), store, IngestOptions(val_percent=30))
     features = make_features()
     features["steps/observation/top"] = features["steps/observation/wrist_image_left"]
     with pytest.raises(UserError, match="has no camera top"):
         ingest(str(write_rlds(tmp_path / "more", [features])), store)
     with pytest.raises(UserError, match="holds out 30%"):
-        ingest(str(episodes(1)), store, val_percent=20)
+        ingest(str(episodes(1)), store, IngestOptions(val_percent=20))
     with pytest.raises(UserError, match="nothing at"):
         ingest(str(tmp_path / "absent"), str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
@@ -320,7 +320,7 @@ def dying(*args, **options):
     return result
 
 setattr(module, name, dying)
-pipelines.ingest.ingest(source, store, batch_episodes=2)
+pipelines.ingest.ingest(source, store, pipelines.options.IngestOptions(batch_episodes=2))
 """
 
 
@@ -341,7 +341,7 @@ def test_killed_at_a_moment(episodes: Make, store: str, name: str, moment: str, 
     assert done.returncode == -signal.SIGKILL
     assert len(open_dataset(store)) == kept
     assert verify(store).ok
-    ingest(source, store, batch_episodes=2)
+    ingest(source, store, IngestOptions(batch_episodes=2))
     assert lengths(store) == [5, 6, 8, 9, 10]
     assert len(quarantined(store)) == 1
     assert verify(store).ok
@@ -351,7 +351,8 @@ def test_killed_at_a_moment(episodes: Make, store: str, name: str, moment: str, 
 def test_killed_at_any_time(tmp_path: Path, write_rlds: Make, make_features: Make, store: str) -> None:
     records = [make_features(5, path=f"LAB/success/day/{number}/x.h5", seed=number) for number in range(40)]
     source = str(write_rlds(tmp_path / "set", records))
-    code = "import sys; from pipelines.ingest import ingest; ingest(*sys.argv[1:], batch_episodes=1)"
+    code = "import sys; from pipelines.ingest import ingest; from pipelines.options import IngestOptions; "
+    code += "ingest(*sys.argv[1:], IngestOptions(batch_episodes=1))"
     for delay in (0.4, 0.6, 0.8, 1.0):
         process = subprocess.Popen([sys.executable, "-c", code, source, store])
         time.sleep(delay)
@@ -359,7 +360,7 @@ def test_killed_at_any_time(tmp_path: Path, write_rlds: Make, make_features: Mak
         process.wait()
         if Path(store).exists():
             assert verify(store).ok
-    ingest(source, store, batch_episodes=1)
+    ingest(source, store, IngestOptions(batch_episodes=1))
     dataset = open_dataset(store)
     assert sorted(dataset.episodes.episode_ids) == sorted(set(dataset.episodes.episode_ids))
     assert len(dataset) == len(records)

@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
-from pipelines.options import SourceOptions, VideoOptions
+from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import FORMATS, detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode
@@ -62,7 +62,7 @@ class ReaderContract:
         """Change the content of one reference, which stays good."""
 
     def open(self, source: Path | str, **options: Any) -> SourceReader:
-        return open_source(str(source), self.format, SourceOptions(**options))
+        return open_source(str(source), IngestOptions(format=self.format, **options))
 
     def test_is_registered_and_detected(self, source: Path) -> None:
         assert self.format in FORMATS
@@ -206,14 +206,14 @@ class TestVideo(ReaderContract):
 
 class TestVideoByDecord(TestVideo):
     def open(self, source: Path | str, **options: Any) -> SourceReader:
-        return super().open(source, video=VideoOptions(backend="decord"), **options)
+        return super().open(source, backend="decord", **options)
 
 
 def test_unknown_format_suggests_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean droid-rlds"):
-        open_source(str(tmp_path), "droid_rlds")
+        open_source(str(tmp_path), IngestOptions(format="droid_rlds"))
     with pytest.raises(UserError, match="use droid-rlds or video"):
-        open_source(str(tmp_path), "zzz")
+        open_source(str(tmp_path), IngestOptions(format="zzz"))
 
 
 def test_nothing_known_is_said(tmp_path: Path) -> None:

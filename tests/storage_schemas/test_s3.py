@@ -11,7 +11,7 @@ from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.quarantine import quarantined, withdraw
 from storage_schemas.catalog.table import create_dataset, dataset_exists
 from storage_schemas.catalog.versions import diff, set_tag, tags
-from storage_schemas.episode import Episode, SegmentId, SegmentSpec
+from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.maintenance.orphans import collect_orphans
@@ -55,8 +55,7 @@ def test_the_life_of_a_dataset(s3: FaultProxy, make_episode: Make, spec: Dataset
     dataset = open_dataset(uri, "first")
     assert (dataset.array(1, "action") == episodes[1].action).all()
     assert (dataset.frames(1, "wrist", [4, 0]) == np.asarray(episodes[1].frames["wrist"])[[4, 0]]).all()
-    segment = dataset.read(SegmentId(0, 3), SegmentSpec(cameras=("left",), state=("observation/position",)))
-    assert (segment.action == episodes[0].action[3:19]).all()
+    assert (dataset.actions(0, 3, 16)[0] == episodes[0].action[3:19]).all()
     assert summary(open_dataset(uri)).lengths == (24, 7)
     assert [change.kind for change in diff(uri, 1, 2).changes] == ["changed"]
     assert withdraw(uri, ["episode-a"]).version == 3
@@ -79,8 +78,10 @@ def test_a_sample_costs_two_requests(s3: FaultProxy, make_episode: Make, spec: D
     dataset = open_dataset(uri)
     s3.reset()
     rng = np.random.default_rng(0)
-    segments = [SegmentId(int(rng.integers(2)), int(rng.integers(300))) for _ in range(100)]
-    for segment in segments:
-        dataset.read(segment, SegmentSpec(cameras=cameras, state=("observation/position",)))
+    for _ in range(100):
+        episode, step = int(rng.integers(2)), int(rng.integers(300))
+        steps = np.unique(np.clip([step - 1, step, step + 15, step + 16], 0, 299))
+        dataset.chunks(episode, steps, np.arange(3))
+        dataset.actions(episode, step, 16)
     assert {method for method, _, _ in s3.requests} == {"GET"}
-    assert len(s3.requests) <= 2.2 * len(segments)
+    assert len(s3.requests) <= 220

@@ -58,7 +58,7 @@ class Site:
     def ingest(self, source: str, store: str, **options: Any) -> str:
         """Start a run of the deployment; its id."""
         deployment = self.request("GET", "deployments/name/ingest/topology")["id"]
-        body = {"parameters": {"source": source, "store": store, **options}}
+        body = {"parameters": {"source": source, "store": store, "options": options}}
         return str(self.request("POST", f"deployments/{deployment}/create_flow_run", body)["id"])
 
     def ids(self, kind: str) -> set[str]:

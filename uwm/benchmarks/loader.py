@@ -24,10 +24,11 @@ from uwm.benchmarks.measure import Cost, Work, interleave_workers
 from uwm.benchmarks.rivals import DecodeOnly, Facts, Lance, LanceBatch, Mp4, Published, Rival, TorchCodec, folder_bytes
 from uwm.benchmarks.s3 import S3Result, bench_s3
 from uwm.config import DataConfig, DatasetRef
-from uwm.data.latents import encode, latent_shape, open_latents
+from uwm.data.latents import latent_shape, open_latents
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import open_member
 from uwm.data.sampler import Pick
+from uwm.latents.shards import encode
 from uwm.model.tokenizer import Tokenizer
 
 _MARGIN = 20

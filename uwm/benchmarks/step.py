@@ -18,11 +18,12 @@ from uwm.benchmarks.measure import Work, interleave
 from uwm.config import RunConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
-from uwm.data.latents import encode, latent_shape, open_latents
+from uwm.data.latents import latent_shape, open_latents
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import open_member
 from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
+from uwm.latents.shards import encode
 from uwm.model.uwm import UWMPolicy
 from uwm.policy import LossOutput
 from uwm.recipes import get_recipe

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset, open_dataset
-from uwm.config import DataConfig, DatasetRef, replace
+from uwm.config import DataConfig, DatasetRef, DatasetVersion, replace
 from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 from uwm.data.sampler import Pick, SegmentSampler
 
@@ -164,7 +164,7 @@ def mixture_normalizer(members: Sequence[Member], action_dim: int, scale: Scale 
 
 def dataset_normalizer(
     uri: str,
-    version: int | None = None,
+    version: DatasetVersion = None,
     *,
     split: str | None = "train",
     collections: tuple[str, ...] = (),

@@ -8,6 +8,7 @@ import pytest
 
 from flows.cli import run
 from flows.jobs.ingest import Ingested, run_ingest
+from pipelines.options import IngestOptions
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "data"
 
@@ -19,7 +20,7 @@ def ingested(away: Path) -> Ingested:
     raw.mkdir()
     for path in (EXAMPLES / "video").glob("*.m*"):
         shutil.copy(path, raw / f"take #{path.name}")
-    return run_ingest(str(raw), str(away / "data" / "clips"), fps=5)
+    return run_ingest(str(raw), str(away / "data" / "clips"), IngestOptions(fps=5))
 
 
 def said(line: str, capsys: pytest.CaptureFixture[str]) -> str:

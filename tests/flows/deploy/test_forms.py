@@ -11,8 +11,8 @@ NEEDED = {"pretrain": "debug", "finetune": "debug"}
 
 def test_what_may_be_left_out_is_a_blank_field() -> None:
     form = as_form(SCHEMA)
-    assert form["properties"]["samples"]["type"] == "integer"
-    assert "default" not in form["properties"]["samples"]
+    assert form["definitions"]["EvalOptions"]["properties"]["samples"]["default"] == 64
+    assert "default" not in form["definitions"]["EvalOptions"]["properties"]["steps"]
     assert form["properties"]["pretrain_settings"]["default"] == {"data": []}
     steps = form["definitions"]["Settings"]["properties"]["steps"]
     assert steps == {"title": "steps", "description": "training steps.", "type": "integer", "exclusiveMinimum": 0}
@@ -22,7 +22,10 @@ def test_what_has_to_be_given_stays_as_it_is() -> None:
     form = as_form(SCHEMA)
     assert form["required"] == SCHEMA["required"] == ["pretrain", "finetune"]
     assert form["properties"]["pretrain"] == SCHEMA["properties"]["pretrain"]
-    assert form["definitions"]["Data"]["properties"]["weight"] == SCHEMA["definitions"]["Data"]["properties"]["weight"]
+    assert (
+        form["definitions"]["DatasetRef"]["properties"]["weight"]
+        == SCHEMA["definitions"]["DatasetRef"]["properties"]["weight"]
+    )
 
 
 @pytest.mark.parametrize("given", [{}, {"hours": None}, {"hours": 2, "finetune_settings": {"steps": None, "lr": 0.1}}])

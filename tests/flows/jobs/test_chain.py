@@ -6,39 +6,46 @@ from typing import Any
 
 import pytest
 
-from flows.deploy.forms import Chain, Data, Settings
-from flows.jobs.chain import plan_chain, run_chain
-from flows.jobs.evaluate import run_evaluation
-from flows.jobs.ingest import pin_dataset, run_ingest
-from flows.jobs.pipeline import Steps
+from flows.cli.jobs import LocalJobs
+from flows.deploy.forms import Settings
+from flows.jobs.chain import Chain, plan_chain, run_chain
+from flows.jobs.evaluate import Evaluated
+from flows.jobs.ingest import pin_dataset
 from flows.jobs.promotion import Track
-from flows.jobs.train import make_config, run_training
+from flows.jobs.train import Trained, make_config
 from storage_schemas.catalog.commits import commit
 from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import lineage_root
 from storage_schemas.store.parts import write_part
+from uwm.config import DatasetRef, RunConfig
+from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 
 CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
 
 
-class Counted:
+class Counted(LocalJobs):
     """The jobs, counted."""
 
     def __init__(self) -> None:
+        super().__init__(quiet=True)
         self.done: list[str] = []
 
-    def steps(self) -> Steps:
-        return Steps(ingest=run_ingest, train=self.train, evaluate=self.evaluate)
-
-    def train(self, *args: Any, **options: Any) -> Any:
-        result = run_training(*args, **options)
+    def train(self, config: RunConfig) -> Trained:
+        result = super().train(config)
         self.done.append("reused" if result.reused else "trained")
         return result
 
-    def evaluate(self, *args: Any, **options: Any) -> Any:
+    def evaluate(self, checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> Evaluated:
         self.done.append("evaluated")
-        return run_evaluation(*args, **options)
+        return super().evaluate(checkpoint, store, options)
+
+
+class Killed(Counted):
+    """The jobs, of which evaluation is killed."""
+
+    def evaluate(self, checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> Evaluated:
+        raise KeyboardInterrupt
 
 
 def chain(store: Path, **options: Any) -> Chain:
@@ -57,10 +64,10 @@ def grow(store: Path, make_episode: Callable[..., Episode]) -> Callable[[str], N
 
 def test_a_dry_run_says_what_it_would_train_and_trains_nothing(store: Path) -> None:
     counted = Counted()
-    result = run_chain(counted.steps(), chain(store), dry_run=True)
+    result = run_chain(counted, chain(store), dry_run=True)
     assert result.decision is None
     assert result.plan[0].startswith("train debug ")
-    assert f"data.datasets.0.version={pin_dataset(str(store)).version}" in result.plan[0]
+    assert f"{store}@{pin_dataset(str(store)).version}" in result.plan[0]
     assert counted.done == []
     assert not Path("runs").exists()
     assert Track(lineage_root(str(store)), "policy").decisions() == []
@@ -71,17 +78,17 @@ def test_every_version_is_trained_on_once_and_compared_on_the_same_data(
     store: Path, grow: Callable[[str], None]
 ) -> None:
     counted = Counted()
-    first = run_chain(counted.steps(), chain(store))
+    first = run_chain(counted, chain(store))
     assert first.decision is not None
     assert first.decision.promoted
     assert counted.done == ["trained", "evaluated"]
-    again = run_chain(counted.steps(), chain(store))
+    again = run_chain(counted, chain(store))
     assert again.reused
     assert again.decision == first.decision
     assert counted.done == ["trained", "evaluated"]
 
     grow("g")
-    second = run_chain(counted.steps(), chain(store))
+    second = run_chain(counted, chain(store))
     assert second.decision is not None
     assert counted.done[2:] == ["trained", "evaluated", "evaluated"], "the best so far is measured on the new version"
     assert second.decision.number == 2
@@ -95,24 +102,22 @@ def test_every_version_is_trained_on_once_and_compared_on_the_same_data(
 def test_a_chain_that_was_killed_before_its_decision_trains_nothing_again(store: Path) -> None:
     counted = Counted()
 
-    def killed(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
+    killed = Killed()
     with pytest.raises(KeyboardInterrupt):
-        run_chain(Steps(ingest=run_ingest, train=counted.train, evaluate=killed), chain(store))
-    assert run_chain(counted.steps(), chain(store)).decision
-    assert counted.done == ["trained", "reused", "evaluated"]
+        run_chain(killed, chain(store))
+    assert run_chain(counted, chain(store)).decision
+    assert killed.done + counted.done == ["trained", "reused", "evaluated"]
 
 
 @pytest.mark.slow
 def test_finetuning_starts_from_the_best_so_far(store: Path, grow: Callable[[str], None]) -> None:
     counted = Counted()
-    first = run_chain(counted.steps(), chain(store, from_best=True))
+    first = run_chain(counted, chain(store, from_best=True))
     assert first.decision is not None
-    assert "init_from" not in first.plan[0]
+    assert "starting from" not in first.plan[0]
     grow("g")
     plan = plan_chain(chain(store, from_best=True))
-    assert f"init_from={first.decision.candidate.uri}" in plan.overrides
+    assert plan.config.init_from == first.decision.candidate.uri
 
 
 @pytest.mark.parametrize(
@@ -127,19 +132,22 @@ def test_finetuning_starts_from_the_best_so_far(store: Path, grow: Callable[[str
 def test_a_mistake_shows_before_anything_is_trained(store: Path, options: dict[str, Any], message: str) -> None:
     counted = Counted()
     with pytest.raises(UserError, match=message):
-        run_chain(counted.steps(), chain(store, **options))
+        run_chain(counted, chain(store, **options))
     assert counted.done == []
 
 
 @pytest.mark.slow
 def test_a_metric_that_was_not_measured_names_those_that_were(store: Path) -> None:
     with pytest.raises(UserError, match=r"choose one of .*video/latent_mse"):
-        run_chain(Counted().steps(), chain(store, metric="policy/psnr"))
+        run_chain(Counted(), chain(store, metric="policy/psnr"))
 
 
 def test_a_form_says_the_same_as_key_value_pairs() -> None:
     form = Settings(
-        data=[Data(uri="s3://b/droid", version=3, weight=4), Data(uri="stores/video", collections=["kitchen"])],
+        data=(
+            DatasetRef(uri="s3://b/droid", version=3, weight=4),
+            DatasetRef(uri="stores/video", collections=("kitchen",)),
+        ),
         name="mine",
         steps=10,
         batch_size=2,
@@ -149,7 +157,7 @@ def test_a_form_says_the_same_as_key_value_pairs() -> None:
         init_from="runs/uwm",
         output="runs/x",
     )
-    config = make_config("uwm_finetune", form.overrides())
+    config = form.applied_to(make_config("uwm_finetune"))
     assert [(ref.uri, ref.version, ref.weight) for ref in config.data.datasets] == [
         ("s3://b/droid", 3, 4),
         ("stores/video", None, 1),
@@ -161,4 +169,4 @@ def test_a_form_says_the_same_as_key_value_pairs() -> None:
 
 
 def test_an_empty_form_changes_nothing() -> None:
-    assert Settings().overrides() == ()
+    assert Settings().applied_to(make_config("uwm")) == make_config("uwm")

@@ -11,16 +11,18 @@ import pytest
 from flows.cli import run
 from flows.jobs.evaluate import run_evaluation
 from flows.jobs.ingest import run_ingest
-from flows.jobs.train import run_training
+from flows.jobs.train import make_config, run_training
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import graph
+from uwm.eval.options import EvalOptions
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "data"
 
 
 def test_ingesting_twice_makes_one_version_and_one_record(away: Path) -> None:
     store = str(away / "data" / "robot")
-    first = run_ingest(str(EXAMPLES / "droid"), store, val_percent=25)
+    first = run_ingest(str(EXAMPLES / "droid"), store, IngestOptions(val_percent=25))
     assert first.dataset is not None
     assert first.dataset.upstream == (first.source.node,)
     assert first.dataset.facts["episodes"] == first.report.added
@@ -34,7 +36,7 @@ def test_a_source_without_anything_good_leaves_no_version_and_a_reason(away: Pat
     folder = away / "raw"
     folder.mkdir()
     (folder / "broken.mp4").write_bytes(b"this is no video")
-    result = run_ingest(str(folder), str(away / "data" / "clips"), format="video")
+    result = run_ingest(str(folder), str(away / "data" / "clips"), IngestOptions(format="video"))
     assert result.dataset is None
     assert [item.reason for item in result.report.quarantined]
     assert list(graph(result.root).records) == [result.source.node]
@@ -51,13 +53,13 @@ def test_ingest_prints_json_alone(away: Path, capsys: pytest.CaptureFixture[str]
 
 def test_train_evaluate_and_the_way_back_to_the_raw_data(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = (f"data.datasets.0.uri={store}", "train.steps=1")
-    trained = run_training("debug", settings)
+    trained = run_training(make_config("debug", settings))
     assert (trained.step, trained.reused) == (1, False)
     assert trained.record.upstream == ("dataset/droid@1",)
-    result = run_evaluation(trained.path, str(store), samples=2)
+    result = run_evaluation(trained.path, str(store), EvalOptions(samples=2))
     assert result.record.upstream == (trained.record.node, "dataset/droid@1")
-    assert run_evaluation(trained.path, str(store), samples=2).reused
-    again = run_training("debug", settings)
+    assert run_evaluation(trained.path, str(store), EvalOptions(samples=2)).reused
+    again = run_training(make_config("debug", settings))
     assert again.reused
     assert again.record == trained.record
 
@@ -68,7 +70,7 @@ def test_train_evaluate_and_the_way_back_to_the_raw_data(store: Path, capsys: py
     assert run(["sample", "runs/debug", str(store), "--mode", "inverse", "-o", "out", "--samples", "1"]) == 0
     assert all(Path(line).is_file() for line in capsys.readouterr().out.splitlines())
     with pytest.raises(UserError, match="no version 9"):
-        run_evaluation(trained.path, str(store), version=9)
+        run_evaluation(trained.path, str(store), EvalOptions(version=9))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import simplejpeg
 from flows.runtime.server import Server, client_environment, local_server
 from pipelines.benchmarks.rlds import write_rlds
 from pipelines.ingest import ingest
+from pipelines.options import IngestOptions
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset
@@ -117,7 +118,7 @@ def test_every_runner_gives_what_one_process_gives(runner: str, server: Server, 
         pytest.importorskip("prefect_dask", reason="the extra dask is not installed")
     source = raw(tmp_path / "raw", 12)
     calm, spread = str(tmp_path / "calm"), str(tmp_path / "spread")
-    expected = ingest(str(source), calm, batch_episodes=3)
+    expected = ingest(str(source), calm, IngestOptions(batch_episodes=3))
     report = finish(
         start(server, tmp_path, "ingest", str(source), spread, "--batch", "3", "--runner", runner, "--workers", "2",
               "--json")
@@ -155,7 +156,7 @@ def test_a_cluster_that_runs_already_gives_what_one_process_gives(
 ) -> None:
     source = raw(tmp_path / "raw", 12)
     calm, spread = str(tmp_path / "calm"), str(tmp_path / "spread")
-    expected = ingest(str(source), calm, batch_episodes=3)
+    expected = ingest(str(source), calm, IngestOptions(batch_episodes=3))
     report = finish(
         start(server, tmp_path, "ingest", str(source), spread, "--batch", "3", "--cluster", dask_cluster, "--json")
     )
@@ -171,7 +172,7 @@ def test_a_killed_dask_worker_loses_and_doubles_nothing(server: Server, tmp_path
     episodes, batch = 1000, 64
     source = raw(tmp_path / "raw", episodes)
     calm, spread = str(tmp_path / "calm"), tmp_path / "spread"
-    expected = ingest(str(source), calm, batch_episodes=batch)
+    expected = ingest(str(source), calm, IngestOptions(batch_episodes=batch))
     process = start(server, tmp_path, "ingest", str(source), str(spread), "--batch", str(batch), "--runner", "dask",
                     "--workers", "2", "--json")  # fmt: skip
     wait_for_version(spread, 2)

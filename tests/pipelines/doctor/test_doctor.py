@@ -15,6 +15,7 @@ import pytest
 from pipelines.doctor.diagnose import Diagnosis, diagnose
 from pipelines.doctor.page import MAX_SHOWN, markdown, verdict, write_page
 from pipelines.ingest import ingest
+from pipelines.options import IngestOptions
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.table import create_dataset
@@ -64,7 +65,17 @@ def check(case: Path, text: str, store: str) -> None:
     assert fatal <= reasons(found)
     assert doubt <= reasons(found)
     assert found.ok == (not fatal)
-    report = ingest(str(case), store, reject=["black", "static", "missing_camera"])
+    report = ingest(
+        str(case),
+        store,
+        IngestOptions(
+            reject=(
+                "black",
+                "static",
+                "missing_camera",
+            )
+        ),
+    )
     held = {row.reason for row in quarantined(store)}
     assert fatal <= held
     assert doubt <= held | {"static"}
@@ -155,7 +166,7 @@ def test_one_damaged_file_of_each_kind_alone(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.mp4")
     (tmp_path / "self.mp4").symlink_to("self.mp4")
     for name in ("fifo.mp4", "self.mp4"):
-        found = diagnose(str(tmp_path / name), format="video")
+        found = diagnose(str(tmp_path / name), IngestOptions(format="video"))
         assert (found.ok, found.episodes, len(found.findings)) == (False, 0, 1)
 
 
@@ -189,11 +200,11 @@ def test_duplicates_and_gaps(clips: Path) -> None:
 )
 def test_findings_are_filters(clips: Path, tmp_path: Path, names: list[str] | None, kept: str) -> None:
     store = str(tmp_path / "store")
-    report = ingest(str(clips), store, reject=names)
+    report = ingest(str(clips), store, IngestOptions(reject=names))
     uris = open_dataset(store).episodes.column("source_uri")
     assert "".join(sorted({Path(uri).name[0] for uri in uris})) == kept
     assert len(report.quarantined) == (0 if names == ["none"] else 4 - len(kept))
-    again = ingest(str(clips), store, reject=names)
+    again = ingest(str(clips), store, IngestOptions(reject=names))
     assert (again.version, again.added) == (report.version, 0)
     assert len(quarantined(store)) == len(report.quarantined)
     assert verify(store).ok
@@ -219,7 +230,7 @@ def test_only_the_black_clips_of_a_film_are_left_out(tmp_path: Path, write_video
 
 def test_unknown_filters_are_refused(clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did you mean static"):
-        ingest(str(clips), str(tmp_path / "store"), reject=["statik"])
+        ingest(str(clips), str(tmp_path / "store"), IngestOptions(reject=("statik",)))
     assert not (tmp_path / "store").exists()
 
 

@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.checks.quality import BadDataError
-from pipelines.video.decode import BACKENDS, TimedFrame, VideoInfo, _resample, probe, steady_frames
+from pipelines.options import Backend
+from pipelines.video.decode import TimedFrame, VideoInfo, _resample, probe, steady_frames
 
 Make = Callable[..., Path]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -105,7 +106,7 @@ def test_backends_agree_on_h264(h264_truth: Truth) -> None:
     with h264_truth.path.open("rb") as file:
         info = probe(file)
         settings: Any = {"rate": min(15.0, info.rate), "size": info.size(120)}
-        one, other = (list(steady_frames(file, info, **settings, backend=backend)) for backend in BACKENDS)
+        one, other = (list(steady_frames(file, info, **settings, backend=backend)) for backend in get_args(Backend))
     assert len(one) == len(other)
     differences = [float(np.abs(np.subtract(a, b, dtype=np.int16)).mean()) for a, b in zip(one, other, strict=True)]
     assert max(differences) < 4
@@ -124,7 +125,7 @@ def test_decord_refuses_edit_lists(cut_truth: Truth) -> None:
         list(steady_frames(file, probe(file), rate=15, size=(90, 160), backend="decord"))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", get_args(Backend))
 def test_variable_rate(tmp_path: Path, write_video: Make, backend: Any) -> None:
     """Frames 0-4 at 10 Hz, then a second of frame 4, then 5-9."""
     times = [*range(0, 4500, 900), *range(13500, 18000, 900)]

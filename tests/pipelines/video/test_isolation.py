@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ def broken(file):
     {body}
 
 decode.probe = broken
-sys.argv = ["worker", "1"]
 worker.main()
 """
 
@@ -44,7 +44,11 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def put(body: str) -> None:
         isolation._end_all()
         code = WORKER.format(body=body)
-        monkeypatch.setattr(subprocess, "Popen", lambda _, **options: real([sys.executable, "-c", code], **options))
+
+        def start(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+            return real([sys.executable, "-c", code, *command[3:]], **options)
+
+        monkeypatch.setattr(subprocess, "Popen", start)
 
     return put
 
@@ -56,6 +60,8 @@ def sabotage(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         ("raise MemoryError('too much')", "decoder_crashed", "too much"),
         ("signal.pause()", "decoder_hung", "1 s"),
         ("os._exit(3)", "decoder_crashed", "exit code 3"),
+        ("os.write(int(sys.argv[1]), bytes([127, 255, 255, 255])); time.sleep(9)", "decoder_crashed", "SIGKILL"),
+        ("os.write(int(sys.argv[1]), bytes([0, 0, 0, 2]) + b'{{'); time.sleep(9)", "decoder_crashed", "no JSON"),
     ],
 )
 def test_a_broken_decoder_is_a_reason(
@@ -63,7 +69,7 @@ def test_a_broken_decoder_is_a_reason(
     words: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     path = write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr(isolation, "STALL_SECONDS", 1)
+    monkeypatch.setattr(isolation, "STALL_SECONDS", 1 if reason == "decoder_hung" else 20)
     sabotage(body)
     with pytest.raises(BadDataError) as caught:
         decode(path)

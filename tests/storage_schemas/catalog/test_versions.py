@@ -9,7 +9,7 @@ from storage_schemas.catalog.commits import CommitResult, commit
 from storage_schemas.catalog.quarantine import quarantined, withdraw, withdrawn_fingerprints
 from storage_schemas.catalog.table import create_dataset
 from storage_schemas.catalog.versions import EpisodeChange, diff, drop_tag, set_tag, tags
-from storage_schemas.episode import Episode, SegmentId, SegmentSpec
+from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset
@@ -63,8 +63,12 @@ def test_tags_of_another_dataset_or_damaged_ones_are_refused(
     add([make_episode("z")], name="other")
     (tmp_path / "other/tags").mkdir()
     (tmp_path / "other/tags/old.json").write_bytes((tmp_path / "data/tags/old.json").read_bytes())
-    with pytest.raises(UserError, match="another dataset"):
-        open_dataset(tmp_path / "other", "old")
+    for use in (open_dataset, verify, diff, lambda uri, tag: set_tag(uri, "new", tag)):
+        with pytest.raises(UserError, match="the tag 'old' is of another dataset that lay here before"):
+            use(tmp_path / "other", "old")
+    assert [tag.name for tag in tags(tmp_path / "other")] == ["old"]
+    set_tag(tmp_path / "other", "old", move=True)
+    assert open_dataset(tmp_path / "other", "old").version == 1
     (tmp_path / "data/tags/old.json").write_text("{}")
     with pytest.raises(UserError, match="is damaged"):
         open_dataset(uri, "old")
@@ -94,7 +98,7 @@ def test_what_is_taken_out_stays_in_older_versions_and_does_not_come_back(uri: s
     assert (result.version, result.removed, result.added, result.replaced) == (3, 1, 0, 0)
     assert open_dataset(uri).episodes.episode_ids == ["episode-a", "episode-c"]
     assert verify(uri).ok
-    assert before.read(SegmentId(1, 0), SegmentSpec(cameras=("left",))).frames
+    assert before.frames(1, "left", [0]).any()
     assert open_dataset(uri, 2).episodes.episode_ids == before.episodes.episode_ids
     (entry,) = quarantined(uri)
     assert (entry.source_uri, entry.reason, entry.detail) == ("memory://b", "withdrawn", "the camera was covered")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from storage_schemas.catalog.commits import CommitResult
 from storage_schemas.catalog.table import create_dataset
-from storage_schemas.episode import EncodedFrames, Episode, Segment, SegmentId, SegmentSpec
+from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import locate
 from storage_schemas.schema import Codec, DatasetSpec
@@ -132,11 +132,8 @@ def test_cameras_of_different_sizes(make_episode: Make, add: Add, tmp_path: Path
     add([small, large, mixed])
     dataset = open_dataset(tmp_path / "data")
     assert len(set(dataset.episodes.parts)) == 1
-    segment = dataset.read(SegmentId(2, 3), SegmentSpec(cameras=("wrist", "left")))
-    assert {camera: frames.shape[1:3] for camera, frames in segment.frames.items()} == {
-        "left": (24, 32),
-        "wrist": (40, 30),
-    }
+    assert dataset.frames(2, "left", [3]).shape == (1, 24, 32, 3)
+    assert dataset.frames(2, "wrist", [3]).shape == (1, 40, 30, 3)
     found = dataset.frames(1, "left", [0, 599])
     assert np.abs(found.astype(int) - raw(large, "left")[[0, 599]]).mean() < 3
 
@@ -151,11 +148,7 @@ def test_episodes_with_other_state_fields_get_their_own_part(make_episode: Make,
     assert parts[0] == parts[2] != parts[1]
     with pytest.raises(KeyError, match="has no 'state/observation/position'"):
         dataset.array(1, "state/observation/position")
-    spec = SegmentSpec(cameras=("left",), state=("observation/position",))
-    assert dataset.read(SegmentId(1, 2), spec).state == {}
-    assert (
-        dataset.read(SegmentId(2, 2), spec).state["observation/position"] == third.state["observation/position"][1:3]
-    ).all()
+    assert (dataset.array(2, "state/observation/position") == third.state["observation/position"]).all()
 
 
 @pytest.fixture(scope="module")
@@ -191,46 +184,30 @@ def lossless(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, list[Ep
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_segment_is_what_its_spec_says(lossless: tuple[Dataset, list[Episode]], data: st.DataObject) -> None:
+def test_frames_and_actions_of_any_steps(lossless: tuple[Dataset, list[Episode]], data: st.DataObject) -> None:
     dataset, episodes = lossless
     row = data.draw(st.integers(0, len(episodes) - 1))
     episode = episodes[row]
-    step = data.draw(st.integers(0, len(episode) - 1))
-    spec = SegmentSpec(
-        cameras=tuple(data.draw(st.permutations(dataset.spec.cameras))),
-        obs_frames=data.draw(st.integers(1, 3)),
-        action_steps=data.draw(st.integers(1, 20)),
-        next_frames=data.draw(st.integers(1, 3)),
-        next_start=data.draw(st.integers(1, 20)),
-        state=("s", "unknown"),
-    )
-    segment = dataset.read(SegmentId(row, step), spec)
-    steps, real = spec.frame_steps(step, len(episode))
-    assert set(segment.frames) == {"x", "y"}
-    for camera, frames in segment.frames.items():
-        assert (frames == raw(episode, camera)[steps]).all()
-    for camera, mask in zip(spec.cameras, segment.view_mask, strict=True):
-        assert (mask == (real & (camera != "gone"))).all()
-    chunk = slice(step, step + spec.action_steps)
+    steps = data.draw(st.lists(st.integers(0, len(episode) - 1), max_size=6))
+    for camera in ("x", "y"):
+        assert (dataset.frames(row, camera, steps) == raw(episode, camera)[steps]).all()
+    step, count = data.draw(st.integers(0, len(episode) - 1)), data.draw(st.integers(1, 20))
+    action, known = dataset.actions(row, step, count)
+    chunk = slice(step, step + count)
     mask = episode.action_mask[chunk]
-    inside = len(mask)
-    assert (segment.action_mask[:inside] == mask).all()
-    assert not segment.action_mask[inside:].any()
-    assert (segment.action[:inside] == np.where(mask[:, None], episode.action[chunk], 0)).all()
-    assert not segment.action[inside:].any()
-    assert (segment.state["s"] == episode.state["s"][steps[: spec.obs_frames]]).all()
+    assert (known[: len(mask)] == mask).all()
+    assert (action[: len(mask)] == np.where(mask[:, None], episode.action[chunk], 0)).all()
+    assert not known[len(mask) :].any()
+    assert not action[len(mask) :].any()
 
 
 def test_bad_reads(lossless: tuple[Dataset, list[Episode]]) -> None:
     dataset, _ = lossless
-    spec = SegmentSpec(cameras=("x",))
-    for segment in (SegmentId(-1, 0), SegmentId(3, 0), SegmentId(1, 30), SegmentId(1, -1)):
+    for episode, step in ((-1, 0), (3, 0), (1, 30), (1, -1)):
         with pytest.raises(IndexError):
-            dataset.read(segment, spec)
+            dataset.frames(episode, "x", [step])
     with pytest.raises(UserError, match="no camera 'typo'"):
-        dataset.read(SegmentId(0, 0), SegmentSpec(cameras=("typo",)))
-    with pytest.raises(IndexError):
-        dataset.frames(1, "x", [30])
+        dataset.frames(0, "typo", [0])
     with pytest.raises(KeyError, match="gone"):
         dataset.frames(1, "gone", [0])
     with pytest.raises(KeyError, match="gone"):
@@ -262,14 +239,13 @@ def test_selection_and_statistics_never_read_a_part(
     assert table.statistics("state/s").count == 536
 
 
-def _digest(dataset: Dataset, segment: SegmentId) -> tuple[int, float]:
-    spec = SegmentSpec(cameras=dataset.spec.cameras, state=("s",))
-    found: Segment = dataset.read(segment, spec)
-    return sum(int(frames.sum()) for frames in found.frames.values()), float(found.action.sum())
+def _digest(dataset: Dataset, episode: int, step: int) -> tuple[int, float]:
+    frames = [dataset.frames(episode, camera, [step, max(0, step - 1)]) for camera in ("x", "y")]
+    return sum(int(pixels.sum()) for pixels in frames), float(dataset.actions(episode, step, 16)[0].sum())
 
 
 def _digests(dataset: Dataset, steps: list[int]) -> list[tuple[int, float]]:
-    return [_digest(dataset, SegmentId(0, step)) for step in steps]
+    return [_digest(dataset, 0, step) for step in steps]
 
 
 def _digests_in_a_fork(dataset: Dataset, steps: list[int]) -> Any:
@@ -288,11 +264,11 @@ def test_worker_processes_read_the_same(
 
 def test_pickling_is_small_and_opens_nothing(lossless: tuple[Dataset, list[Episode]]) -> None:
     dataset, _ = lossless
-    _digest(dataset, SegmentId(0, 0))
+    _digest(dataset, 0, 0)
     dataset.episodes.statistics("action")
     data = pickle.dumps(dataset)
     assert len(data) < 20_000
-    assert _digest(pickle.loads(data), SegmentId(1, 1)) == _digest(dataset, SegmentId(1, 1))  # noqa: S301
+    assert _digest(pickle.loads(data), 1, 1) == _digest(dataset, 1, 1)  # noqa: S301
 
 
 def test_tensorstore_reads_the_same(lossless: tuple[Dataset, list[Episode]]) -> None:
@@ -300,13 +276,13 @@ def test_tensorstore_reads_the_same(lossless: tuple[Dataset, list[Episode]]) -> 
     remote = open_dataset(dataset.uri)
     remote._reader = RemoteParts(locate(dataset.uri) / "parts")
     for step in (0, 3, 490, 500, 504):
-        assert _digest(remote, SegmentId(0, step)) == _digest(dataset, SegmentId(0, step))
+        assert _digest(remote, 0, step) == _digest(dataset, 0, step)
     assert (remote.array(1, "action") == dataset.array(1, "action")).all()
 
 
 def _read_remote(dataset: Dataset) -> str:
     try:
-        dataset.read(SegmentId(0, 0), SegmentSpec(cameras=("x",)))
+        dataset.frames(0, "x", [0])
     except RuntimeError as error:
         return str(error)
     return "no error"
@@ -368,10 +344,10 @@ def test_episodes_without_frames_or_with_odd_state(make_episode: Make, add: Add,
     bare = replace(make_episode("a"), frames={}, state={"none": np.zeros((24, 0), np.float32)})
     add([bare])
     dataset = open_dataset(tmp_path / "data")
-    segment = dataset.read(SegmentId(0, 4), SegmentSpec(cameras=("left",), state=("none",)))
-    assert segment.frames == {}
-    assert not segment.view_mask.any()
-    assert segment.state["none"].shape == (2, 0)
+    with pytest.raises(KeyError, match="left"):
+        dataset.frames(0, "left", [4])
+    assert not dataset.array(0, "mask/view").any()
+    assert dataset.array(0, "state/none").shape == (24, 0)
 
 
 def test_missing_files_are_damage(make_episode: Make, add: Add, tmp_path: Path) -> None:
@@ -386,5 +362,5 @@ def test_missing_files_are_damage(make_episode: Make, add: Add, tmp_path: Path) 
         kept = file.read_bytes()
         file.unlink()
         with pytest.raises(DamagedError, match=needle):
-            dataset.read(SegmentId(0, 0), SegmentSpec(cameras=("left",)))
+            _ = dataset.frames(0, "left", [0]), dataset.actions(0, 0, 1)
         file.write_bytes(kept)

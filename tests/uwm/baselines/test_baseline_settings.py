@@ -11,8 +11,8 @@ from uwm.baselines.pad import PADPolicy
 from uwm.baselines.pad_network import PadTransformer
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
-from uwm.encode_latents import encode_run
 from uwm.events import TrainProgress
+from uwm.latents.encode import encode_run
 from uwm.policies import build
 from uwm.policy import Mode
 from uwm.recipes import apply_overrides, get_recipe

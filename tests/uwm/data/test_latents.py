@@ -23,12 +23,13 @@ from uwm.config import RunConfig
 from uwm.config import replace as with_config
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
-from uwm.data.latents import EncodeReport, LatentStore, encode, open_latents
+from uwm.data.latents import LatentStore, open_latents
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, open_member
 from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
-from uwm.encode_latents import encode_run
+from uwm.latents.encode import encode_run
+from uwm.latents.shards import EncodeReport, encode
 from uwm.model.tokenizer import IdentityTokenizer, Tokenizer
 from uwm.policies import build
 from uwm.train.trainer import train

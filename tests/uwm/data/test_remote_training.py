@@ -14,7 +14,7 @@ from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
-from uwm.encode_latents import encode_run
+from uwm.latents.encode import encode_run
 from uwm.train.trainer import train
 
 URI = "s3://bucket/robot"

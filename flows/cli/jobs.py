@@ -1,21 +1,23 @@
 """Who carries out the jobs of a command: Prefect flows, or plain functions with progress bars."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flows.cli.console import note, progress_bar
+from flows.jobs.options import RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
+from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.errors import UserError
+from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.progress import Progress, TaskID
 
     from flows.jobs.evaluate import Evaluated
     from flows.jobs.ingest import Ingested
-    from flows.jobs.pipeline import Steps
+    from flows.jobs.pipeline import Jobs
     from flows.jobs.train import Trained
-    from uwm.data.latents import EncodeReport
+    from uwm.config import RunConfig
     from uwm.events import TrainEvent
+    from uwm.latents.shards import EncodeReport
 
 
 def use_flow(flow: bool | None) -> bool:
@@ -37,68 +39,52 @@ def use_flow(flow: bool | None) -> bool:
     return True
 
 
-def carried_out(flow: bool | None, *, quiet: bool) -> "Steps":
+def jobs_of(flow: bool | None, *, quiet: bool) -> "Jobs":
     """The three jobs as flows or as plain functions; `quiet` shows no progress of the latter."""
     if use_flow(flow):
-        from flows.pipeline import as_flows
+        from flows.pipeline import FlowJobs
 
-        return as_flows()
-    return Here(quiet=quiet).steps()
-
-
-def encoded(flow: bool | None, *, quiet: bool) -> "Callable[..., tuple[EncodeReport, ...]]":
-    """The encoding of latents as a flow or as a plain function; `quiet` shows no progress of the latter."""
-    if use_flow(flow):
-        from flows.encode_latents import latents
-        from flows.runtime.user_errors import as_function
-
-        return as_function(latents)
-    return Here(quiet=quiet).encode
+        return FlowJobs()
+    return LocalJobs(quiet=quiet)
 
 
-def without_runner(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of a job that is done in this process.
-
-    Raises:
-        UserError: when one of them asks for a runner.
-    """
-    if any(options.get(name) is not None for name in ("runner", "workers", "cluster")):
+def _needs_no_runner(runner: "RunnerOptions") -> None:
+    """Check the options of a job that is done in this process. Raises UserError when they ask for a runner."""
+    if runner.model_fields_set:
         raise UserError("--runner, --workers and --cluster need a Prefect server: set PREFECT_API_URL to its address")
-    return {name: value for name, value in options.items() if name not in ("runner", "workers", "cluster")}
 
 
-class Here:
+class LocalJobs:
     """The jobs in this process, with their progress on stderr."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
 
-    def steps(self) -> "Steps":
-        """All three of them."""
-        from flows.jobs.pipeline import Steps
-
-        return Steps(ingest=self.ingest, train=self.train, evaluate=self.evaluate)
-
-    def ingest(self, source: str, store: str, **options: Any) -> "Ingested":
+    def ingest(
+        self,
+        source: str,
+        store: str,
+        options: IngestOptions = INGEST_DEFAULTS,
+        runner: RunnerOptions = RUNNER_DEFAULTS,
+    ) -> "Ingested":
         """Ingest with a bar of references."""
         from flows.jobs.ingest import run_ingest
 
-        options = without_runner(options)
+        _needs_no_runner(runner)
         with progress_bar(quiet=self.quiet) as display:
             task = display.add_task("ingest", total=None)
             return run_ingest(
-                source, store, **options, progress=lambda p: display.update(task, completed=p.done, total=p.total)
+                source, store, options, progress=lambda p: display.update(task, completed=p.done, total=p.total)
             )
 
-    def train(self, recipe: str, overrides: tuple[str, ...]) -> "Trained":
+    def train(self, config: "RunConfig") -> "Trained":
         """Train with a bar of steps."""
         from flows.jobs.train import run_training
 
         with progress_bar(quiet=self.quiet) as display:
-            follower = Follower(display, quiet=self.quiet)
-            return run_training(recipe, overrides, on_event=follower)
+            return run_training(config, on_event=Follower(display, quiet=self.quiet))
 
-    def evaluate(self, checkpoint: str, store: str, **options: Any) -> "Evaluated":
+    def evaluate(self, checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> "Evaluated":
         """Evaluate with a bar of segments."""
         from flows.jobs.evaluate import run_evaluation
 
@@ -107,21 +93,23 @@ class Here:
             return run_evaluation(
                 checkpoint,
                 store,
-                **options,
+                options,
                 progress=lambda done, total: display.update(task, completed=done, total=total),
             )
 
-    def encode(self, recipe: str, overrides: tuple[str, ...], **options: Any) -> "tuple[EncodeReport, ...]":
+    def encode(self, config: "RunConfig", options: LatentsOptions, runner: RunnerOptions) -> "tuple[EncodeReport, ...]":
         """Encode latents with a bar of batches."""
-        from flows.jobs.train import make_config
-        from uwm.encode_latents import encode_run
+        from uwm.latents.encode import encode_run
 
-        options = without_runner(options)
-        config = make_config(recipe, overrides)
+        _needs_no_runner(runner)
         with progress_bar(quiet=self.quiet) as display:
             task = display.add_task("encode", total=None)
             return encode_run(
-                config, **options, progress=lambda done, total: display.update(task, completed=done, total=total)
+                config,
+                variants=options.variants,
+                seed=options.seed,
+                batch_episodes=options.batch_episodes,
+                progress=lambda done, total: display.update(task, completed=done, total=total),
             )
 
 

@@ -12,13 +12,11 @@ from storage_schemas.errors import UserError
 from storage_schemas.executors import in_order
 from storage_schemas.store.latents import LatentSpec
 from uwm.config import RunConfig
-from uwm.data.latents import EncodeReport, encode_parts, finish, prepare
 from uwm.data.mixture import Member, open_member
 from uwm.device import resolve_device, resolve_precision
+from uwm.latents.shards import EncodeReport, encode_parts, finish, prepare
 from uwm.model.tokenizer import Tokenizer, load_tokenizer
 from uwm.train.resume import resolve_paths
-
-BATCH_EPISODES = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ def encode_run(
     *,
     variants: int = 1,
     seed: int = 0,
-    batch_episodes: int = BATCH_EPISODES,
+    batch_episodes: int = 64,
     executor: Executor | None = None,
     in_flight: int = 16,
     progress: Progress = lambda done, total: None,
@@ -79,7 +77,7 @@ def encode_run(
         progress: called with encoded and all batches.
 
     Raises:
-        UserError: when data or tokenizer are missing, or as `uwm.data.latents.encode`.
+        UserError: when data or tokenizer are missing, or as `uwm.latents.shards.encode`.
     """
     if not config.data.datasets:
         raise UserError("the run names no dataset: set data.datasets.0.uri=<store>")
@@ -95,10 +93,10 @@ def encode_run(
         if executor
         else (encode_batch(batch, opened) for batch in batches)
     )
-    for place, (batch, done) in enumerate(zip(batches, results, strict=True), 1):
+    for number, (batch, done) in enumerate(zip(batches, results, strict=True), 1):
         encoded[batch.dataset] += done.encoded
         total[batch.dataset] += done.total
-        progress(place, len(batches))
+        progress(number, len(batches))
     return tuple(
         finish(member, opened.config.data, encoded=encoded[i], total=total[i])
         for i, member in enumerate(opened.members)
@@ -159,15 +157,15 @@ def _plan(opened: Opened, specs: Sequence[LatentSpec], batch_episodes: int) -> I
             yield EncodeBatch(config=config, dataset=dataset, spec=spec, parts=parts)
 
 
-def _cut(episodes: Counter[str], count: int) -> Iterator[tuple[str, ...]]:
-    """Parts in groups of at least `count` episodes."""
+def _cut(episodes: Counter[str], least: int) -> Iterator[tuple[str, ...]]:
+    """Parts in groups of at least `least` episodes."""
     group: list[str] = []
-    held = 0
+    count = 0
     for part, size in episodes.items():
         group.append(part)
-        held += size
-        if held >= count:
+        count += size
+        if count >= least:
             yield tuple(group)
-            group, held = [], 0
+            group, count = [], 0
     if group:
         yield tuple(group)

@@ -1,24 +1,56 @@
-"""The command `doctor`."""
+"""Commands that bring data in, or say what is wrong with it: ingest, doctor."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import progress_bar, say, say_json, say_table
-from flows.cli.data import AsJson, Flow, Version
-from flows.cli.execution import use_flow
+from flows.cli.console import count, note, progress_bar, say, say_json, say_table
+from flows.cli.jobs import jobs_of, use_flow
+from flows.cli.options import AsJson, Flow, Store, Version
+from flows.jobs.options import RunnerOptions
+from pipelines.options import IngestOptions
 
 if TYPE_CHECKING:
+    from flows.jobs.ingest import Ingested
     from pipelines.doctor.diagnose import Diagnosis
 
 _SHOWN = 20
 """Findings of one reason that the terminal shows."""
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(doctor)
+def ingest(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, file or glob of raw data.")],
+    store: Store,
+    options: IngestOptions,
+    runner: RunnerOptions,
+    json: AsJson = False,
+    flow: Flow = None,
+) -> int:
+    """Bring robot episodes or videos into a store as a new version.
+
+    Ingesting again adds only what is new. Bad records are quarantined with a reason and never stop the rest.
+    Batches are spread over processes or a cluster with --runner or --cluster; the result is the same.
+
+    Example: uwm ingest examples/data/droid runs/droid --format droid-rlds
+
+    Example: uwm ingest /data/droid stores/droid --runner dask --workers 8 --batch 128
+    """
+    result = jobs_of(flow, quiet=json).ingest(source, store, options, runner)
+    if json:
+        say_json(result.report)
+    else:
+        show_ingested(result)
+    return 0
+
+
+def show_ingested(result: "Ingested") -> None:
+    """Say in a few lines what an ingestion did."""
+    report = result.report
+    for rejection in report.quarantined:
+        note(f"quarantined: {rejection.source_uri}: {rejection.reason}: {rejection.detail}")
+    done = f"{count(report.added, 'episode')} added, {report.replaced} replaced, {report.present} there already"
+    say(f"{report.store_uri} is at version {report.version}: {done}, {len(report.quarantined)} quarantined")
 
 
 def doctor(
@@ -37,40 +69,35 @@ def doctor(
 
     Example: uwm doctor /data/videos --html report.html
     """
-    found = _carried_out(target, format, version, flow, quiet=json)
+    diagnosis = _diagnose(target, IngestOptions(format=format), version, flow, quiet=json)
     if html is not None:
         from pipelines.doctor.page import write_page
 
-        write_page(found, str(html))
+        write_page(diagnosis, str(html))
     if json:
-        say_json(found.to_dict())
+        say_json(diagnosis.to_dict())
     else:
-        show(found)
+        show(diagnosis)
         if html is not None:
             say(f"report: {html}")
-    return 0 if found.ok else 1
+    return 0 if diagnosis.ok else 1
 
 
-def _carried_out(
-    target: str,
-    format: str | None,  # noqa: A002
-    version: int | None,
-    flow: bool | None,
-    *,
-    quiet: bool,
+def _diagnose(
+    target: str, options: IngestOptions, version: str | None, flow: bool | None, *, quiet: bool
 ) -> "Diagnosis":
     if use_flow(flow):
         from flows.doctor import doctor as run
         from flows.runtime.user_errors import as_function
 
-        return as_function(run)(target, format, version)
+        return as_function(run)(target, options, version)
     from pipelines.doctor.diagnose import diagnose
 
     with progress_bar(quiet=quiet) as display:
         task = display.add_task("doctor", total=None)
         return diagnose(
             target,
-            format=format,
+            options,
             version=version,
             progress=lambda p: display.update(task, completed=p.done, total=p.total),
         )
@@ -92,3 +119,6 @@ def show(diagnosis: "Diagnosis") -> None:
     if rows:
         say_table(diagnosis.target, ("finding", "place", "what"), rows)
     say(verdict(diagnosis))
+
+
+COMMANDS = (ingest, doctor)

@@ -1,134 +1,32 @@
-"""Commands about data: ingest, inspect, verify, diff, tag, remove, gc, backup."""
+"""Commands about datasets: inspect, verify, diff, tag, remove, gc, backup, scale."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from enum import StrEnum
+from typing import Annotated
 
 import typer
 
-from flows.cli.console import count, note, progress_bar, say, say_json, say_table
-from flows.cli.execution import carried_out
+from flows.cli.console import count, progress_bar, say, say_json, say_table
+from flows.cli.options import AsJson, Store, Version
 from storage_schemas.errors import UserError
 
-if TYPE_CHECKING:
-    from flows.jobs.ingest import Ingested
 
-Store = Annotated[str, typer.Argument(metavar="STORE", help="Dataset: a folder or a URI such as s3://bucket/droid.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Version = Annotated[int | None, typer.Option(min=0, help="Dataset version; the newest by default.")]
-VersionName = Annotated[
-    str | None, typer.Option("--version", metavar="NUMBER|TAG", help="Dataset version; the newest by default.")
-]
-Flow = Annotated[
-    bool | None,
-    typer.Option(
-        "--flow/--no-flow", help="Run as a Prefect flow; by default when PREFECT_API_URL or a profile is set."
-    ),
-]
-Batch = Annotated[
-    int | None, typer.Option(min=1, help="Episodes or video files per task run and commit (64); up to 256 for many.")
-]
-RunnerName = Annotated[
-    str | None, typer.Option("--runner", help="Who does the task runs: threads, processes or dask (threads).")
-]
-Workers = Annotated[int | None, typer.Option(min=1, help="Task runs at once (one thread, or a process per core).")]
-Cluster = Annotated[str | None, typer.Option(help="A Dask cluster that runs already: tcp://HOST:8786.")]
+class How(StrEnum):
+    """What becomes [-1, 1]."""
+
+    MIN_MAX = "min_max"
+    QUANTILE = "quantile"
+    Z_SCORE = "z_score"
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(ingest)
-    app.command()(inspect)
-    app.command()(verify)
-    app.command()(diff)
-    app.command()(tag)
-    app.command()(remove)
-    app.command()(gc)
-    app.command()(backup)
+class Split(StrEnum):
+    """Which episodes count."""
+
+    TRAIN = "train"
+    VAL = "val"
+    ALL = "all"
 
 
-def ingest(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder, file or glob of raw data.")],
-    store: Store,
-    format: Annotated[  # noqa: A002 - the option's name
-        str | None, typer.Option(help="droid-rlds, video, ...; found out from the source by default.")
-    ] = None,
-    collection: Annotated[
-        str | None, typer.Option(help="Name of the collection; by default the lab or folder.")
-    ] = None,
-    camera: Annotated[str | None, typer.Option(help="Camera that video frames count as.")] = None,
-    fps: Annotated[float | None, typer.Option(help="Most steps per second of video (15).")] = None,
-    clip_steps: Annotated[
-        int | None, typer.Option(min=1, help="Most steps of an episode cut from video (150).")
-    ] = None,
-    backend: Annotated[str | None, typer.Option(help="Decoder of videos: pyav or decord (pyav).")] = None,
-    val_percent: Annotated[
-        int | None, typer.Option(min=0, max=100, help="Per cent of episodes held out, fixed for a new store (10).")
-    ] = None,
-    reject: Annotated[
-        str | None,
-        typer.Option(
-            help="What to keep out, by the doctor's names: black,static,idle,duplicate,copy,missing_camera,"
-            "out_of_range,time_gap,too_short; none for no filter (video: black,static,copy)."
-        ),
-    ] = None,
-    batch: Batch = None,
-    runner: RunnerName = None,
-    workers: Workers = None,
-    cluster: Cluster = None,
-    json: AsJson = False,
-    flow: Flow = None,
-) -> int:
-    """Bring robot episodes or videos into a store as a new version.
-
-    Ingesting again adds only what is new. Bad records are quarantined with a reason and never stop the rest.
-    Batches are spread over processes or a cluster with --runner or --cluster; the result is the same.
-
-    Example: uwm ingest examples/data/droid runs/droid --format droid-rlds
-
-    Example: uwm ingest /data/droid stores/droid --runner dask --workers 8 --batch 128
-    """
-    options: dict[str, Any] = {
-        "format": format,
-        "collection": collection,
-        "camera": camera,
-        "fps": fps,
-        "clip_steps": clip_steps,
-        "backend": backend,
-        "val_percent": val_percent,
-        "reject": None if reject is None else reject.split(","),
-        "batch_episodes": batch,
-        **spread(runner, workers, cluster),
-    }
-    given = {name: value for name, value in options.items() if value is not None}
-    result = carried_out(flow, quiet=json).ingest(source, store, **given)
-    if json:
-        say_json(result.report)
-    else:
-        show_ingested(result)
-    return 0
-
-
-def spread(runner: str | None, workers: int | None, cluster: str | None) -> dict[str, Any]:
-    """The options that say who does the task runs, checked.
-
-    Raises:
-        UserError: when they make no sense.
-    """
-    from flows.runtime.task_runners import choose
-
-    choose(runner, workers, cluster)
-    return {"runner": runner, "workers": workers, "cluster": cluster}
-
-
-def show_ingested(result: "Ingested") -> None:
-    """Say in a few lines what an ingestion did."""
-    report = result.report
-    for rejection in report.quarantined:
-        note(f"quarantined: {rejection.source_uri}: {rejection.reason}: {rejection.detail}")
-    done = f"{count(report.added, 'episode')} added, {report.replaced} replaced, {report.present} there already"
-    say(f"{report.store_uri} is at version {report.version}: {done}, {len(report.quarantined)} quarantined")
-
-
-def inspect(store: Store, version: VersionName = None, json: AsJson = False) -> int:
+def inspect(store: Store, version: Version = None, json: AsJson = False) -> int:
     """Show what a dataset version holds.
 
     Example: uwm inspect runs/droid --version 1 --json
@@ -137,23 +35,13 @@ def inspect(store: Store, version: VersionName = None, json: AsJson = False) -> 
 
     from flows.jobs.ingest import summary_of
 
-    facts = asdict(summary_of(store, _number(store, version)))
+    facts = asdict(summary_of(store, version))
     if json:
         say_json(facts)
     else:
         rows = [(name, _short(value)) for name, value in facts.items()]
         say_table(store, ("", ""), rows)
     return 0
-
-
-def _number(store: str, version: str | None) -> int | None:
-    """The number of a version that is given as a number or a tag."""
-    if version is None or version.isdecimal():
-        return None if version is None else int(version)
-    from storage_schemas.catalog.versions import find_tag
-    from storage_schemas.location import locate
-
-    return find_tag(locate(store), version).version
 
 
 def _short(value: object) -> str:
@@ -163,7 +51,7 @@ def _short(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def verify(store: Store, version: VersionName = None, json: AsJson = False) -> int:
+def verify(store: Store, version: Version = None, json: AsJson = False) -> int:
     """Check every byte of a dataset version; exit code 1 when something is damaged.
 
     Example: uwm verify runs/droid
@@ -172,10 +60,9 @@ def verify(store: Store, version: VersionName = None, json: AsJson = False) -> i
 
     from storage_schemas.maintenance.verify import verify as check
 
-    number = _number(store, version)
     with progress_bar(quiet=json) as display:
         task = display.add_task("verify", total=None)
-        report = check(store, number, progress=lambda done, total: display.update(task, completed=done, total=total))
+        report = check(store, version, progress=lambda done, total: display.update(task, completed=done, total=total))
     if json:
         say_json({"ok": report.ok, "problems": [asdict(problem) for problem in report.problems]})
     elif report.ok:
@@ -213,7 +100,7 @@ def diff(
 def tag(
     store: Store,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="The tag; without one, list them.")] = None,
-    version: VersionName = None,
+    version: Version = None,
     move: Annotated[bool, typer.Option("--move", help="Take the name from the version that has it.")] = False,
     drop: Annotated[bool, typer.Option("--drop", help="Take the name away; the version stays.")] = False,
     json: AsJson = False,
@@ -231,7 +118,7 @@ def tag(
             raise UserError("name the tag: uwm tag STORE NAME")
         found = tags(store)
     else:
-        found = [drop_tag(store, name) if drop else set_tag(store, name, _number(store, version), move=move)]
+        found = [drop_tag(store, name) if drop else set_tag(store, name, version, move=move)]
     if json:
         say_json([asdict(each) for each in found])
     for each in () if json else found:
@@ -317,3 +204,32 @@ def backup(
         copied = f"{count(report.copied, 'file')} with {report.bytes:,} bytes copied, {report.present} there already"
         say(f"{report.target_uri} is at version {report.version} of {report.store_uri}: {copied}")
     return 0
+
+
+def scale(
+    store: Store,
+    version: Version = None,
+    split: Annotated[Split, typer.Option(help="Episodes that count.")] = Split.TRAIN,
+    how: Annotated[How, typer.Option(help="All actions, percentiles 1 to 99, or mean and deviation.")] = How.MIN_MAX,
+    collections: Annotated[
+        list[str] | None, typer.Option("--collection", help="Only these collections; repeatable.")
+    ] = None,
+    json: AsJson = False,
+) -> int:
+    """Show the action normalizer of a dataset version's split; no image is read.
+
+    Example: uwm scale runs/droid --how quantile --split val --json
+    """
+    from uwm.data.mixture import dataset_normalizer
+
+    chosen = None if split is Split.ALL else split.value
+    found = dataset_normalizer(store, version, split=chosen, collections=tuple(collections or ()), scale=how.value)
+    if json:
+        say(found.model_dump_json(indent=1))
+        return 0
+    rows = [tuple(f"{value:.5g}" for value in row) for row in zip(found.low, found.high, found.mean, strict=True)]
+    say_table(f"{store}, {found.count:,} steps, {found.scale}", ("becomes -1", "becomes 1", "mean"), rows)
+    return 0
+
+
+COMMANDS = (inspect, verify, diff, tag, remove, gc, backup, scale)

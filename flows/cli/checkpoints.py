@@ -5,14 +5,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.console import say, say_json
-from flows.cli.data import AsJson
-from flows.cli.training import Checkpoint
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command("import-reference")(import_reference)
-    app.command()(export)
+from flows.cli.options import AsJson, Checkpoint
 
 
 def import_reference(
@@ -72,3 +65,6 @@ def export(
     if not made.evaluations:
         say("its card has no results: make some with `uwm evaluate` and export again")
     return 0
+
+
+COMMANDS = (import_reference, export)

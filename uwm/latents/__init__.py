@@ -1,0 +1,1 @@
+"""Latents encoded ahead of a training, so that it needs no tokenizer."""
