@@ -1,10 +1,8 @@
 """The flow `train`: a recipe becomes a checkpoint, in a process of its own."""
 
 from typing import Any
-from uuid import UUID
 
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
@@ -16,6 +14,7 @@ from flows.lineage.pages import slug
 from flows.publish import publish_lineage
 from flows.runtime.child_process import ChildError
 from flows.runtime.gpu_slots import gpu_slot
+from flows.runtime.progress import ProgressArtifact
 from flows.runtime.user_errors import as_function, failing_on_user_error
 from uwm.config import RunConfig
 from uwm.events import TrainEvent, TrainFinished, TrainProgress, TrainStarted
@@ -27,27 +26,19 @@ class FlowFollower:
 
     def __init__(self) -> None:
         self.logger = get_run_logger()
-        self.progress: UUID | None = None
+        self.progress: ProgressArtifact | None = None
 
     def __call__(self, event: TrainEvent) -> None:
         """Take one event."""
         self.logger.info(describe(event))
         if isinstance(event, TrainStarted):
-            self.progress = _as_id(
-                create_progress_artifact(
-                    100 * event.step / event.steps,
-                    key=f"progress-{slug(event.name)}",
-                    description=f"steps of {event.name}",
-                )
-            )
-        elif isinstance(event, TrainProgress) and self.progress is not None:
-            update_progress_artifact(self.progress, 100 * event.step / event.steps)
-        elif isinstance(event, TrainFinished) and self.progress is not None:
-            update_progress_artifact(self.progress, 100.0)
-
-
-def _as_id(made: Any) -> UUID:
-    return UUID(str(made))
+            self.progress = ProgressArtifact(f"progress-{slug(event.name)}", f"steps of {event.name}")
+        if self.progress is None:
+            return
+        if isinstance(event, TrainStarted | TrainProgress):
+            self.progress.show(100 * event.step / event.steps)
+        elif isinstance(event, TrainFinished):
+            self.progress.show(100.0)
 
 
 def _child_failed(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -26,6 +26,7 @@ from storage_schemas.store.parts import write_part
 
 _MAX_BYTES = 256 << 20
 _MAX_STEPS = 20_000
+"""Frames and steps at which a part is written: they bound the memory of a batch, however many episodes it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class Counts:
     """Counts of what was converted, before anything is known of other batches."""
 
     refs: int = 0
@@ -53,8 +54,8 @@ class Tally:
     steps: int = 0
     rejected: int = 0
 
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
             refs=self.refs + other.refs,
             episodes=self.episodes + other.episodes,
             steps=self.steps + other.steps,
@@ -92,15 +93,15 @@ class Converted:
     """What became of a batch."""
 
     refs: tuple[ConvertedRef, ...]
-    tally: Tally
+    counts: Counts
 
 
-OnReference = Callable[[SourceRef, Tally], None]
+OnReference = Callable[[SourceRef, Counts], None]
 """Is told after every reference what has been done of the batch."""
 
 
 def convert(
-    batch: Batch, reader: SourceReader | None = None, on_reference: OnReference = lambda ref, tally: None
+    batch: Batch, reader: SourceReader | None = None, on_reference: OnReference = lambda ref, counts: None
 ) -> Converted:
     """Read, check and write a batch. Nothing becomes visible, so it can be done again.
 
@@ -128,7 +129,7 @@ class _Converter:
 
     batch: Batch
     reader: SourceReader
-    _tally: Tally = field(default_factory=Tally)
+    _counts: Counts = field(default_factory=Counts)
     _buffer: list[tuple[Candidate, Episode]] = field(default_factory=list)
     _bytes: int = 0
     _kept: dict[tuple[str, str], Candidate] = field(default_factory=dict)
@@ -139,12 +140,12 @@ class _Converter:
 
     def run(self, on_reference: OnReference) -> Converted:
         """All references in order."""
-        found = []
+        converted = []
         for ref in self.batch.refs:
-            found.append(self._convert(ref))
-            on_reference(ref, self._tally)
+            converted.append(self._convert(ref))
+            on_reference(ref, self._counts)
         self._flush()
-        return Converted(refs=tuple(found), tally=self._tally)
+        return Converted(refs=tuple(converted), counts=self._counts)
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []
@@ -157,11 +158,11 @@ class _Converter:
         except BadDataError as error:
             self._buffer = [item for item in self._buffer if not any(item[0] is given for given in candidates)]
             self._filter.forget()
-            self._tally += Tally(refs=1, rejected=1)
+            self._counts += Counts(refs=1, rejected=1)
             return ConvertedRef(ref=ref, rejection=ref.rejection(error.reason, error.detail))
         good = [candidate for candidate in candidates if candidate.rejection is None]
         self._kept |= {(candidate.episode_id, ref.fingerprint): candidate for candidate in good}
-        self._tally += Tally(
+        self._counts += Counts(
             refs=1,
             episodes=len(good),
             steps=sum(candidate.length for candidate in good),

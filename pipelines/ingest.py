@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 from pipelines.checks.filters import Filter, chosen
 from pipelines.checks.quality import Rejection
-from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Tally, convert
+from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Counts, convert
 from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.source import SourceReader, SourceRef
@@ -34,7 +34,8 @@ from storage_schemas.location import locate
 from storage_schemas.store.dataset import Dataset, open_dataset
 
 _BATCH_BYTES = 4 << 30
-"""Raw bytes at which a batch ends: what a killed worker loses, and a killed run between two commits, is bounded."""
+"""Raw bytes at which a batch ends too. The two bound what a killed worker, or a killed run, has to do again: a batch is
+one commit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class IngestReport:
 
     store_uri: str
     version: int
-    """Of the dataset after the run."""
+    """The dataset's, after the run."""
     added: int
     replaced: int
     """Episodes that took the place of others, because their source had changed."""
@@ -117,23 +118,23 @@ def ingest(
     started = time.monotonic()
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
     reader = open_source(source, options, dataset.spec if dataset else None)
-    fit = Filter(reader, chosen(options.reject, reader.unwanted))
+    filters = Filter(reader, chosen(options.reject, reader.unwanted))
     dataset = dataset or _create(store_uri, reader, options.val_percent)
     _check_fits(dataset, reader, options.val_percent)
-    plan = _plan(reader, dataset, fit)
+    plan = _plan(reader, dataset, filters)
     if plan.todo:
-        fit.remember(dataset)
-    place = locate(source)
+        filters.remember(dataset)
+    location = locate(source)
     blank = Batch(
-        source=place.path if place.is_local else source,
+        source=location.path if location.is_local else source,
         options=options.model_copy(update={"format": reader.format}),
-        reject=fit.names,
+        reject=filters.names,
         store_uri=locate(store_uri).uri,
         spec=dataset.spec,
         run_id=run_id or uuid.uuid4().hex,
         refs=(),
     )
-    ledger = _Ledger(dataset, blank.run_id, plan, fit)
+    ledger = _Ledger(dataset, blank.run_id, plan, filters)
     _record(store_uri, plan.rejected, blank.run_id)
     batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, options.batch_episodes)]
     for converted in _converted(batches, reader, executor, in_flight, ledger, progress):
@@ -148,7 +149,7 @@ def ingest(
         steps=ledger.total["steps"],
         quarantined=(*plan.rejected, *ledger.rejected),
         seconds=time.monotonic() - started,
-        source_uri=printable(place.uri),
+        source_uri=printable(location.uri),
         source_format=reader.format,
         source_fingerprint=_fingerprint(plan),
         run_id=blank.run_id,
@@ -179,15 +180,15 @@ def _converted(
 ) -> Iterator[Converted]:
     """The batches as they are converted, with progress."""
 
-    def tell(ref: SourceRef, tally: Tally) -> None:
+    def tell(ref: SourceRef, counts: Counts) -> None:
         if progress:
-            progress(ledger.progress(ref, tally))
+            progress(ledger.progress(ref, counts))
 
     if executor is None:
         yield from (convert(batch, reader, tell) for batch in batches)
         return
     for batch, converted in zip(batches, in_order(executor, convert, batches, in_flight), strict=True):
-        tell(batch.refs[-1], converted.tally)
+        tell(batch.refs[-1], converted.counts)
         yield converted
 
 
@@ -198,33 +199,33 @@ def _create(store_uri: str, reader: SourceReader, val_percent: int | None) -> Da
 
 
 def _check_fits(dataset: Dataset, reader: SourceReader, val_percent: int | None) -> None:
-    spec, held = reader.spec(), dataset.spec
-    if spec.action_dim != held.action_dim:
-        raise UserError(f"{dataset.uri} has {held.action_dim}-dim actions, the source {spec.action_dim}: use another")
-    if strange := set(spec.cameras) - set(held.cameras):
+    spec, stored = reader.spec(), dataset.spec
+    if spec.action_dim != stored.action_dim:
+        raise UserError(f"{dataset.uri} has {stored.action_dim}-dim actions, the source {spec.action_dim}: use another")
+    if strange := set(spec.cameras) - set(stored.cameras):
         raise UserError(f"{dataset.uri} has no camera {', '.join(sorted(strange))}: use another dataset")
-    if val_percent is not None and val_percent != held.val_percent:
-        raise UserError(f"{dataset.uri} holds out {held.val_percent}%, which can't be changed to {val_percent}%")
+    if val_percent is not None and val_percent != stored.val_percent:
+        raise UserError(f"{dataset.uri} holds out {stored.val_percent}%, which can't be changed to {val_percent}%")
 
 
-def _plan(reader: SourceReader, dataset: Dataset, fit: Filter) -> _Plan:
+def _plan(reader: SourceReader, dataset: Dataset, filters: Filter) -> _Plan:
     """List the source and compare it with the dataset, without reading a payload."""
     listed = list(reader.refs())
-    refs = tuple(item for item in listed if isinstance(item, SourceRef))
+    refs = tuple(filters.identified(item) for item in listed if isinstance(item, SourceRef))
     current = {ref.uri: ref.fingerprint for ref in refs}
     fingerprints = set(current.values())
     withdrawn = withdrawn_fingerprints(dataset.uri, dataset.episodes)
-    held = zip(*(dataset.episodes.column(n) for n in ("source_uri", "source_fingerprint", "episode_id")), strict=True)
+    stored = zip(*(dataset.episodes.column(n) for n in ("source_uri", "source_fingerprint", "episode_id")), strict=True)
     known: Counter[str] = Counter()
     taken: dict[str, tuple[str, str]] = {}
     stale: dict[str, list[str]] = {}
-    for uri, fingerprint, episode_id in held:
+    for uri, fingerprint, episode_id in stored:
         if fingerprint in fingerprints:
             known[fingerprint] += 1
             taken[episode_id] = fingerprint, uri
         elif uri not in current and (file := uri.rpartition("#")[0]) in current:
             stale.setdefault(file, []).append(episode_id)
-    copies = fit.copies(refs, dict(taken.values()))
+    copies = filters.copies(refs, dict(taken.values()))
     done = known.keys() | withdrawn
     return _Plan(
         refs=tuple(ref for ref in refs if ref.uri not in copies),
@@ -264,15 +265,15 @@ class _Ledger:
     """Takes converted batches in the order of the plan and commits what is good of them."""
 
     dataset: InitVar[Dataset]
-    """As it was before the run."""
+    """The dataset as it was before the run."""
     run_id: str
     plan: _Plan
-    fit: Filter
+    filters: Filter
     version: int = field(init=False)
-    """Of the dataset after the last commit."""
+    """The dataset's, after the last commit."""
     rejected: list[Rejection] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
-    _done: Tally = field(default_factory=Tally)
+    _done: Counts = field(default_factory=Counts)
     _uri: str = field(init=False)
     _committer: Committer = field(init=False)
     _retired: list[str] = field(init=False)
@@ -287,14 +288,14 @@ class _Ledger:
 
     def take(self, converted: Converted) -> None:
         """Judge a batch and make what is good of it visible, whole references at once."""
-        for found in converted.refs:
-            if rejection := found.rejection or self._conflict(found):
+        for item in converted.refs:
+            if rejection := item.rejection or self._conflict(item):
                 self._unrecorded.append(rejection)
             else:
-                self._retired += self.plan.stale.get(found.ref.uri, ())
-                for candidate in found.candidates:
-                    self._take(found.ref, candidate)
-        self._done += converted.tally
+                self._retired += self.plan.stale.get(item.ref.uri, ())
+                for candidate in item.candidates:
+                    self._take(item.ref, candidate)
+        self._done += converted.counts
         self.close()
 
     def close(self) -> None:
@@ -308,22 +309,22 @@ class _Ledger:
         self.rejected += self._unrecorded
         self._rows, self._retired, self._unrecorded = [], [], []
 
-    def progress(self, ref: SourceRef, tally: Tally) -> IngestProgress:
-        """What to tell the caller while a batch is under way of which `tally` is done."""
-        total, done = len(self.plan.refs) + len(self.plan.rejected), self._done + tally
+    def progress(self, ref: SourceRef, counts: Counts) -> IngestProgress:
+        """What to tell the caller while a batch is under way of which `counts` is done."""
+        total, done = len(self.plan.refs) + len(self.plan.rejected), self._done + counts
         return IngestProgress(
             done=total - len(self.plan.todo) + done.refs,
             total=total,
             episodes=done.episodes,
             steps=done.steps,
-            quarantined=len(self.plan.rejected) + len(self.rejected) + tally.rejected,
+            quarantined=len(self.plan.rejected) + len(self.rejected) + counts.rejected,
             current=ref.uri,
         )
 
-    def _conflict(self, found: ConvertedRef) -> Rejection | None:
+    def _conflict(self, item: ConvertedRef) -> Rejection | None:
         """Whether the source has brought one of the episodes already, with other content."""
-        ref = found.ref
-        for candidate in found.candidates:
+        ref = item.ref
+        for candidate in item.candidates:
             fingerprint, uri = self.plan.taken.get(candidate.episode_id, (ref.fingerprint, ref.uri))
             if fingerprint != ref.fingerprint:
                 return ref.rejection("duplicate_episode", f"the same episode as {uri}, with other content")
@@ -334,7 +335,7 @@ class _Ledger:
         if uri != ref.uri:
             self.total["present"] += 1
             return
-        duplicate = self.fit.duplicate(candidate.source_uri, ref.fingerprint, candidate.sketches)
+        duplicate = self.filters.duplicate(candidate.source_uri, ref.fingerprint, candidate.sketches)
         if unwanted := duplicate or candidate.rejection:
             del self.plan.taken[candidate.episode_id]
             self._unrecorded.append(unwanted)

@@ -21,13 +21,19 @@ class SourceRef:
     uri: str
     """The raw file with the place inside it as a fragment. Episodes repeat it, or add a fragment to it."""
     fingerprint: str
-    """Changes when the raw content does; as cheap to find as the format allows."""
+    """Changes when the raw content does; as cheap to find as the format allows. The second of a source that has the
+    same content ends in `+1`, the third in `+2`, so that both are kept where copies are wanted."""
     file: SourceFile
     offset: int = 0
     length: int = 0
     """Bytes of the raw content."""
     checksum: int = 0
     """What the file says that the content's checksum is, in the format's own kind."""
+
+    @property
+    def content(self) -> str:
+        """What is equal for equal content."""
+        return self.fingerprint.partition("+")[0]
 
     def rejection(self, reason: str, detail: str) -> Rejection:
         """The verdict that nothing of this reference can be used."""

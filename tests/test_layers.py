@@ -19,7 +19,8 @@ ONLY_IN = {
     "prefect_dask": ("flows/runtime/*",),
     "torch": ("uwm/**/*",),
     "tensorstore": ("storage_schemas/store/*",),
-    "zarr": ("storage_schemas/store/*", "uwm/benchmarks/rivals.py"),
+    "zarr": ("storage_schemas/store/*", "uwm/benchmarks/rivals.py", "uwm/benchmarks/catalogs.py"),
+    "icechunk": ("uwm/benchmarks/catalogs.py",),
     "deltalake": ("storage_schemas/**/*",),
 }
 """Package -> glob patterns of the files that may import it."""

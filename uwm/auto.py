@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage_schemas.errors import UserError
+from storage_schemas.store.latents import DRAWS
 from uwm.bundle import is_bundle, load_bundle
 from uwm.checkpoint import load_policy
 from uwm.config import RunConfig
@@ -164,6 +165,8 @@ class AutoPolicy:
             episode=zero,
             step=zero,
             position=zero,
+            draws=torch.full((1, len(data.cameras), DRAWS), 0.5),
+            latents=torch.zeros(1, len(data.cameras), 0, 0, 0, 0, dtype=torch.float16),
         )
         return evaluation_batch(raw, data, self.normalizer, device=self.device)
 

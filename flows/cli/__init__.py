@@ -8,7 +8,7 @@ import typer
 from flows.cli import bench, checkpoints, datasets, demo, evaluation, ingest, lineage, operate, training
 from flows.cli.console import complain
 from flows.cli.options import expanded
-from flows.runtime.child_process import sigterm_exits
+from flows.runtime.child_process import stop_signals_exit
 from storage_schemas.errors import UserError
 
 app = typer.Typer(
@@ -29,7 +29,7 @@ app.add_typer(bench.bench, name="bench")
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code. A user's mistake ends as one line on stderr and code 2."""
     try:
-        with sigterm_exits():
+        with stop_signals_exit():
             result = app(args=list(arguments), prog_name="uwm", standalone_mode=False)
     except UserError as error:
         return complain(str(error))

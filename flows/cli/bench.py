@@ -83,6 +83,28 @@ def bench_store(
     return 0
 
 
+@bench.command("catalog")
+def bench_catalog(
+    largest: Annotated[int, typer.Option(min=100, help="Most episodes; powers of ten from 100 on.")] = 10_000,
+    s3: Annotated[bool, typer.Option(help="Also on an S3 emulator, up to 1000 episodes.")] = True,
+    json: AsJson = False,
+) -> int:
+    """Versions and commits of episodes in Delta, as stores have them, and in Icechunk, which must be installed.
+
+    Example: uwm bench catalog --largest 1000
+    """
+    from uwm.benchmarks.catalogs import bench_catalogs as measure
+
+    costs, writers = measure([10**power for power in range(2, 10) if 10**power <= largest], s3=s3)
+    tables = {"catalogs": [asdict(cost) for cost in costs], "writers": [asdict(cost) for cost in writers]}
+    if json:
+        say_json(tables)
+    else:
+        for rows in tables.values():
+            say_table("", tuple(rows[0]), [tuple(map(str, row.values())) for row in rows])
+    return 0
+
+
 @bench.command("step")
 def bench_step(
     recipe: Annotated[str, typer.Argument(help="Recipe whose settings are measured against the published.")] = "uwm",

@@ -1,11 +1,12 @@
 """What the commands say: facts on stdout, progress and complaints on stderr."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -16,10 +17,24 @@ def say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+class Stderr(io.TextIOBase):
+    """Standard error for as long as somebody reads it; after that words are lost, and the work goes on."""
+
+    def write(self, text: str) -> int:
+        """Write at once."""
+        with suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return sys.stderr.isatty()
+
+
 def note(text: str) -> None:
     """A line about the work on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    Stderr().write(text + "\n")
 
 
 def complain(message: str, code: int = 2) -> int:
@@ -53,7 +68,7 @@ def progress_bar(*, quiet: bool = False) -> Iterator["Progress"]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
+    console = Console(file=cast("IO[str]", Stderr()))
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as display:
         yield display
 

@@ -71,7 +71,7 @@ def _changes(server: "_ServerSync", site: Site, table: tuple[Deployment, ...], w
     yield server.slots(site.gpu_slots)
     for deployment in table:
         yield server.deployment(deployment, site, workspace)
-    flows = sorted({_flow(item).name for item in table} | {"ingest"})  # a watched folder's flow runs it as a part
+    flows = sorted({_flow(item).name for item in table} | {"ingest", "train-config"})  # parts of other flows
     ids = {item.name: existing.id for item in table if (existing := server.find(item))}
     for automation in automations(site, table, flows, ids, workspace):
         yield server.automation(automation)

@@ -14,8 +14,8 @@ from flows.runtime.end_with_parent import ending_with_parent
 from flows.runtime.timeouts import GRACE_SECONDS
 from storage_schemas.errors import UserError
 
-STOPPED = 128 + signal.SIGTERM
-"""Exit code of a process that SIGTERM ended in order."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""What asks a process to stop in order: whoever manages it, and the terminal that goes away."""
 MAX_ERROR_BYTES = 8192
 
 
@@ -38,7 +38,7 @@ def run_child(command: Sequence[str], on_line: Callable[[str], None], *, grace: 
     Raises:
         UserError: when the child ends with exit code 2; its last line on stderr is the message.
         ChildError: when it ends with any other error.
-        SystemExit: when SIGTERM ended it, with the same code.
+        SystemExit: when SIGTERM or SIGHUP ended it, with the code of a shell.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -47,6 +47,7 @@ def run_child(command: Sequence[str], on_line: Callable[[str], None], *, grace: 
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            errors="replace",
             start_new_session=True,
         )
         try:
@@ -82,26 +83,28 @@ def _raise_for_exit_code(code: int, errors: str) -> None:
     if code == 2:
         last = errors.splitlines()[-1] if errors else "the process refused its arguments without saying why"
         raise UserError(last.removeprefix("error: "))
-    if code in (STOPPED, -signal.SIGTERM):
-        raise SystemExit(STOPPED)
+    for number in STOP_SIGNALS:
+        if code in (128 + number, -number):
+            raise SystemExit(128 + number)
     raise ChildError(f"the process ended with exit code {code}\n{errors}")
 
 
 @contextlib.contextmanager
-def sigterm_exits() -> Iterator[None]:
-    """Within the block SIGTERM unwinds the stack, as Ctrl-C does, so that children and servers are stopped.
+def stop_signals_exit() -> Iterator[None]:
+    """Within the block SIGTERM and SIGHUP unwind the stack, as Ctrl-C does, so that children and servers are stopped.
 
-    Only where nobody else handles it: Prefect turns the signal into an exception of its own.
+    Only where nobody else handles them: Prefect turns SIGTERM into an exception of its own, nohup ignores SIGHUP.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _leave)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    unhandled = [number for number in STOP_SIGNALS if in_main_thread and signal.getsignal(number) == signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, _leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(STOPPED)
+def _leave(number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from pipelines.checks.content import CHECKS, COVERED, Sketches, check_episode, check_times, samples, sketch
 from pipelines.checks.duplicates import Seen
@@ -51,6 +52,10 @@ class Filter:
         self._wanted = names & set(CHECKS)
         self._seen = Seen() if "duplicate" in names else None
 
+    def identified(self, ref: SourceRef) -> SourceRef:
+        """The reference as the dataset knows it: where no copies are wanted, one of several is like the only one."""
+        return replace(ref, fingerprint=ref.content) if self.names & {"copy", "duplicate"} else ref
+
     def copies(self, refs: Iterable[SourceRef], held: Mapping[str, str]) -> dict[str, Rejection]:
         """References that have the bytes of another one, by URI.
 
@@ -66,11 +71,11 @@ class Filter:
         for fingerprint, uri in held.items():
             reference = uri if uri in files else uri.rpartition("#")[0]
             if reference in files or _exists(uri):  # else the file was moved, and is no copy
-                first[fingerprint] = reference
+                first[fingerprint.partition("+")[0]] = reference
         return {
-            ref.uri: ref.rejection("duplicate", f"byte-identical to {first[ref.fingerprint]}")
+            ref.uri: ref.rejection("duplicate", f"byte-identical to {first[ref.content]}")
             for ref in listed
-            if first.setdefault(ref.fingerprint, ref.uri) != ref.uri
+            if first.setdefault(ref.content, ref.uri) != ref.uri
         }
 
     def remember(self, dataset: Dataset) -> None:

@@ -190,7 +190,7 @@ class _Source:
 
     def identity(self, ref: SourceRef) -> tuple[str, str]:
         """Its name, and what is equal for equal bytes."""
-        return ref.uri, ref.fingerprint
+        return ref.uri, ref.content
 
     def read(self, ref: SourceRef) -> Iterator[Episode]:
         """Its episodes."""

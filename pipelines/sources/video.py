@@ -4,7 +4,9 @@ Letters: T steps of a clip, A action dimensions.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import BinaryIO, ClassVar
 
@@ -23,8 +25,9 @@ from storage_schemas.schema import DatasetSpec
 
 _SUFFIXES = frozenset(
     """
-    3gp apng asf avi dv flv gif h264 h265 hevc ivf m2ts m4v mjpeg mjpg mkv mov mp4 mpeg mpg mts mxf nut ogg ogv rm ts
-    vob webm wmv y4m
+    264 265 266 3g2 3gp 3gpp amv apng asf av1 avc avi dav dif divx dv evo f4v flv gif gxf h261 h263 h264 h265 h266 hevc
+    insv ismv ivf ivr lrf lrv m1v m2p m2t m2ts m2v m4s m4v mj2 mjpeg mjpg mk3d mkv mod mov mp4 mpe mpeg mpg mpv mts mxf
+    nsv nut obu ogg ogm ogv ps qt rm rmvb swf tod tp trp ts vc1 vob vro vvc webm webp wmv wtv xvid y4m
     """.split()  # noqa: SIM905 - a list of quoted words is three times as long
 )
 SHORT_SIDE = 180
@@ -38,7 +41,7 @@ _BLOCK, _BLOCKS = 1 << 20, 16
 class VideoFiles:
     """Reader of a video file, a glob, or all videos in a folder.
 
-    The id of a clip comes from its file's content: copies and renamed files are the same episodes.
+    The id of a clip comes from its file's content: a renamed file is the same episodes.
 
     Args:
         source: path or fsspec URI.
@@ -68,13 +71,21 @@ class VideoFiles:
 
     def refs(self) -> Iterator[SourceRef | Rejection]:
         """One reference per file; the fingerprint is a hash of its size and content (of samples above 16 MiB)."""
+        copies: Counter[str] = Counter()
         for found in self._found:
-            yield found if isinstance(found, Rejection) else _reference(found)
+            item = found if isinstance(found, Rejection) else _reference(found)
+            if isinstance(item, SourceRef):
+                copies[item.fingerprint] += 1
+                if more := copies[item.fingerprint] - 1:
+                    item = replace(item, fingerprint=f"{item.fingerprint}+{more}")
+            yield item
 
     def read(self, ref: SourceRef) -> Iterator[Episode]:
         """The clips of a file. Raises BadDataError, possibly after some clips."""
         options = self._options
-        decoder = decoding(ref.file, fps=options.fps, short_side=SHORT_SIDE, backend=options.backend)
+        decoder = decoding(
+            ref.file, fps=options.fps, short_side=SHORT_SIDE, backend=options.backend, min_steps=MIN_STEPS
+        )
         with reading(), decoder as (rate, frames):
             index = 0
             while True:

@@ -1,39 +1,72 @@
 """Is a video file what its container says that it is? Decoders often end a file that was cut as if it were whole.
 
-The outermost structure is read: the boxes of MP4 and MOV (ISO 14496-12), the RIFF chunk of AVI, the trailer of GIF, and
-the elements of Matroska and WebM (RFC 8794) with their checksums. Other containers say nothing that could be checked.
+The outermost structure is read: the boxes of MP4 and MOV (ISO 14496-12), the RIFF chunk of AVI, the trailer of GIF, the
+elements of Matroska and WebM (RFC 8794) with their checksums, and the size that ASF and FLV state. Other containers say
+nothing that could be checked.
 """
 
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipelines.checks.quality import BadDataError
 
 _BOXES = frozenset((b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"styp", b"sidx", b"pnot"))
+"""Boxes that a file may begin with."""
+_INNER_BOXES = _BOXES | {b"uuid", b"meta", b"udta", b"mfra", b"emsg", b"prft", b"ssix", b"imda", b"pdin", b"meco"}
 _MAX_BOXES = 1_000_000
 _CRC32 = b"\xbf\x84"
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+_FLV_SIZE = b"\0\x08filesize\0"
+_HEADER = 1 << 16
+"""Bytes in which ASF and FLV state their size."""
+_BEGINNINGS = (_ASF, b"FLV\x01", b"nut/multimedia container\0", b"\x89PNG\r\n\x1a\n")
+"""What files begin with of which decoders read the first only when several were glued together."""
+_BLOCK = 1 << 20
 
 
-def check_whole(file: BinaryIO, size: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What the outermost structure of a file shows."""
+
+    whole: bool = False
+    """Nothing was cut off, as far as bytes tell; otherwise only the clock can."""
+    left_out: tuple[str, ...] = ()
+    """What of the file decoders leave out."""
+
+
+def check_whole(file: BinaryIO, size: int) -> Outline:
     """Compare what the container declares with the file and its `size` in bytes.
 
     Raises:
-        BadDataError: "truncated", "crc_mismatch", or "corrupt" when its structure makes no sense.
+        BadDataError: "truncated", "crc_mismatch", "no_init_segment", "unsupported_codec", or "corrupt" when its
+            structure makes no sense.
     """
     file.seek(0)
-    head = file.read(12)
+    head = file.read(_HEADER)
     if head[4:8] in _BOXES:
-        _check_boxes(file, size)
-    elif head[:4] == _EBML:
-        _check_matroska(file, size)
-    elif head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        return _check_boxes(file, size)
+    if head[:4] == _EBML:
+        return _check_matroska(file, size)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         _check_end(8 + int.from_bytes(head[4:8], "little"), size, "the RIFF chunk")
-    elif head[:4] == b"GIF8":
+        return Outline(whole=True)
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
+        raise BadDataError("unsupported_codec", "an animated WebP, which no decoder here reads")
+    if head[:4] == b"GIF8":
         file.seek(max(0, size - 16))
         if not file.read().rstrip(b"\0").endswith(b";"):
             raise BadDataError("truncated", "the GIF has no trailer")
+        return Outline(whole=True)
+    beginning = next((beginning for beginning in _BEGINNINGS if head.startswith(beginning)), None)
+    if beginning is None:
+        return Outline()
+    stated = _stated_size(head)
+    _check_end(stated, size, "the header says that the file")
+    return Outline(whole=stated > 0, left_out=_glued(_occurs_again(file, beginning)))
 
 
 def _check_end(end: int, size: int, what: str) -> None:
@@ -41,16 +74,46 @@ def _check_end(end: int, size: int, what: str) -> None:
         raise BadDataError("truncated", f"{what} ends at byte {end}, the file at {size}")
 
 
-def _check_boxes(file: BinaryIO, size: int) -> None:
-    position, found = 0, set()
+def _glued(position: int) -> tuple[str, ...]:
+    return (f"another file glued to it at byte {position}",) if position > 0 else ()
+
+
+def _stated_size(head: bytes) -> int:
+    """Bytes that the header of an ASF or FLV file says the file has; 0 when it doesn't."""
+    if (place := head.find(_ASF_FILE)) > 0 and head.startswith(_ASF):
+        return int.from_bytes(head[place + 40 : place + 48], "little")
+    if (place := head.find(_FLV_SIZE)) > 0 and head.startswith(b"FLV"):
+        (size,) = struct.unpack(">d", head[place + len(_FLV_SIZE) :][:8].ljust(8, b"\0"))
+        return int(size) if 0 < size < 1 << 60 else 0
+    return 0
+
+
+def _occurs_again(file: BinaryIO, beginning: bytes) -> int:
+    """Where a file begins again within the file; -1 when it doesn't."""
+    file.seek(1)
+    position, kept = 1, b""
+    while block := file.read(_BLOCK):
+        if (index := (kept + block).find(beginning)) >= 0:
+            return position - len(kept) + index
+        position, kept = position + len(block), block[1 - len(beginning) :]
+    return -1
+
+
+def _check_boxes(file: BinaryIO, size: int) -> Outline:
+    position, found, glued = 0, set[bytes](), -1
     for _ in range(_MAX_BOXES):
-        if size - position < 8:  # a few stray bytes at the end do no harm
-            break
         file.seek(position)
-        length, kind = struct.unpack(">I4s", file.read(8))
+        head = file.read(16)
+        if len(head) < 8:  # a few stray bytes at the end do no harm
+            break
+        length, kind = struct.unpack(">I4s", head[:8])
+        if b"moov" in found and kind not in _INNER_BOXES:  # some cameras write what is no box behind the last one
+            break
         header = 8
         if length == 1:
-            length, header = int.from_bytes(file.read(8), "big"), 16
+            length, header = int.from_bytes(head[8:], "big"), 16
+        if kind == b"ftyp" and b"moov" in found and glued < 0:
+            glued = position
         found.add(kind)
         if length == 0:  # up to the end of the file
             break
@@ -58,21 +121,27 @@ def _check_boxes(file: BinaryIO, size: int) -> None:
             raise BadDataError("corrupt", f"the box at byte {position} says that it has {length} bytes")
         _check_end(position + length, size, f"the box at byte {position}")
         position += length
+    if b"moov" not in found and b"moof" in found:
+        raise BadDataError("no_init_segment", "a fragment, which only its init segment says how to read: put it before")
     if b"moov" not in found:
         raise BadDataError("truncated", "the file has no moov box, which says how to read the rest")
+    # fragments follow each other without a word of how many there are, unless an index of them ends the file
+    return Outline(whole=b"moof" not in found or b"mfra" in found, left_out=_glued(glued))
 
 
-def _check_matroska(file: BinaryIO, size: int) -> None:
+def _check_matroska(file: BinaryIO, size: int) -> Outline:
     file.seek(4)
     length = _vint(file)
     if length is None:
-        return
+        return Outline()
     file.seek(length, 1)
-    if file.read(4) == _SEGMENT:
-        length = _vint(file)
-        end = size if length is None else file.tell() + length
-        _check_end(end, size, "the segment")
-        _check_elements(file, end)
+    if file.read(4) != _SEGMENT:
+        return Outline()
+    length = _vint(file)
+    end = size if length is None else file.tell() + length
+    _check_end(end, size, "the segment")
+    _check_elements(file, end)
+    return Outline(whole=length is not None)
 
 
 def _check_elements(file: BinaryIO, end: int) -> None:

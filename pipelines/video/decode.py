@@ -10,75 +10,117 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checks.quality import MAX_PIXELS, BadDataError
 from pipelines.options import Backend
+from pipelines.video.clock import REORDERED, TimedFrame, in_order, native_rate, resample
 from pipelines.video.containers import check_whole
+from pipelines.video.picture import Orientation, display_size, orientation, upright
 
 if TYPE_CHECKING:
-    from av import VideoFrame
+    from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
 
-_DEMUXERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,ogg,gif,apng,webp_pipe,flv,asf,ivf,mxf,rm,dv,nut,h264,hevc,m4v,y4m"
+_RAW = frozenset("h264 hevc vvc m4v mpegvideo h261 h263 obu mjpeg dirac vc1 cavsvideo".split())  # noqa: SIM905
+"""Bare streams of a codec. They have no clock: what FFmpeg says without being told counts 25 frames per second."""
+
+_DEMUXERS = ",".join(
+    (
+        *sorted(_RAW),
+        "mov,matroska,avi,mpegts,mpeg,ogg,gif,apng,webp,flv,asf,ivf,mxf,gxf,rm,ivr,dv,nut,nsv,yuv4mpegpipe,wtv,dhav,amv",
+        "vc1test,mpjpeg,smjpeg,av1",
+    )
+)
 """Formats that hold their own data. Playlists are not among them: they would open other files and addresses."""
 
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode", "max_pixels": str(MAX_PIXELS)}
 """Decoders rather fail than hide damage, and allocate nothing for a frame of absurd size."""
 
 _MAX_ASPECT = 32
-"""Of the longer to the shorter side; beyond, frames would stay huge when their shorter side is small."""
+"""Of a frame that is `short_side` high; one that is longer is made smaller, for it would be huge."""
 
-_MAX_GAP = 10.0
-"""Seconds that a frame may stay on screen; a longer gap is a broken clock and counts as one frame."""
-
-
-class TimedFrame(NamedTuple):
-    """A frame and when it appears, in seconds; the pixels (H, W, 3) are only made when asked for."""
-
-    time: float
-    pixels: Callable[[], NDArray[np.uint8]]
+_PROBED = 300
+"""Packets that are read to learn the rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a video's header and its first frame say."""
+    """What a video's header, its first frame and the times of its first packets say."""
 
+    container: str
+    """FFmpeg's name of the format."""
     codec: str
-    rate: float
-    """Average frames per second."""
+    rate: float | None
+    """Usual frames per second; None when the file does not say."""
+    timed: bool
+    """Whether its frames have times."""
+    rounding: float
+    """Seconds to which times are rounded."""
+    frames: int | None
+    """How many there are, None when there are many."""
     duration: float | None
-    """Seconds of the video stream, None when the container does not say."""
+    """Seconds of the video stream, or where it ends; None when the container does not say."""
+    whole: bool
+    """Whether the container shows by its bytes that nothing was cut off."""
+    left_out: tuple[str, ...]
+    """What else the file holds that is not decoded."""
     coded: tuple[int, int]
     """Height and width as coded."""
-    rotation: int
-    """Degrees counterclockwise, a multiple of 90, that turn a coded frame upright."""
+    orientation: Orientation
     display: tuple[float, float]
     """Height and width of an upright frame with square pixels."""
 
     def size(self, short_side: int) -> tuple[int, int]:
         """H and W: the display's aspect, the short side at most `short_side`, never enlarged."""
-        height, width = self.display
-        scale = min(1.0, short_side / min(height, width))
-        return max(1, round(height * scale)), max(1, round(width * scale))
+        short, long = sorted(self.display)
+        scale = min(1.0, short_side / short, short_side * _MAX_ASPECT / long)
+        height, width = (max(1, round(side * scale)) for side in self.display)
+        return height, width
+
+    def steps_per_second(self, fps: float, least: int) -> float:
+        """At most `fps`; a video that would be over before `least` steps keeps all of its frames."""
+        if self.rate is None:
+            return fps
+        short = self.frames is not None and self.frames * fps < least * self.rate and self.frames >= least
+        return self.rate if short else min(fps, self.rate)
 
 
 def probe(file: BinaryIO) -> VideoInfo:
-    """Read the header and the first frame.
+    """Read the header, the first frame and the first packets.
 
     Raises:
-        BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "truncated", "too_large".
+        BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "truncated", "too_large", ...
     """
-    check_whole(file, file.seek(0, os.SEEK_END))
+    outline = check_whole(file, file.seek(0, os.SEEK_END))
     with _open(file) as (container, stream):
-        for frame in container.decode(stream):
-            return _info(container, stream, frame)
-    raise BadDataError("no_frames", "the video stream holds no frame")
+        times: list[float | None] = []
+        first: VideoFrame | None = None
+        packets = container.demux(stream)
+        for packet in packets:
+            if first is None:
+                first = next(iter(packet.decode()), None)
+            if packet.size and not packet.is_discard:
+                times.append(_time(packet, packet.pts if packet.dts is None else packet.dts))
+            if first is not None and len(times) == _PROBED:
+                break
+        if first is None:
+            raise BadDataError("no_frames", "the video stream holds no frame")
+        more = [one for one in _videos(container) if one.index != stream.index]
+        return _info(
+            container,
+            stream,
+            first,
+            [time for time in times if time is not None],
+            frames=len(times) if len(times) < _PROBED else None,
+            whole=outline.whole,
+            left_out=(*outline.left_out, *(f"video track {one.index}" for one in more)),
+        )
 
 
 def frame_times(file: BinaryIO) -> NDArray[np.float64]:
@@ -88,9 +130,9 @@ def frame_times(file: BinaryIO) -> NDArray[np.float64]:
         BadDataError: "not_a_video", "no_video_stream", "corrupt".
     """
     with _open(file) as (container, stream):
-        base = float(stream.time_base or 0)
-        packets = (packet for packet in container.demux(stream) if packet.size)
-        return np.sort([packet.pts * base for packet in packets if packet.pts is not None and not packet.is_discard])
+        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        times = (_time(packet, packet.dts if packet.pts is None else packet.pts) for packet in packets)
+        return np.sort([time for time in times if time is not None])
 
 
 def steady_frames(
@@ -106,44 +148,35 @@ def steady_frames(
         backend: the decoder.
 
     Raises:
-        BadDataError: "corrupt", "truncated", and from decord "unsupported_codec", "unsupported_edit_list",
-            "undecodable"; frames that came before are not to be used.
+        BadDataError: "corrupt", "truncated", "unsupported_rotation", and "unsupported_by_decord"; frames that came
+            before are not to be used.
     """
-    timed = _decode_pyav(file, size) if backend == "pyav" else _decode_decord(file, info, size)
-    return _resample(_checked(timed, info), info.rate, rate)
+    native = info.rate or rate
+    if backend == "decord":
+        from pipelines.video.decord_backend import decode_decord
+
+        if info.orientation.mirrored or (info.orientation.rotation and not info.container.startswith("mov")):
+            raise BadDataError("unsupported_by_decord", "it would not turn the frames: use the pyav backend")
+        times = frame_times(file)
+        if len(times):
+            _check_end(info, times[0], times[-1] + 1 / native)
+        timed = decode_decord(file, info.container, size, times, _decode_pyav(file, info, native, size))
+    else:
+        timed = _decode_pyav(file, info, native, size)
+    return resample(timed, native, rate, info.rounding)
 
 
-def _resample(frames: Iterator[TimedFrame], native: float, rate: float) -> Iterator[NDArray[np.uint8]]:
-    """Latest frame at or before each tick. Clocks of containers round, so a frame may be a little late."""
-    slack = 0.1 / native
-    clock, ticks = 0.0, 0
-    before: TimedFrame | None = None
-    for frame in frames:
-        if before is not None:
-            gap = frame.time - before.time
-            clock += gap if 0 < gap <= _MAX_GAP else 1 / native
-            if ticks / rate < clock - slack:
-                pixels = before.pixels()
-                while ticks / rate < clock - slack:
-                    yield pixels
-                    ticks += 1
-        before = frame
-    if before is not None and ticks / rate <= clock + slack:
-        yield before.pixels()
+def _check_end(info: VideoInfo, first: float, end: float) -> None:
+    """A stream that ends well before its header says was cut. Headers say when it ends, or how long it is.
 
-
-def _checked(frames: Iterator[TimedFrame], info: VideoInfo) -> Iterator[TimedFrame]:
-    """The same frames; a stream that ends well before its header says was cut."""
-    first = last = None
-    for frame in frames:
-        first = frame.time if first is None else first
-        last = frame.time
-        yield frame
-    if first is None or last is None:
-        raise BadDataError("no_frames", "the video stream holds no frame")
-    seconds = last - first + 1 / info.rate
-    if info.duration is not None and info.duration - seconds > max(0.5, 0.1 * info.duration):
-        raise BadDataError("truncated", f"{seconds:.1f} s of frames where the header says {info.duration:.1f} s")
+    Raises:
+        BadDataError: "truncated".
+    """
+    if info.whole or info.duration is None:
+        return
+    seconds = end if info.duration > first > 0 else end - first
+    if info.duration - seconds > max(0.5, 0.1 * info.duration):
+        raise BadDataError("truncated", f"frames up to {seconds:.1f} s where the header says {info.duration:.1f} s")
 
 
 @contextmanager
@@ -156,12 +189,7 @@ def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     except (av.FFmpegError, OSError) as error:
         raise BadDataError("not_a_video", f"no decoder knows this file: {_reason(error)}") from error
     with container:
-        best = container.streams.best("video")
-        if best is None:
-            raise BadDataError("no_video_stream", "the file holds no video stream")
-        stream = cast("VideoStream", best)
-        if stream.codec_context is None:
-            raise BadDataError("unsupported_codec", "no decoder knows the codec of the video stream")
+        stream = _best(container)
         stream.codec_context.options = _STRICT
         # with slice threads decoders lose track of damage, and what they make of it differs from run to run
         stream.thread_type, stream.codec_context.thread_count = "NONE", 1
@@ -171,26 +199,72 @@ def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
             raise BadDataError("corrupt", f"the decoder stopped: {_reason(error)}") from error
 
 
+def _videos(container: "InputContainer") -> list["VideoStream"]:
+    """The tracks that show something; a picture of the cover is none."""
+    from av.stream import Disposition
+
+    return [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+
+
+def _best(container: "InputContainer") -> "VideoStream":
+    videos = _videos(container)
+    best = cast("VideoStream | None", container.streams.best("video"))
+    if not videos:
+        raise BadDataError("no_video_stream", f"the file holds no video{' but a cover picture' if best else ''}")
+    stream = best if best in videos else videos[0]
+    if stream is None or stream.codec_context is None:
+        raise BadDataError("unsupported_codec", "no decoder knows the codec of the video stream")
+    return stream
+
+
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _info(container: "InputContainer", stream: "VideoStream", frame: "VideoFrame") -> VideoInfo:
-    sides = sorted((frame.width, frame.height))
-    if frame.width * frame.height > MAX_PIXELS or sides[1] > _MAX_ASPECT * sides[0]:
+def _time(packet: "Packet[VideoStream]", stamp: int | None) -> float | None:
+    return None if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
+
+
+def _info(
+    container: "InputContainer",
+    stream: "VideoStream",
+    frame: "VideoFrame",
+    times: list[float],
+    *,
+    frames: int | None,
+    whole: bool,
+    left_out: tuple[str, ...],
+) -> VideoInfo:
+    if frame.width * frame.height > MAX_PIXELS:
         raise BadDataError("too_large", f"frames of {frame.width} x {frame.height} pixels")
-    aspect = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or Fraction(1)
-    width = frame.width * float(aspect if 0.1 < aspect < 10 else 1)
-    rotation = round(frame.rotation / 90) * 90 % 360
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
+    coded = stream.codec_context.framerate
+    rates = [coded] if container.format.name in _RAW else [stream.average_rate, stream.guessed_rate, coded]
+    stated = [float(rate) for rate in rates if rate]
+    rate = native_rate(times, stated)
+    timed = bool(times)
+    if container.format.name in _RAW and rate not in stated:
+        rate, timed = (stated[0] if stated else None), False
     return VideoInfo(
+        container=container.format.name,
         codec=stream.codec_context.name,
-        rate=float(rate) if rate and 0.1 <= rate <= 1000 else 25.0,
+        rate=rate,
+        timed=timed,
+        rounding=float(stream.time_base or 0) if timed else 0.0,
+        frames=frames,
         duration=_duration(container, stream),
+        whole=whole,
+        left_out=left_out,
         coded=(frame.height, frame.width),
-        rotation=rotation,
-        display=(width, float(frame.height)) if rotation in (90, 270) else (float(frame.height), width),
+        orientation=orientation(frame),
+        display=display_size(frame, _aspect(stream)),
     )
+
+
+def _aspect(stream: "VideoStream", before: Fraction | None = None) -> float:
+    """Width over height of a pixel; the container's word counts until the codec's is not what it was before."""
+    coded = stream.codec_context.sample_aspect_ratio
+    aspect = (stream.sample_aspect_ratio if before in (None, coded) else None) or coded or Fraction(1)
+    return float(aspect if 0.1 < aspect < 10 else 1)
 
 
 def _duration(container: "InputContainer", stream: "VideoStream") -> float | None:
@@ -200,56 +274,29 @@ def _duration(container: "InputContainer", stream: "VideoStream") -> float | Non
     return container.duration / 1e6 if container.duration and len(container.streams) == 1 else None
 
 
-def _decode_pyav(file: BinaryIO, size: tuple[int, int]) -> Iterator[TimedFrame]:
+def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int, int]) -> Iterator[TimedFrame]:
+    """Frames in order; at the end it is checked that it is the end."""
+    from av.video.reformatter import VideoReformatter
+
+    convert = VideoReformatter()
     with _open(file) as (container, stream):
-        time = 0.0
-        for frame in container.decode(stream):
-            if frame.is_corrupt:
-                raise BadDataError("corrupt", f"the decoder marks the frame at {time:.2f} s as damaged")
-            time = frame.time if frame.time is not None else time
-            yield TimedFrame(time, partial(_upright, frame, size))
+        first = end = 0.0
 
+        def frames() -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
+            nonlocal first, end
+            aspect: Fraction | None = None
+            for number, frame in enumerate(container.decode(stream)):
+                time = frame.time if info.timed else None
+                if frame.is_corrupt:
+                    raise BadDataError("corrupt", f"the decoder marks frame {number} as damaged")
+                aspect = aspect or stream.codec_context.sample_aspect_ratio
+                shown = partial(upright, frame, convert, size, _aspect(stream, aspect), info.display)
+                if time is not None:
+                    base = frame.time_base
+                    first = min(first, time) if number else time
+                    end = max(end, time + (float(frame.duration * base) if frame.duration and base else 1 / native))
+                yield time, shown
+            if info.timed:
+                _check_end(info, first, end)
 
-def _upright(frame: "VideoFrame", size: tuple[int, int]) -> NDArray[np.uint8]:
-    import av
-
-    quarters = round(frame.rotation / 90) % 4
-    height, width = size if quarters % 2 == 0 else size[::-1]
-    try:
-        pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BILINEAR")
-    except av.FFmpegError as error:
-        raise BadDataError("corrupt", f"a frame can't be converted to RGB: {_reason(error)}") from error
-    return np.ascontiguousarray(np.rot90(pixels, quarters), np.uint8)
-
-
-def _decode_decord(file: BinaryIO, info: VideoInfo, size: tuple[int, int]) -> Iterator[TimedFrame]:
-    from decord import VideoReader, logging
-
-    logging.set_level(logging.QUIET)
-    file.seek(0)
-    name = getattr(file, "name", None)
-    # a path when there is one that it can take: of a file object it reads all into memory
-    plain = isinstance(name, str) and name.isprintable() and os.path.isabs(name)  # noqa: PTH117
-    # with more threads it loses packets of VP9 ("Error sending packet")
-    with _decord_errors("unsupported_codec", f"decord can't open {info.codec}: use the pyav backend"):
-        reader: Any = VideoReader(name if plain else file, height=size[0], width=size[1], num_threads=1)
-        times = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0].tolist()
-    if times and min(times) < 0:  # its times count the frames that an edit list cuts off, its indices don't
-        raise BadDataError("unsupported_edit_list", "decord misplaces its frames: use the pyav backend")
-
-    def pixels(index: int) -> NDArray[np.uint8]:
-        with _decord_errors("undecodable", f"decord failed at frame {index} of {info.codec}: try the pyav backend"):
-            return np.asarray(reader[index].asnumpy(), np.uint8)
-
-    for index, time in enumerate(times):
-        yield TimedFrame(time, partial(pixels, index))
-
-
-@contextmanager
-def _decord_errors(reason: str, detail: str) -> Iterator[None]:
-    from decord._ffi.base import DECORDError
-
-    try:
-        yield
-    except DECORDError as error:
-        raise BadDataError(reason, detail) from error
+        yield from in_order(frames(), native, lambda: REORDERED if stream.codec_context.has_b_frames else 0)

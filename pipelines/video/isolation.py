@@ -39,7 +39,7 @@ Kind = Literal["info", "frame", "times", "done", "bad", "read", "error"]
 
 @contextmanager
 def decoding(
-    file: SourceFile, *, fps: float, short_side: int, backend: str
+    file: SourceFile, *, fps: float, short_side: int, backend: str, min_steps: int = 1
 ) -> Iterator[tuple[float, Iterator[NDArray[np.uint8]]]]:
     """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video.decode`.
 
@@ -48,13 +48,14 @@ def decoding(
         fps: most frames per second; slower videos keep their rate.
         short_side: most pixels of the shorter side.
         backend: the decoder.
+        min_steps: frames below which a video is too short; one that has them only at its own rate keeps it.
 
     Raises:
         BadDataError: as `probe` and `steady_frames` do; "decoder_crashed", "decoder_hung".
         OSError: when the file can't be read.
     """
     with _borrowed() as child:
-        messages = child.ask(file, job="frames", fps=fps, short_side=short_side, backend=backend)
+        messages = child.ask(file, job="frames", fps=fps, short_side=short_side, backend=backend, min_steps=min_steps)
         facts, _ = next(messages)
         shape = (*facts["size"], 3)
         yield (

@@ -16,6 +16,7 @@ from pipelines.video.isolation import Kind
 _MAX_BYTES = 4 << 30
 """Memory that one file may take."""
 _CHUNK = 1 << 20
+"""Bytes asked of the parent at once: demuxers read in small steps, and each question costs two messages."""
 
 
 class Parent:
@@ -61,10 +62,10 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """As many bytes as there are."""
-        wanted = min(len(buffer), max(0, self._size - self._position))
-        if not wanted:
+        size = min(len(buffer), max(0, self._size - self._position))
+        if not size:
             return 0
-        self._parent.tell("read", offset=self._position, length=wanted)
+        self._parent.tell("read", offset=self._position, length=size)
         data = self._parent.hear()
         buffer[: len(data)] = data
         self._position += len(data)
@@ -104,7 +105,7 @@ def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
     from pipelines.video.decode import probe, steady_frames
 
     info = probe(file)
-    rate, size = min(job["fps"], info.rate), info.size(job["short_side"])
+    rate, size = info.steps_per_second(job["fps"], job["min_steps"]), info.size(job["short_side"])
     parent.tell("info", rate=rate, size=size)
     for frame in steady_frames(file, info, rate=rate, size=size, backend=job["backend"]):
         parent.tell("frame", frame.data.cast("B"))

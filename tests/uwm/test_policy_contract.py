@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from batches import image_batch, with_masks
 from torch import Tensor
 
 from storage_schemas.errors import UserError
@@ -83,7 +84,7 @@ def batch(name: str, configure: MakeRun) -> Batch:
         pin=False,
     )
     normalizer = mixture_normalizer(members, config.data.action_dim, config.data.action_scale)
-    drawn = training_batch(next(iter(source)), config.data, normalizer, seed=0, device=torch.device("cpu"))
+    drawn = training_batch(next(iter(source)), config.data, normalizer, device=torch.device("cpu"))
     acts = drawn.action_mask.all(1)
     whole = drawn.next_mask.flatten(1).all(1)
     known, free = (torch.nonzero(rows & whole).flatten()[:2] for rows in (acts, ~drawn.action_mask.any(1)))
@@ -93,7 +94,7 @@ def batch(name: str, configure: MakeRun) -> Batch:
 
 def take(batch: Batch, rows: Tensor) -> Batch:
     names = ("obs", "obs_mask", "next_obs", "next_mask", "action", "action_mask")
-    return Batch(**{name: getattr(batch, name)[rows] for name in names})
+    return image_batch(**{name: getattr(batch, name)[rows] for name in names})
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -208,7 +209,7 @@ def test_all_randomness_comes_from_the_generator(name: str, awake: Policy, batch
 def test_action_free_samples_change_no_action_loss_and_no_gradient(name: str, awake: Policy, batch: Batch) -> None:
     free = ~batch.action_mask.any(dim=1)
     assert free.tolist() == [False, True, False, True]
-    actions_only = replace(batch, next_mask=torch.zeros_like(batch.next_mask))
+    actions_only = with_masks(batch, next_mask=torch.zeros_like(batch.next_mask))
     rows = free[:, None, None, None, None, None]
     other = replace(actions_only, obs=torch.where(rows, 1 - actions_only.obs, actions_only.obs))
     assert awake.loss(actions_only, draws()).logs["action_loss"] > 0
@@ -216,7 +217,7 @@ def test_action_free_samples_change_no_action_loss_and_no_gradient(name: str, aw
     one, two = gradients(awake, actions_only), gradients(awake, other)
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, atol=1e-7, rtol=1e-5)
-    silent = replace(actions_only, action_mask=torch.zeros_like(batch.action_mask))
+    silent = with_masks(actions_only, action_mask=torch.zeros_like(batch.action_mask))
     assert awake.loss(silent, draws()).loss == 0
     assert not any(value.any() for value in gradients(awake, silent).values())
 
@@ -226,6 +227,7 @@ def test_what_is_unknown_is_never_looked_at(name: str, awake: Policy, batch: Bat
     batch.obs_mask[2, 1] = False
     batch.next_mask[2, 1] = False
     batch.next_mask[3, :, 1] = False
+    batch = with_masks(batch)
 
     def scramble(values: Tensor, mask: Tensor) -> Tensor:
         return torch.where(mask.view(*mask.shape, *[1] * (values.dim() - mask.dim())), values, torch.nan)

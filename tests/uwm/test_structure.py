@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from uwm.data.batch import Batch
-from uwm.eval.setup import open_bench
+from uwm.eval.setup import open_evaluation_setup
 from uwm.policy import Mode, Policy, Sample
 from uwm.recipes import apply_overrides, get_recipe
 from uwm.train.trainer import train
@@ -142,9 +142,11 @@ def _train(folder: Path, *settings: str) -> Path:
 
 
 def _ask(checkpoint: Path, store: str) -> Asked:
-    bench = open_bench(str(checkpoint), store, version=None, split="val", collections=(), samples=128, device="cpu")
-    ((_, batch),) = bench.batches(128)
-    return Asked(policy=bench.policy, batch=batch)
+    setup = open_evaluation_setup(
+        str(checkpoint), store, version=None, split="val", collections=(), samples=128, device="cpu"
+    )
+    ((_, batch),) = setup.batches(128)
+    return Asked(policy=setup.policy, batch=batch)
 
 
 def _action(sample: Sample) -> Tensor:

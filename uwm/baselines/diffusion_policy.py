@@ -84,16 +84,16 @@ class DiffusionPolicy(TokenizedPolicy):
             batch: see `Batch`.
             generator: source of timesteps and noise.
         """
-        encoded, known, share = self.encode_batch(batch), batch.action_mask[:, :, None], batch.share
-        drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, share)
+        encoded, known, micro_batch = self.encode_batch(batch), batch.action_mask[:, :, None], batch.micro_batch
+        drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, micro_batch)
         timestep = drawn.to(batch.action.device)
         signal = self._signals[timestep]
-        action, target = noise_at(encoded.action, known, signal, self.diffusion.prediction, generator, share)
+        action, target = noise_at(encoded.action, known, signal, self.diffusion.prediction, generator, micro_batch)
         predicted = self.denoiser(action, timestep, encoded.cond)
         if self.diffusion.action_loss == "all":
-            loss = masked_mse(predicted, target, torch.ones_like(known))
+            loss = masked_mse(predicted, target, torch.ones_like(known), known.numel())
         else:
-            loss = masked_mse(predicted, target, known, batch.known_actions)
+            loss = masked_mse(predicted, target, known, micro_batch.known_actions)
         by_sample = sample_losses(predicted, target, known, None)
         return LossOutput(loss=loss, logs={"action_loss": loss.detach()}, action=by_sample)
 

@@ -100,16 +100,16 @@ class PADPolicy(TokenizedPolicy):
         """
         encoded, prediction = self.encode_batch(batch), self.diffusion.prediction
         known_action, known_next = encoded.action_mask[:, :, None], encoded.next_mask[:, :, None, :, None, None]
-        share = batch.share
-        drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, share)
+        micro_batch = batch.micro_batch
+        drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, micro_batch)
         timestep = drawn.to(batch.action.device)
         signal = self._signals[timestep]
-        action, action_target = noise_at(encoded.action, known_action, signal, prediction, generator, share)
+        action, action_target = noise_at(encoded.action, known_action, signal, prediction, generator, micro_batch)
         clean = encoded.latents - latent_reference(encoded.current, self.diffusion)
-        next_obs, next_target = noise_at(clean, known_next, signal, prediction, generator, share)
+        next_obs, next_target = noise_at(clean, known_next, signal, prediction, generator, micro_batch)
         action_out, next_out = self.transformer(encoded.current, action, next_obs, timestep, encoded.action_mask)
-        action_loss = masked_mse(action_out, action_target, known_action, batch.known_actions)
-        next_loss = masked_mse(next_out, next_target, known_next, batch.known_frames)
+        action_loss = masked_mse(action_out, action_target, known_action, micro_batch.known_actions)
+        next_loss = masked_mse(next_out, next_target, known_next, micro_batch.known_frames)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
         return LossOutput(
             loss=action_loss + next_loss,

@@ -41,7 +41,7 @@ class S3Result:
 
 def bench_s3(content: Sequence[Episode]) -> S3Result:
     """Read shuffled batches from an emulator and count its answers. Needs moto (extra `s3`)."""
-    with _emulator() as address:
+    with emulator() as address:
         uri, cameras = f"s3://{_BUCKET}/data", tuple(content[0].frames)
         create_dataset(uri, DatasetSpec(cameras=cameras, action_dim=DROID_ACTION_DIM, val_percent=0))
         commit(uri, write_part(uri, content, run_id="bench"))
@@ -76,7 +76,7 @@ def _counts(address: str) -> dict[str, int]:
 
 
 @contextmanager
-def _emulator() -> Iterator[str]:
+def emulator() -> Iterator[str]:
     """The address of an emulator with an empty bucket, and the AWS_* variables that lead to it."""
     command = [sys.executable, "-m", "uwm.benchmarks.emulator"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:

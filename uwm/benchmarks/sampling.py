@@ -16,10 +16,13 @@ from pathlib import Path
 
 import torch
 
+from storage_schemas.store.latents import DRAWS
 from uwm.benchmarks.droid import droid_run, published_sizes
 from uwm.benchmarks.measure import Cost, Work, interleave
 from uwm.config import RunConfig, replace
-from uwm.data.batch import Batch
+from uwm.data.augment import evaluation_batch
+from uwm.data.batch import Batch, RawBatch
+from uwm.data.normalize import ActionNormalizer
 from uwm.model.uwm import Encoded, UWMPolicy
 from uwm.policy import Mode, Sample
 
@@ -127,14 +130,20 @@ def _twin(policy: UWMPolicy, **settings: object) -> UWMPolicy:
 def _batch(config: RunConfig, size: int) -> Batch:
     data, draw = config.data, torch.Generator().manual_seed(0)
     views, (height, width) = len(data.cameras), data.crop
-    return Batch(
-        obs=torch.rand(size, views, data.obs_frames, 3, height, width, generator=draw),
-        obs_mask=torch.ones(size, views, data.obs_frames, dtype=torch.bool),
-        next_obs=torch.rand(size, views, data.next_frames, 3, height, width, generator=draw),
-        next_mask=torch.ones(size, views, data.next_frames, dtype=torch.bool),
+    frames, place = data.obs_frames + data.next_frames, torch.zeros(size, dtype=torch.int64)
+    raw = RawBatch(
+        frames=torch.randint(256, (size, views, frames, 3, height, width), dtype=torch.uint8, generator=draw),
+        view_mask=torch.ones(size, views, frames, dtype=torch.bool),
         action=torch.rand(size, data.action_steps, data.action_dim, generator=draw) * 2 - 1,
         action_mask=torch.ones(size, data.action_steps, dtype=torch.bool),
+        dataset=place,
+        episode=place,
+        step=place,
+        position=place,
+        draws=torch.full((size, views, DRAWS), 0.5),
+        latents=torch.zeros(size, views, 0, 0, 0, 0),
     )
+    return evaluation_batch(raw, data, ActionNormalizer.identity(data.action_dim), device=torch.device("cpu"))
 
 
 def _generator() -> torch.Generator:

@@ -104,7 +104,7 @@ def _measure(config: RunConfig, recipe: str, batch: int, rounds: int) -> StepRes
 
 def _loss(policy: UWMPolicy, raw: RawBatch, config: RunConfig) -> LossOutput:
     identity, device = ActionNormalizer.identity(config.data.action_dim), torch.device("cpu")
-    batch = training_batch(raw, config.data, identity, seed=0, device=device)
+    batch = training_batch(raw, config.data, identity, device=device)
     return policy.loss(batch, step_generator(0, 0, device))
 
 

@@ -1,19 +1,17 @@
 """From raw samples to what a policy takes: crop, colour jitter, normalized actions.
 
-The random numbers of a sample depend on the run's seed and the sample's place in the run's order, so
-they are the same in any batch, on any device and after any resume.
+The loader draws a sample's random numbers from the run's seed and the sample's place in the run's order, so they are
+the same in any batch, on any device and after any resume.
 
 Dimension letters: B batch, V views, F = O + N frames, H0 and W0 the loader's image size, H and W the
 model's.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from storage_schemas.store.latents import DRAWS
 from uwm.config import DataConfig
-from uwm.data.batch import Batch, RawBatch
+from uwm.data.batch import Batch, MicroBatch, RawBatch, whole_step
 from uwm.data.normalize import ActionNormalizer
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -21,7 +19,12 @@ _LUMA = (0.299, 0.587, 0.114)
 
 
 def training_batch(
-    raw: RawBatch, config: DataConfig, normalizer: ActionNormalizer, *, seed: int, device: torch.device
+    raw: RawBatch,
+    config: DataConfig,
+    normalizer: ActionNormalizer,
+    *,
+    device: torch.device,
+    micro_batch: MicroBatch | None = None,
 ) -> Batch:
     """Augment and normalize a batch for training.
 
@@ -33,21 +36,20 @@ def training_batch(
         raw: samples on the CPU.
         config: crop, jitter and what is random.
         normalizer: of the actions.
-        seed: of the run.
         device: where the batch shall lie.
+        micro_batch: which part of its step the batch is; all of it by default.
     """
+    part = micro_batch or whole_step(raw, config.obs_frames)
     if config.augmentation == "none":
-        return evaluation_batch(raw, config, normalizer, device=device)
-    views = raw.frames.shape[1]
-    draws = uniform_draws(seed, raw.position, (views, DRAWS)) if raw.draws is None else raw.draws  # (B, V, 5)
-    if config.augmentation == "batch":
-        draws = draws[:1, :1].expand_as(draws)
-    return _batch(raw, augment(raw.frames, draws, config, device), config, normalizer)
+        return _batch(raw, centre(raw.frames, config, device), config, normalizer, part)
+    draws = raw.draws[:1, :1].expand_as(raw.draws) if config.augmentation == "batch" else raw.draws
+    return _batch(raw, augment(raw.frames, draws, config, device), config, normalizer, part)
 
 
 def evaluation_batch(raw: RawBatch, config: DataConfig, normalizer: ActionNormalizer, *, device: torch.device) -> Batch:
-    """The same without randomness: centre crop, colours as they are."""
-    return _batch(raw, centre(raw.frames, config, device), config, normalizer)
+    """A batch that is measured, without randomness: centre crop, colours as they are."""
+    images = centre(raw.frames, config, device)
+    return _batch(raw, images, config, normalizer, whole_step(raw, config.obs_frames))
 
 
 def augment(frames: Tensor, draws: Tensor, config: DataConfig, device: torch.device) -> Tensor:
@@ -73,12 +75,6 @@ def centre(frames: Tensor, config: DataConfig, device: torch.device) -> Tensor:
     """Centre crops of frames (B, V, F, 3, H0, W0) uint8: (B, V, F, 3, H, W) float32 in [0, 1]."""
     middle = torch.full((*frames.shape[:2], 2), 0.5)
     return _crop(frames.to(device, non_blocking=True), _offsets(middle, frames, config.crop))
-
-
-def uniform_draws(seed: int, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Random numbers that belong to samples: (B,) int64 places -> (B, *shape) float32 in [0, 1)."""
-    rows = [np.random.default_rng((seed, place)).random(shape, np.float32) for place in positions.tolist()]
-    return torch.from_numpy(np.stack(rows))
 
 
 def jitter_colours(images: Tensor, factors: Tensor) -> Tensor:
@@ -126,14 +122,16 @@ def _crop(frames: Tensor, boxes: list[list[list[int]]]) -> Tensor:
     return images.div_(255)
 
 
-def _batch(raw: RawBatch, images: Tensor, config: DataConfig, normalizer: ActionNormalizer) -> Batch:
+def _batch(
+    raw: RawBatch, images: Tensor, config: DataConfig, normalizer: ActionNormalizer, micro_batch: MicroBatch
+) -> Batch:
     device = images.device
     view_mask = raw.view_mask.to(device, non_blocking=True)
     images = images.mul_(view_mask[:, :, : images.shape[2], None, None, None])  # contrast may have lit what is masked
     known = raw.action_mask[..., None]
     action = normalizer.normalize(raw.action).where(known, 0.0)  # small, and on the CPU it waits for nothing
     seen = config.obs_frames
-    latents = None if raw.latents is None else raw.latents.to(device, non_blocking=True).float()
+    latents = raw.latents.to(device, non_blocking=True).float()
     return Batch(
         obs=images[:, :, :seen],
         obs_mask=view_mask[:, :, :seen],
@@ -141,7 +139,12 @@ def _batch(raw: RawBatch, images: Tensor, config: DataConfig, normalizer: Action
         next_mask=view_mask[:, :, seen:],
         action=action.to(device, non_blocking=True),
         action_mask=raw.action_mask.to(device, non_blocking=True),
-        obs_latents=None if latents is None else latents[:, :, :seen],
-        next_latents=None if latents is None else latents[:, :, seen:],
+        obs_latents=latents[:, :, :seen],
+        next_latents=latents[:, :, seen:],
         view_mask=raw.view_mask,
+        dataset=raw.dataset,
+        episode=raw.episode,
+        step=raw.step,
+        position=raw.position,
+        micro_batch=micro_batch,
     )

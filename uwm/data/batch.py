@@ -1,10 +1,9 @@
 """What flows from the loader to the loss.
 
 Dimension letters: B batch, V views, F = O + N frames (O observation, N next), S action steps, A action
-dimensions, H0 and W0 the loader's image size, H and W the model's.
+dimensions, H0 and W0 the loader's image size, H and W the model's, C latent channels, h and w latent size.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -23,42 +22,46 @@ class RawBatch:
     dataset: Tensor  # (B,) int64, index into the mixture
     episode: Tensor  # (B,) int64, row in that dataset's version
     step: Tensor  # (B,) int64, current step
-    position: Tensor  # (B,) int64, place in the run's sample order; it seeds the sample's augmentation
-    latents: Tensor | None = None
-    """(B, V, F, C, h, w) float16, cached; zero where masked. `frames` then holds the observation frames only."""
-    draws: Tensor | None = None
-    """(B, V, 5) in [0, 1): the augmentation that the latents were made with, instead of one by `position`."""
+    position: Tensor  # (B,) int64, place in the run's sample order
+    draws: Tensor  # (B, V, 5) in [0, 1): row, column, brightness, contrast, saturation of the view's augmentation
+    latents: Tensor  # (B, V, F, C, h, w) float16, zero where masked: cached, with O frames in `frames`; or F = 0
 
-    def to(self, device: torch.device) -> "RawBatch":
-        """The batch on `device`; from pinned memory the copy does not block."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+    def __len__(self) -> int:
+        return len(self.action)
 
     def pin_memory(self) -> "RawBatch":
         """The batch in page-locked memory (called by torch's DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "RawBatch":
-        held = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: change(value) for name, value in held.items() if value is not None})
+        return replace(self, **{field.name: getattr(self, field.name).pin_memory() for field in fields(self)})
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepShare:
-    """Which part of an optimizer step's samples a batch holds, when there are several of equal size.
+class MicroBatch:
+    """Which part of an optimizer step's samples a batch holds: all of them, or one of several parts of equal size.
 
-    Processes and gradient accumulation divide a step. Its loss is the mean of its shares' losses, so a mean over what
-    is known must be over the known elements of an average share: then all together give the mean over the whole step,
-    however unevenly the known elements are spread. Noise is drawn for the whole step, and each share takes its rows.
+    Processes and gradient accumulation divide a step. Its loss is the mean of its micro-batches' losses, so a mean over
+    what is known must be over the known elements of an average one: then all together give the mean over the whole
+    step, however unevenly the known elements are spread. Noise is drawn for the whole step, and each takes its rows.
     """
 
     first: int
     """Place of the batch's first sample in the step."""
     samples: int
-    """Of the whole step."""
+    """Number of samples of the whole step."""
     known_actions: float
-    """Known actions of an average share."""
+    """Known actions of an average micro-batch."""
     known_frames: float
-    """Known next-observation frames of an average share, over all views."""
+    """Known next-observation frames of an average micro-batch, over all views."""
+
+
+def whole_step(raw: RawBatch, obs_frames: int) -> MicroBatch:
+    """A batch that is a step by itself."""
+    actions, frames = known_counts(raw, obs_frames)
+    return MicroBatch(first=0, samples=len(raw), known_actions=actions, known_frames=frames)
+
+
+def known_counts(raw: RawBatch, obs_frames: int) -> tuple[int, int]:
+    """Known actions and known next-observation frames of a batch."""
+    return int(raw.action_mask.sum()), int(raw.view_mask[:, :, obs_frames:].sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,35 +70,27 @@ class Batch:
 
     obs: Tensor  # (B, V, O, 3, H, W) float32 in [0, 1]; zero where masked
     obs_mask: Tensor  # (B, V, O) bool
-    next_obs: Tensor  # (B, V, N, 3, H, W) float32 in [0, 1]; zero where masked
+    next_obs: Tensor  # (B, V, N, 3, H, W) float32 in [0, 1], zero where masked; N = 0 when latents are cached
     next_mask: Tensor  # (B, V, N) bool: known, and inside the episode
     action: Tensor  # (B, S, A) float32, normalized to [-1, 1]; zero where unknown
     action_mask: Tensor  # (B, S) bool
-    obs_latents: Tensor | None = None  # (B, V, O, C, h, w) float32, cached; zero where masked
-    next_latents: Tensor | None = None  # (B, V, N, C, h, w); next_obs then holds no frames
-    view_mask: Tensor | None = None  # (B, V, O + N) bool: both masks on the host, so that nothing waits for the device
-    share: StepShare | None = None  # None: the batch is all of its step
+    obs_latents: Tensor  # (B, V, O, C, h, w) float32, zero where masked: cached; or O = 0
+    next_latents: Tensor  # (B, V, N, C, h, w) float32, zero where masked: cached; or N = 0
+    view_mask: Tensor  # (B, V, O + N) bool: both masks on the host, so that nothing waits for the device
+    dataset: Tensor  # (B,) int64 on the host, as in `RawBatch`; so are the next three
+    episode: Tensor
+    step: Tensor
+    position: Tensor
+    micro_batch: MicroBatch
 
     def __len__(self) -> int:
         return len(self.action)
 
-    @property
-    def known_actions(self) -> float | None:
-        """Known actions of an average share of the step; None when the batch is all of it."""
-        return self.share.known_actions if self.share else None
-
-    @property
-    def known_frames(self) -> float | None:
-        """Known next-observation frames of an average share of the step; None when the batch is all of it."""
-        return self.share.known_frames if self.share else None
-
     def known_places(self) -> tuple[Tensor, Tensor]:
         """(M,) int64 of the known frames in the flattened obs and next_obs, on the batch's device."""
-        if self.view_mask is None:
-            return known_index(self.obs_mask), known_index(self.next_mask)
         seen, device = self.obs_mask.shape[2], self.obs_mask.device
-        host = (self.view_mask[:, :, :seen].numpy(), self.view_mask[:, :, seen:].numpy())
-        obs, following = (torch.from_numpy(np.flatnonzero(mask)).to(device, non_blocking=True) for mask in host)
+        masks = (self.view_mask[:, :, :seen].numpy(), self.view_mask[:, :, seen:].numpy())
+        obs, following = (torch.from_numpy(np.flatnonzero(mask)).to(device, non_blocking=True) for mask in masks)
         return obs, following
 
 

@@ -66,6 +66,7 @@ class SegmentReader:
         latents: cached latents of each dataset, when training runs on them: then only the observation frames are
             read as images.
         actions: of each dataset in shared memory; None reads them from the store.
+        seed: of the run; with a sample's place it gives the sample's augmentation.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SegmentReader:
         config: DataConfig,
         latents: Sequence[LatentStore] = (),
         actions: Sequence[ActionTable | None] = (),
+        seed: int = 0,
     ) -> None:
         self._datasets = tuple(datasets)
         self._config = config
@@ -81,6 +83,7 @@ class SegmentReader:
         self._views = tuple(_views(dataset, config) for dataset in datasets)
         self._latents = tuple(latents)
         self._actions = tuple(actions) or (None,) * len(self._datasets)
+        self._seed = seed
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """(B, V, F, H0, W0, 3) of the frames of so many samples."""
@@ -104,7 +107,7 @@ class SegmentReader:
         else:
             pixels = pixels[:, :, :0]
         action, action_mask = self._read_actions(picks)
-        latents, draws = self._read_latents(samples) if self._latents else (None, None)
+        latents, draws = self._read_latents(samples) if self._latents else self._draw(samples)
         return RawBatch(
             frames=pixels.permute(0, 1, 2, 5, 3, 4),
             view_mask=torch.from_numpy(view_mask),
@@ -193,6 +196,12 @@ class SegmentReader:
                 action[row, known] = found[known]
         return action, mask
 
+    def _draw(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
+        """No latents, and the draws (B, V, 5) of samples that are augmented as they are read."""
+        shape = len(self._config.cameras), DRAWS
+        draws = uniform_draws(self._seed, [sample.pick.position for sample in samples], shape)
+        return torch.zeros(len(samples), shape[0], 0, 0, 0, 0, dtype=torch.float16), draws
+
     def _read_latents(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
         """Latents (B, V, F, C, h, w) float16 and the draws (B, V, 5) that they were augmented with."""
         views, frames = samples[0].mask.shape
@@ -206,6 +215,12 @@ class SegmentReader:
             draws[row, ours] = store.augmentation(pick.segment.episode, variant)[theirs]
             store.read(pick.segment.episode, variant, sample.steps, ours, theirs, sample.mask, latents[row])
         return torch.from_numpy(latents), torch.from_numpy(draws)
+
+
+def uniform_draws(seed: int, positions: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Random numbers that belong to places in the sample order: (B, *shape) float32 in [0, 1)."""
+    rows = [np.random.default_rng((seed, position)).random(shape, np.float32) for position in positions]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _spec_for(dataset: Store, config: DataConfig) -> SegmentSpec:

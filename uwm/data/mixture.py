@@ -146,6 +146,17 @@ def open_mixture(config: DataConfig) -> tuple[Member, ...]:
     return tuple(open_member(ref, config) for ref in config.datasets)
 
 
+def check_actions(members: Sequence[Member], action_dim: int) -> None:
+    """Raises UserError when a dataset has known actions of another dimension than the run takes."""
+    for member in members:
+        own = member.dataset.spec.action_dim
+        if own != action_dim and member.action_steps(own):
+            raise UserError(
+                f"{member.ref.uri} version {member.dataset.version} has {own}-dim actions, the run takes {action_dim}: "
+                f"set data.action_dim={own}, or choose another dataset"
+            )
+
+
 def mixture_sampler(members: Sequence[Member], seed: int) -> MixtureSampler:
     """The order of all samples of a run."""
     samplers = [member.sampler((seed, number)) for number, member in enumerate(members)]

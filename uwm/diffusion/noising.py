@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from uwm.config import DiffusionConfig
-from uwm.data.batch import StepShare
+from uwm.data.batch import MicroBatch
 from uwm.diffusion.noise import rand_rows, randint_rows, randn_rows
 from uwm.diffusion.schedule import absent_timestep, add_noise, clean_timestep, target
 from uwm.policy import SampleLosses
@@ -22,18 +22,13 @@ class Noised:
     present: Tensor  # (B,) bool: the network gets to see it
     counted: Tensor  # bool, broadcasts over the target: what counts in the loss
     known: Tensor  # bool, of the shape of `counted`: what could count
-    kept: float  # share of the samples that count, on average
+    kept: float  # part of the samples that count, on average
 
-    def count(self, known: float | None) -> Tensor | float | None:
-        """What the loss is divided by: what counts, or on average when that depends on chance; see `masked_mse`.
+    def count(self, known: float) -> float:
+        """How many elements count on average, of so many known ones; see `masked_mse`.
 
         The chance of all processes is not known to one. With an average, together they have the loss of the whole step.
-
-        Args:
-            known: how many of an average share are known, when the step is divided.
         """
-        if known is None:
-            return None if self.kept == 1 else self.known.sum() * self.kept
         return known * self.kept
 
 
@@ -44,9 +39,9 @@ def noise_modality(
     generator: torch.Generator,
     config: DiffusionConfig,
     signals: Tensor,
+    micro_batch: MicroBatch,
     dropped: float = 0.0,
     given: float = 0.0,
-    share: StepShare | None = None,
 ) -> Noised:
     """Noise a modality; what is unknown becomes pure noise, and a sample that knows nothing is marked absent.
 
@@ -56,21 +51,21 @@ def noise_modality(
         generator: source of timesteps, noise and of what is dropped or given.
         config: conventions.
         signals: (T,) `signal_table`.
+        micro_batch: which part of a step the samples are.
         dropped: share of the samples that are made absent.
         given: share of the samples that the network sees clean, and marked so; there is nothing to predict in them.
-        share: which part of a step the samples are.
     """
-    drawn = randint_rows(config.train_timesteps, len(clean), generator, share).to(clean.device)
+    drawn = randint_rows(config.train_timesteps, len(clean), generator, micro_batch).to(clean.device)
     present = known.flatten(1).any(1)
     if dropped:
-        present = present & (rand_rows(len(clean), generator, share).to(clean.device) >= dropped)
+        present = present & (rand_rows(len(clean), generator, micro_batch).to(clean.device) >= dropped)
     # Training marks absence with the last timestep, whatever sampling does, unless there is a marker for it.
     absent = absent_timestep(config) if config.absent_embedding else config.train_timesteps - 1
     timestep = torch.where(present, drawn, absent)
     shown = counted = known & _wide(present, known)
-    noisy, goal = noise_at(clean, shown, signals[drawn], config.prediction, generator, share)
+    noisy, goal = noise_at(clean, shown, signals[drawn], config.prediction, generator, micro_batch)
     if given:
-        bare = present & (rand_rows(len(clean), generator, share).to(clean.device) < given)
+        bare = present & (rand_rows(len(clean), generator, micro_batch).to(clean.device) < given)
         timestep = timestep.masked_fill(bare, clean_timestep(config))
         noisy = torch.where(shown & _wide(bare, known), clean, noisy)
         counted = shown & ~_wide(bare, known)
@@ -91,7 +86,7 @@ def noise_at(
     signal: Tensor,
     prediction: str,
     generator: torch.Generator,
-    share: StepShare | None = None,
+    micro_batch: MicroBatch,
 ) -> tuple[Tensor, Tensor]:
     """One modality at given timesteps; what is unknown becomes pure noise.
 
@@ -101,31 +96,29 @@ def noise_at(
         signal: (B,) a_t of each sample.
         prediction: what the network is to predict, see `target`.
         generator: source of the noise.
-        share: which part of a step the samples are.
+        micro_batch: which part of a step the samples are.
 
     Returns:
         The noisy samples and what is to be predicted, both (B, ...).
     """
-    noise = randn_rows(clean, generator, share)
+    noise = randn_rows(clean, generator, micro_batch)
     noisy = torch.where(known, add_noise(clean, noise, signal), noise)
     return noisy, target(clean, noise, signal, prediction)
 
 
-def masked_mse(output: Tensor, target: Tensor, known: Tensor, count: Tensor | float | None = None) -> Tensor:
+def masked_mse(output: Tensor, target: Tensor, known: Tensor, count: float) -> Tensor:
     """Mean over the known elements; 0 when there is none.
 
     Args:
         output: predicted.
         target: of the same shape.
         known: bool, broadcasts over the target.
-        count: how many of `known` to divide by, when it is not those of this batch (see `StepShare`).
+        count: how many elements of `known` to divide by: those of an average micro-batch (see `MicroBatch`).
     """
     weight = known.expand_as(target)
     error = torch.where(weight, output.float() - target, 0.0).square()
-    if count is None:
-        return error.sum() / weight.sum().clamp(min=1)
-    elements = torch.as_tensor(count, device=error.device) * (target.numel() / known.numel())
-    return error.sum() / torch.where(elements > 0, elements, 1.0)
+    elements = count * (target.numel() / known.numel())  # a number of the host's: the device is not waited for
+    return error.sum() / (elements or 1.0)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from uwm.eval.files import ExampleArrays
 from uwm.eval.result import ActionProfile, Estimate, Metric, ModeName, Score, compare, estimate
 
 
-class Tally:
+class ErrorAccumulator:
     """One number per segment for the model and for a baseline, by what is measured."""
 
     def __init__(self) -> None:
@@ -76,26 +76,26 @@ def _rows(known: Tensor, episodes: NDArray[np.int64], *values: Tensor) -> NDArra
     return kept
 
 
-class Album:
-    """What a few segments look like.
+class ExampleCollector:
+    """Collects what a few segments look like.
 
     Args:
-        kept: (E,) their places among all segments.
+        places: (E,) where they stand among all segments, ascending.
     """
 
-    def __init__(self, kept: NDArray[np.int64]) -> None:
-        self.kept = kept
+    def __init__(self, places: NDArray[np.int64]) -> None:
+        self.places = places
         self._arrays: dict[str, NDArray[np.generic]] = {}
 
     def add(self, name: str, values: Tensor, places: NDArray[np.int64]) -> None:
         """Keep the rows of `values` (B, ...), at `places` (B,), that belong to kept segments."""
-        rows = np.flatnonzero(np.isin(places, self.kept))
+        rows = np.flatnonzero(np.isin(places, self.places))
         if not len(rows):
             return
         found = values[torch.from_numpy(rows).to(values.device)].cpu().numpy()
         if name not in self._arrays:
-            self._arrays[name] = np.zeros((len(self.kept), *found.shape[1:]), found.dtype)
-        self._arrays[name][np.searchsorted(self.kept, places[rows])] = found
+            self._arrays[name] = np.zeros((len(self.places), *found.shape[1:]), found.dtype)
+        self._arrays[name][np.searchsorted(self.places, places[rows])] = found
 
     def add_frames(self, name: str, images: Tensor, places: NDArray[np.int64]) -> None:
         """Keep the last of the frames (B, V, N, 3, H, W) in [0, 1] as bytes, channels last."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from uwm.data.batch import Batch
 from uwm.eval import metrics
 from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION, copied_frames
-from uwm.eval.error_accumulator import Album, Tally
+from uwm.eval.error_accumulator import ErrorAccumulator, ExampleCollector
 from uwm.eval.files import save_evaluation
 from uwm.eval.result import Evaluation, Metric, ModeName, Settings
-from uwm.eval.setup import Asker, Bench, open_bench, spread
+from uwm.eval.setup import EvaluationSetup, ModeSampler, open_evaluation_setup, spread
 from uwm.policy import Mode
 
 ORDER: tuple[Mode, ...] = (Mode.FORWARD, Mode.INVERSE, Mode.POLICY, Mode.VIDEO, Mode.JOINT)
@@ -72,7 +72,7 @@ def evaluate(
             the checkpoint predicts numbers that are not finite.
     """
     started = time.monotonic()
-    bench = open_bench(
+    setup = open_evaluation_setup(
         checkpoint,
         dataset_uri,
         version=version,
@@ -82,74 +82,76 @@ def evaluate(
         device=device,
         steps=steps,
     )
-    tally, album = Tally(), Album(spread(len(bench.segments), examples))
-    for places, batch in bench.batches(batch_size):
-        asker = Asker(bench.policy, batch, (seed, int(places[0])))
-        _measure(_scene(bench, batch, places, tally, album), asker)
+    errors, kept = ErrorAccumulator(), ExampleCollector(spread(len(setup.segments), examples))
+    for places, batch in setup.batches(batch_size):
+        sampler = ModeSampler(setup.policy, batch, (seed, int(places[0])))
+        _measure(_compared(setup, batch, places, errors, kept), sampler)
         if progress:
-            progress(int(places[-1]) + 1, len(bench.segments))
+            progress(int(places[-1]) + 1, len(setup.segments))
     evaluation = Evaluation(
-        settings=_settings(bench, split=split, seed=seed, batch_size=batch_size, requested=samples),
-        segments=len(bench.segments),
-        episodes=len({segment.episode for segment in bench.segments}),
-        short_episodes=bench.short_episodes,
-        scores=tally.scores(),
-        actions=tally.profiles(),
-        ceiling=tally.ceiling(),
-        examples=tuple(bench.example(int(place)) for place in album.kept),
+        settings=_settings(setup, split=split, seed=seed, batch_size=batch_size, requested=samples),
+        segments=len(setup.segments),
+        episodes=len({segment.episode for segment in setup.segments}),
+        short_episodes=setup.short_episodes,
+        scores=errors.scores(),
+        actions=errors.profiles(),
+        ceiling=errors.ceiling(),
+        examples=tuple(setup.example(int(place)) for place in kept.places),
         seconds=time.monotonic() - started,
     )
     if out is None:
         return evaluation
-    return save_evaluation(out, evaluation, album.arrays(bench.physical(bench.mean_action)))
+    return save_evaluation(out, evaluation, kept.arrays(setup.physical(setup.mean_action)))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class ComparedBatch:
     """A batch, what every mode is compared with, and where the comparisons go."""
 
-    bench: Bench
+    setup: EvaluationSetup
     batch: Batch
-    places: NDArray[np.int64]  # (B,) among the bench's segments
+    places: NDArray[np.int64]  # (B,) among the setup's segments
     episodes: NDArray[np.int64]  # (B,)
     copied: Tensor  # (B, V, N, 3, H, W)
     frame_mask: Tensor  # (B, V, N): the truth and the copied frame are known
     mean_action: Tensor  # (B, S, A), normalized
-    tally: Tally
-    album: Album
+    errors: ErrorAccumulator
+    kept: ExampleCollector
 
     def add(self, key: tuple[ModeName, Metric, str], model: Tensor, reference: Tensor, known: Tensor) -> None:
         """Note what the model and a baseline reach (B,)."""
-        self.tally.add(key, model, reference, known=known, episodes=self.episodes)
+        self.errors.add(key, model, reference, known=known, episodes=self.episodes)
 
     def pixel_mse(self, images: Tensor) -> Tensor:
         """Mean squared error of images (B, V, N, 3, H, W) against the true ones, (B,)."""
         return metrics.pixel_mse(images, self.batch.next_obs, self.frame_mask)
 
 
-def _scene(bench: Bench, batch: Batch, places: NDArray[np.int64], tally: Tally, album: Album) -> Scene:
+def _compared(
+    setup: EvaluationSetup, batch: Batch, places: NDArray[np.int64], errors: ErrorAccumulator, kept: ExampleCollector
+) -> ComparedBatch:
     copied, frame_mask = copied_frames(batch)
-    return Scene(
-        bench=bench,
+    return ComparedBatch(
+        setup=setup,
         batch=batch,
         places=places,
-        episodes=np.array([bench.segments[place].episode for place in places]),
+        episodes=np.array([setup.segments[place].episode for place in places]),
         copied=copied,
         frame_mask=frame_mask,
-        mean_action=bench.mean_action.to(batch.action).expand_as(batch.action),
-        tally=tally,
-        album=album,
+        mean_action=setup.mean_action.to(batch.action).expand_as(batch.action),
+        errors=errors,
+        kept=kept,
     )
 
 
-def _measure(scene: Scene, asker: Asker) -> None:
+def _measure(compared: ComparedBatch, sampler: ModeSampler) -> None:
     """Ask every mode about a batch and note what comes out."""
-    _keep_truth(scene)
-    true_latents = asker.next_latents
-    still = None if true_latents is None else _still(scene, true_latents)
-    acts = metrics.known(scene.batch.action_mask)
-    whole = scene.batch.action_mask.all(dim=1)
-    sees = metrics.known(scene.frame_mask)
+    _keep_truth(compared)
+    true_latents = sampler.next_latents
+    copy = None if true_latents is None else _copy_baseline(compared, true_latents)
+    acts = metrics.known(compared.batch.action_mask)
+    whole = compared.batch.action_mask.all(dim=1)
+    sees = metrics.known(compared.frame_mask)
     asked = {
         Mode.FORWARD: whole & sees,
         Mode.INVERSE: acts & sees,
@@ -157,41 +159,41 @@ def _measure(scene: Scene, asker: Asker) -> None:
         Mode.VIDEO: sees,
         Mode.JOINT: sees,
     }
-    modes = [mode for mode in ORDER if mode in scene.bench.policy.modes and bool(asked[mode].any())]
-    samples = asker.ask(modes)
+    modes = [mode for mode in ORDER if mode in compared.setup.policy.modes and bool(asked[mode].any())]
+    samples = sampler.ask(modes)
     for mode in modes:
         sample = samples[mode]
         if sample.action is not None:
-            _measure_action(scene, mode, sample.action, asked[mode] & acts)
-        if sample.next_obs is not None and still is not None:
-            _measure_next(scene, mode, sample.next_obs, asked[mode], still)
+            _measure_action(compared, mode, sample.action, asked[mode] & acts)
+        if sample.next_obs is not None and copy is not None:
+            _measure_next(compared, mode, sample.next_obs, asked[mode], copy)
 
 
-def _keep_truth(scene: Scene) -> None:
-    batch, album, places = scene.batch, scene.album, scene.places
-    album.add_frames("current", scene.copied, places)
-    album.add("current_mask", batch.obs_mask[:, :, -1], places)
-    album.add_frames("true", batch.next_obs, places)
-    album.add("true_mask", batch.next_mask[:, :, -1], places)
-    album.add("action", scene.bench.physical(batch.action).where(batch.action_mask[..., None], 0.0), places)
-    album.add("action_mask", batch.action_mask, places)
+def _keep_truth(compared: ComparedBatch) -> None:
+    batch, kept, places = compared.batch, compared.kept, compared.places
+    kept.add_frames("current", compared.copied, places)
+    kept.add("current_mask", batch.obs_mask[:, :, -1], places)
+    kept.add_frames("true", batch.next_obs, places)
+    kept.add("true_mask", batch.next_mask[:, :, -1], places)
+    kept.add("action", compared.setup.physical(batch.action).where(batch.action_mask[..., None], 0.0), places)
+    kept.add("action_mask", batch.action_mask, places)
 
 
-def _measure_action(scene: Scene, mode: Mode, action: Tensor, known: Tensor) -> None:
+def _measure_action(compared: ComparedBatch, mode: Mode, action: Tensor, known: Tensor) -> None:
     """Compare actions (B, S, A) with the truth and with the mean action."""
-    true, mask, mean = scene.batch.action, scene.batch.action_mask, scene.mean_action
+    true, mask, mean = compared.batch.action, compared.batch.action_mask, compared.mean_action
     name: ModeName = mode.value
     for metric, error in ((Metric.ACTION_MSE, metrics.action_mse), (Metric.ACTION_L1, metrics.action_l1)):
-        scene.add((name, metric, MEAN_ACTION), error(action, true, mask), error(mean, true, mask), known)
-    physical, truth = scene.bench.physical(action), scene.bench.physical(true)
+        compared.add((name, metric, MEAN_ACTION), error(action, true, mask), error(mean, true, mask), known)
+    physical, truth = compared.setup.physical(action), compared.setup.physical(true)
     model = metrics.action_profile(physical, truth, mask)
-    reference = metrics.action_profile(scene.bench.physical(mean), truth, mask)
-    scene.tally.add_profile(name, model, reference, known)
-    scene.album.add(f"predicted/{name}", physical, scene.places)
+    reference = metrics.action_profile(compared.setup.physical(mean), truth, mask)
+    compared.errors.add_profile(name, model, reference, known)
+    compared.kept.add(f"predicted/{name}", physical, compared.places)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Still:
+class CopyBaseline:
     """The next observation, and the prediction that nothing moves, as the tokenizer sees them."""
 
     true: Tensor  # (B, V, C, N, h, w)
@@ -199,34 +201,34 @@ class Still:
     errors: Mapping[str, Tensor]  # baseline -> (B,) pixel MSE
 
 
-def _still(scene: Scene, true: Tensor) -> Still:
-    policy = scene.bench.policy
-    copied = policy.encode(scene.copied[:, :, :1])  # (B, V, C, 1, h, w)
-    shown = policy.decode(copied).expand_as(scene.copied)  # (B, V, N, 3, H, W)
+def _copy_baseline(compared: ComparedBatch, true: Tensor) -> CopyBaseline:
+    policy = compared.setup.policy
+    copied = policy.encode(compared.copied[:, :, :1])  # (B, V, C, 1, h, w)
+    shown = policy.decode(copied).expand_as(compared.copied)  # (B, V, N, 3, H, W)
     own = policy.decode(true)
-    ceiling = metrics.psnr(scene.pixel_mse(own))
-    scene.tally.add_ceiling(ceiling, known=metrics.known(scene.frame_mask), episodes=scene.episodes)
-    scene.album.add_frames("reconstruction", own, scene.places)
-    errors = {COPIED: scene.pixel_mse(scene.copied), COPIED_TOKENIZED: scene.pixel_mse(shown)}
-    return Still(true=true, copied=copied.expand_as(true), errors=errors)
+    ceiling = metrics.psnr(compared.pixel_mse(own))
+    compared.errors.add_ceiling(ceiling, known=metrics.known(compared.frame_mask), episodes=compared.episodes)
+    compared.kept.add_frames("reconstruction", own, compared.places)
+    errors = {COPIED: compared.pixel_mse(compared.copied), COPIED_TOKENIZED: compared.pixel_mse(shown)}
+    return CopyBaseline(true=true, copied=copied.expand_as(true), errors=errors)
 
 
-def _measure_next(scene: Scene, mode: Mode, latents: Tensor, known: Tensor, still: Still) -> None:
+def _measure_next(compared: ComparedBatch, mode: Mode, latents: Tensor, known: Tensor, copy: CopyBaseline) -> None:
     """Compare latents (B, V, C, N, h, w), and what they decode to, with the truth and with stillness."""
     name: ModeName = mode.value
-    model = metrics.latent_mse(latents, still.true, scene.frame_mask)
-    reference = metrics.latent_mse(still.copied, still.true, scene.frame_mask)
-    scene.add((name, Metric.LATENT_MSE, COPIED), model, reference, known)
-    images = scene.bench.policy.decode(latents)
-    error = scene.pixel_mse(images)
-    for baseline, copied in still.errors.items():
-        scene.add((name, Metric.PIXEL_MSE, baseline), error, copied, known)
-        scene.add((name, Metric.PSNR, baseline), metrics.psnr(error), metrics.psnr(copied), known)
-    scene.album.add_frames(f"frame/{name}", images, scene.places)
+    model = metrics.latent_mse(latents, copy.true, compared.frame_mask)
+    reference = metrics.latent_mse(copy.copied, copy.true, compared.frame_mask)
+    compared.add((name, Metric.LATENT_MSE, COPIED), model, reference, known)
+    images = compared.setup.policy.decode(latents)
+    error = compared.pixel_mse(images)
+    for baseline, copied in copy.errors.items():
+        compared.add((name, Metric.PIXEL_MSE, baseline), error, copied, known)
+        compared.add((name, Metric.PSNR, baseline), metrics.psnr(error), metrics.psnr(copied), known)
+    compared.kept.add_frames(f"frame/{name}", images, compared.places)
 
 
-def _settings(bench: Bench, *, split: str, seed: int, batch_size: int, requested: int) -> Settings:
-    checkpoint, member = bench.checkpoint, bench.member
+def _settings(setup: EvaluationSetup, *, split: str, seed: int, batch_size: int, requested: int) -> Settings:
+    checkpoint, member = setup.checkpoint, setup.member
     config, state = checkpoint.config, checkpoint.state
     return Settings(
         checkpoint=str(checkpoint.path),
@@ -235,7 +237,7 @@ def _settings(bench: Bench, *, split: str, seed: int, batch_size: int, requested
         stage=state.stage,
         step=state.step,
         weights="ema" if checkpoint.has("ema") else "raw",
-        parameters=bench.parameters,
+        parameters=setup.parameters,
         tokenizer=state.tokenizer,
         dataset_uri=member.ref.uri,
         dataset_version=member.dataset.version,
@@ -243,11 +245,11 @@ def _settings(bench: Bench, *, split: str, seed: int, batch_size: int, requested
         split=split,
         collections=member.ref.collections,
         cameras=config.data.cameras,
-        action_names=bench.action_names,
+        action_names=setup.action_names,
         image_size=config.data.crop,
         next_start=config.data.next_start,
         next_frames=config.data.next_frames,
-        fps=member.dataset.episodes.row(bench.segments[0].episode).fps,
+        fps=member.dataset.episodes.row(setup.segments[0].episode).fps,
         seed=seed,
         batch_size=batch_size,
         sample_steps=config.diffusion.sample_steps,

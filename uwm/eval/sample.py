@@ -18,7 +18,7 @@ from storage_schemas.images import encoded, tiled
 from storage_schemas.location import Location, locate
 from uwm.data.batch import Batch
 from uwm.device import Precision
-from uwm.eval.setup import Asker, Bench, open_bench
+from uwm.eval.setup import EvaluationSetup, ModeSampler, open_evaluation_setup
 from uwm.policy import Mode
 
 ACTIONS_FILE = "actions.json"
@@ -85,7 +85,7 @@ def sample(
             missing or unfit.
     """
     question = parse_mode(mode)
-    bench = open_bench(
+    setup = open_evaluation_setup(
         checkpoint,
         dataset_uri,
         version=version,
@@ -96,29 +96,29 @@ def sample(
         precision=precision,
         steps=steps,
     )
-    if question not in bench.policy.modes:
-        raise UserError(f"this checkpoint has no mode {mode}: it has {', '.join(sorted(bench.policy.modes))}")
+    if question not in setup.policy.modes:
+        raise UserError(f"this checkpoint has no mode {mode}: it has {', '.join(sorted(setup.policy.modes))}")
     folder = locate(out)
     strips: list[str] = []
     records: list[dict[str, object]] = []
-    for places, batch in bench.batches(_BATCH):
-        answer = Asker(bench.policy, batch, (seed, int(places[0]))).ask([question])[question]
-        images = None if answer.next_obs is None else bench.policy.decode(answer.next_obs)
-        actions = None if answer.action is None else bench.physical(answer.action)
+    for places, batch in setup.batches(_BATCH):
+        answer = ModeSampler(setup.policy, batch, (seed, int(places[0]))).ask([question])[question]
+        images = None if answer.next_obs is None else setup.policy.decode(answer.next_obs)
+        actions = None if answer.action is None else setup.physical(answer.action)
         for row, place in enumerate(places.tolist()):
             predicted = None if images is None else images[row]
             strips.append(_write_strip(folder / f"{mode}-{place:03d}.png", batch, row, predicted))
-            records.append(_record(bench, batch, row, place, None if actions is None else actions[row]))
-    content = {"mode": mode, "seed": seed, "action_names": bench.action_names, "segments": records}
+            records.append(_record(setup, batch, row, place, None if actions is None else actions[row]))
+    content = {"mode": mode, "seed": seed, "action_names": setup.action_names, "segments": records}
     write_document(folder / ACTIONS_FILE, content)
     return SampleFiles(strips=tuple(strips), actions=(folder / ACTIONS_FILE).uri)
 
 
-def _record(bench: Bench, batch: Batch, row: int, place: int, predicted: Tensor | None) -> dict[str, object]:
-    true = bench.physical(batch.action[row : row + 1])[0]
+def _record(setup: EvaluationSetup, batch: Batch, row: int, place: int, predicted: Tensor | None) -> dict[str, object]:
+    true = setup.physical(batch.action[row : row + 1])[0]
     known = bool(batch.action_mask[row].all())
     return {
-        **bench.example(place).model_dump(),
+        **setup.example(place).model_dump(),
         "true": true.tolist() if known else None,
         "predicted": None if predicted is None else predicted.tolist(),
     }

@@ -18,7 +18,7 @@ from uwm.config import replace as change
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
-from uwm.data.mixture import Member, open_member
+from uwm.data.mixture import Member, check_actions, open_member
 from uwm.data.sampler import Pick
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
@@ -28,7 +28,7 @@ from uwm.policy import Mode, Policy, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class EvaluationSetup:
     """A policy in evaluation mode and the segments that it is asked about."""
 
     checkpoint: Checkpoint
@@ -76,7 +76,7 @@ class Bench:
         return tuple(f"action {index}" for index in range(count))
 
 
-def open_bench(
+def open_evaluation_setup(
     checkpoint: str,
     dataset_uri: str,
     *,
@@ -87,7 +87,7 @@ def open_bench(
     device: str,
     precision: Precision = "fp32",
     steps: int | None = None,
-) -> Bench:
+) -> EvaluationSetup:
     """Load a policy and choose held-out segments.
 
     Raises:
@@ -99,6 +99,7 @@ def open_bench(
         raise UserError(f"{loaded.path} is a tokenizer: evaluate the checkpoint of a policy")
     ref = DatasetRef(uri=dataset_uri, version=version, collections=tuple(collections))
     member = open_member(ref, loaded.config.data, split=split)
+    check_actions([member], loaded.config.data.action_dim)
     last = loaded.config.data.segment_spec.last
     segments = full_windows(member.rows, member.lengths, last, samples)
     if not segments:
@@ -107,7 +108,7 @@ def open_bench(
         )
     place = resolve_device(device)
     policy = _policy(loaded, place, precision)
-    return Bench(
+    return EvaluationSetup(
         checkpoint=loaded,
         policy=policy,
         parameters=sum(parameter.numel() for parameter in cast(nn.Module, policy).parameters()),
@@ -157,7 +158,7 @@ def spread(total: int, count: int) -> NDArray[np.int64]:
     return (2 * np.arange(chosen, dtype=np.int64) + 1) * total // (2 * max(chosen, 1))
 
 
-class Asker:
+class ModeSampler:
     """Samples modes for one batch; what they share is encoded once.
 
     Args:

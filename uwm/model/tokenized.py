@@ -101,12 +101,12 @@ class TokenizedPolicy(nn.Module, ABC):
             images: (B, V, N, 3, H, W).
             mask: (B, V, N) bool: known.
             places: (M,) those of the known images, so that absent views cost nothing; None asks for zeros.
-            cached: (B, V, N, C, h, w) latents, with which the images are not looked at.
+            cached: (B, V, N, C, h, w) latents, with which the images are not looked at; none where N is 0.
 
         Returns:
             (B, V, C, N, h, w), zero where unknown.
         """
-        if cached is not None and places is not None:
+        if cached is not None and cached.shape[2] and places is not None:
             return torch.where(mask[..., None, None, None], cached, 0.0).transpose(2, 3)
         height, width = (side // self.tokenizer.downsample for side in images.shape[-2:])
         flat = images.new_zeros(mask.numel(), self.tokenizer.channels, height, width)

@@ -139,9 +139,14 @@ class UWMPolicy(TokenizedPolicy):
         """
         encoded = self.encode_batch(batch)
         known_action, known_next = _known(encoded)
-        share = batch.share
         marked = self.diffusion.marked_share if self.diffusion.absent_embedding else 0.0
-        noised = partial(noise_modality, generator=generator, config=self.diffusion, signals=self._signals, share=share)
+        noised = partial(
+            noise_modality,
+            generator=generator,
+            config=self.diffusion,
+            signals=self._signals,
+            micro_batch=batch.micro_batch,
+        )
         action = noised(encoded.action, known_action, dropped=marked, given=marked)
         latents = encoded.latents - latent_reference(encoded.current, self.diffusion)
         next_obs = noised(latents, known_next, dropped=max(marked, self._token_dropout), given=marked)
@@ -155,11 +160,12 @@ class UWMPolicy(TokenizedPolicy):
             self._keys(encoded.views, action.present, next_obs.present),
         )
         if self.diffusion.action_loss == "all":
-            action_loss = masked_mse(action_out, action.target, torch.ones_like(known_action))
+            whole = torch.ones_like(known_action)
+            action_loss = masked_mse(action_out, action.target, whole, whole.numel())
         else:
-            count = action.count(batch.known_actions)
+            count = action.count(batch.micro_batch.known_actions)
             action_loss = masked_mse(action_out, action.target, action.counted, count)
-        count = next_obs.count(batch.known_frames)
+        count = next_obs.count(batch.micro_batch.known_frames)
         next_loss = masked_mse(next_out, next_obs.target, next_obs.counted, count)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
         return LossOutput(

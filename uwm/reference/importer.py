@@ -16,9 +16,9 @@ from uwm.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoin
 from uwm.config import RunConfig
 from uwm.policies import build
 from uwm.recipes import apply_overrides, get_recipe
-from uwm.reference.inert import Refused
+from uwm.reference.pickle_check import Refused
 from uwm.reference.published import ASSUMED, Published, action_normalizer, ordered, sizes, take_apart
-from uwm.reference.torchfile import StoredTensor, read_torch_file
+from uwm.reference.torchfile import read_torch_file
 from uwm.train.resume import flatten
 from uwm.train.setup import code_revision
 
@@ -133,9 +133,9 @@ def _configure(published: Published, base: RunConfig, source: Path, folder: Path
         raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from error
 
 
-def _latent_scale(vae: Mapping[str, StoredTensor]) -> float:
+def _latent_scale(vae: Mapping[str, Tensor]) -> float:
     """What the published code divides the VAE's latents by."""
-    shift, scale = (vae[name].tensor().flatten() if name in vae else None for name in ("shift", "scale"))
+    shift, scale = (vae[name].flatten() if name in vae else None for name in ("shift", "scale"))
     if shift is not None and bool(shift.any()):
         raise UserError("its latents are shifted, which this tokenizer does not do")
     if scale is None:
@@ -145,14 +145,14 @@ def _latent_scale(vae: Mapping[str, StoredTensor]) -> float:
     return float(scale[0])
 
 
-def _stored(published: Published) -> dict[TensorKind, dict[str, StoredTensor]]:
-    found: dict[TensorKind, dict[str, StoredTensor]] = {"model": published.weights}
-    return found | {"ema": published.ema} if published.ema else found
+def _stored(published: Published) -> dict[TensorKind, dict[str, Tensor]]:
+    weights: dict[TensorKind, dict[str, Tensor]] = {"model": published.weights}
+    return weights | {"ema": published.ema} if published.ema else weights
 
 
-def _read(published: Published, config: RunConfig, stored: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
+def _read(published: Published, config: RunConfig, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights in float32, all of them numbers."""
-    read = {name: value.tensor().float() for name, value in stored.items()}
+    read = {name: value.float() for name, value in stored.items()}
     broken = [name for name, value in read.items() if not bool(value.isfinite().all())]
     if broken:
         raise UserError(f"weights that are not finite: {', '.join(broken[:3])}")
@@ -175,7 +175,7 @@ def _check(config: RunConfig, weights: Mapping[TensorKind, Mapping[str, Tensor]]
     return str(getattr(model, "tokenizer_fingerprint", ""))
 
 
-def write_vae(weights: Mapping[str, StoredTensor], folder: Path) -> None:
+def write_vae(weights: Mapping[str, Tensor], folder: Path) -> None:
     """Write a published checkpoint's frozen VAE as diffusers keep theirs, in safetensors.
 
     Args:
@@ -198,7 +198,7 @@ def write_vae(weights: Mapping[str, StoredTensor], folder: Path) -> None:
             latent_channels=state["decoder.conv_in.weight"].shape[1],
             scaling_factor=SDXL_SCALING,
         )
-        vae.load_state_dict({name: value.tensor() for name, value in state.items()})
+        vae.load_state_dict(state)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"its VAE is no AutoencoderKL of the SDXL kind: {reason}") from error
@@ -207,6 +207,6 @@ def write_vae(weights: Mapping[str, StoredTensor], folder: Path) -> None:
     sync_folder(folder)
 
 
-def _block_widths(state: Mapping[str, StoredTensor]) -> tuple[int, ...]:
+def _block_widths(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     count = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("encoder.down_blocks."))
     return tuple(state[f"encoder.down_blocks.{index}.resnets.0.conv2.weight"].shape[0] for index in range(count))

@@ -8,6 +8,7 @@ Sizes that the weights tell are taken from them; the rest is the recipe's (`ASSU
 """
 
 import math
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,8 +18,7 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.normalize import ActionNormalizer, NormalizerSource
-from uwm.reference.inert import Instance
-from uwm.reference.torchfile import StoredArray, StoredTensor
+from uwm.reference.torchfile import NumpyValue
 
 NETWORK = "noise_pred_net."
 VAE = "obs_encoder.vae."
@@ -75,11 +75,11 @@ class Published:
 
     layout: Layout
     step: int
-    weights: dict[str, StoredTensor]
+    weights: dict[str, Tensor]
     """The trained network's, under this house's names."""
-    ema: dict[str, StoredTensor]
+    ema: dict[str, Tensor]
     """Averaged weights; empty when there are none."""
-    vae: dict[str, StoredTensor]
+    vae: dict[str, Tensor]
     """The frozen VAE's under its own names, with `shift` and `scale` of its latents; empty when there is none."""
     action_normalizer: object
 
@@ -109,17 +109,17 @@ def take_apart(root: object) -> Published:
     )
 
 
-def _tensors(state: object) -> dict[str, StoredTensor]:
+def _tensors(state: object) -> dict[str, Tensor]:
     """A state dict's tensors, without the names of wrappers."""
     if not isinstance(state, dict):
         return {}
-    found = {str(key): value for key, value in state.items() if isinstance(value, StoredTensor)}
+    found = {str(key): value.detach() for key, value in state.items() if isinstance(value, Tensor)}
     for wrapper in WRAPPERS:
         found = {key.removeprefix(wrapper).replace(f".{wrapper}", "."): value for key, value in found.items()}
     return found
 
 
-def renamed(layout: Layout, state: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+def renamed(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict under this house's names, without the VAE.
 
     Raises:
@@ -183,7 +183,7 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
     return found
 
 
-def _encoder(weights: Mapping[str, StoredTensor]) -> tuple[str, int]:
+def _encoder(weights: Mapping[str, Tensor]) -> tuple[str, int]:
     """Kind and features of the image encoder."""
     kind = next((kind for name, kind in ENCODERS.items() if name in weights), None)
     head = next((weights[name] for name in _HEADS if name in weights), None)
@@ -271,12 +271,12 @@ def action_normalizer(found: object, action_dim: int, source: str) -> ActionNorm
 
 def _numbers(normalizer: object, name: str, count: int) -> list[float]:
     """An array of a normalizer's state."""
-    state = normalizer.state if isinstance(normalizer, Instance) else normalizer
+    state = vars(normalizer) if isinstance(normalizer, OrderedDict) else normalizer  # see `Foreign`
     value = state.get(name) if isinstance(state, dict) else None
-    if isinstance(value, StoredArray):
+    if isinstance(value, NumpyValue):
         flat = value.array().astype(float).reshape(-1)
-    elif isinstance(value, StoredTensor):
-        flat = value.tensor().double().reshape(-1).numpy()
+    elif isinstance(value, Tensor):
+        flat = value.detach().double().reshape(-1).numpy()
     else:
         raise UserError(f"the action normalizer holds no array {name!r}")
     numbers: list[float] = flat.tolist()

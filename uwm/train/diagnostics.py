@@ -18,12 +18,15 @@ which samples count for which mode, and which modality's error:
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from uwm.data.batch import Batch
 from uwm.policy import LossOutput, Mode, SampleLosses
+from uwm.train.distributed import World
 from uwm.train.optim import trained_parameters
 from uwm.train.parallel import whole
 from uwm.train.setup import Run
@@ -59,8 +62,13 @@ _PREDICTS = {
     Mode.JOINT: ("action", "next_obs"),
 }
 
-Reduce = Callable[[Sequence[float]], Sequence[float]]
-"""Sums numbers over all processes."""
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorSums:
+    """What a process adds to the mean errors of all, name by name."""
+
+    errors: tuple[float, ...]
+    samples: tuple[float, ...]
 
 
 class Buckets:
@@ -75,7 +83,7 @@ class Buckets:
         self._sums: dict[str, Tensor] = {}  # name -> (2,) sum and count
 
     def add(self, output: LossOutput, dataset: Tensor) -> None:
-        """Take a batch in; `dataset` (B,) int64 says which dataset each sample is from."""
+        """Take a batch's losses in; `dataset` (B,) is the batch's."""
         parts = {"action": output.action, "next_obs": output.next_obs}
         known = {name: part for name, part in parts.items() if part is not None}
         place = dataset.to(output.loss.device, non_blocking=True)
@@ -92,18 +100,19 @@ class Buckets:
         found = torch.stack([(weight * part.error).sum(), weight.sum()])
         self._sums[name] = self._sums[name] + found if name in self._sums else found
 
-    def read(self, reduce: Reduce = list) -> dict[str, float]:
-        """The means since the last reading; waits for the device."""
+    def read(self, world: World) -> dict[str, float]:
+        """The means since the last reading, over all processes; waits for the device."""
         if not self._sums:
             return {}
-        flat = reduce(torch.stack(list(self._sums.values())).flatten().tolist())
-        pairs = zip(self._sums, flat[::2], flat[1::2], strict=True)
+        errors, samples = torch.stack(list(self._sums.values())).T.tolist()
+        total = world.sum(ErrorSums(errors=tuple(errors), samples=tuple(samples)))
+        rows = zip(self._sums, total.errors, total.samples, strict=True)
         self._sums = {}
-        return {name: total / count for name, total, count in pairs if count}
+        return {name: error / count for name, error, count in rows if count}
 
 
-class Watch:
-    """Watches a run's steps.
+class Diagnostics:
+    """Collects what a run's steps show besides their loss.
 
     Args:
         run: that is trained.
@@ -123,23 +132,23 @@ class Watch:
         self._counter = flop_counter()
         return self._counter
 
-    def see(self, output: LossOutput, dataset: Tensor) -> None:
-        """Take in what a batch lost; `dataset` (B,) says where its samples are from."""
-        self._buckets.add(output, dataset)
+    def add(self, output: LossOutput, batch: Batch) -> None:
+        """Take in what a batch lost."""
+        self._buckets.add(output, batch.dataset)
 
-    def read(self, samples_per_second: float, reduce: Reduce = list) -> dict[str, float]:
+    def read(self, samples_per_second: float, world: World) -> dict[str, float]:
         """Everything since the last reading.
 
         Args:
             samples_per_second: of this process and its device.
-            reduce: sums over all processes.
+            world: the processes to sum over.
         """
         norm = whole(nn.utils.get_total_norm([parameter.detach() for parameter in self._parameters]))
         found = {"parameter_norm": float(norm)}
         if self._peak and self._counter:
             found["flops_per_sample"] = self._counter.get_total_flops() / self._samples
             found["mfu"] = found["flops_per_sample"] * samples_per_second / self._peak
-        return found | self._buckets.read(reduce)
+        return found | self._buckets.read(world)
 
 
 def flop_counter() -> FlopCounterMode:

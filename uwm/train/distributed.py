@@ -6,10 +6,11 @@ few numbers and texts, over gloo on the CPU, so nothing waits for a device; grad
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,11 @@ import torch.distributed as dist
 from storage_schemas.errors import UserError
 from uwm.device import resolve_device
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 T = TypeVar("T")
+R = TypeVar("R", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +51,24 @@ class World:
             torch.cuda.set_device(device)
         return device
 
-    def sum(self, numbers: Sequence[float]) -> list[float]:
-        """The sums of all processes' numbers; waits for the other processes, not for the device."""
+    def sum(self, record: R) -> R:
+        """A record whose numbers are the sums over all processes; waits for the other processes, not for the device.
+
+        Args:
+            record: a dataclass whose fields are numbers, or tuples of as many numbers in every process.
+        """
         if self.size == 1:
-            return list(numbers)
-        total = torch.tensor(numbers, dtype=torch.float64)
+            return record
+        values = {field.name: getattr(record, field.name) for field in fields(record)}
+        flat = [number for value in values.values() for number in (value if isinstance(value, tuple) else (value,))]
+        total = torch.tensor(flat, dtype=torch.float64)
         dist.all_reduce(total)
-        return total.tolist()
+        numbers = iter(total.tolist())
+        sums = {
+            name: tuple(islice(numbers, len(value))) if isinstance(value, tuple) else next(numbers)
+            for name, value in values.items()
+        }
+        return replace(record, **sums)
 
     def together(self, work: Callable[[], T]) -> T:
         """Do `work` in every process.
@@ -62,26 +78,28 @@ class World:
         """
         if self.size == 1:
             return work()
-        found, failure = None, ""
+        results, failure = [], ""
         try:
-            found = (work(),)
+            results.append(work())
         except UserError as error:
             failure = str(error) or type(error).__name__
         failures = [text for text in self._gather(failure) if text]
-        if failures or found is None:
+        if failures:
             raise UserError(failures[0])
-        return found[0]
+        return results[0]
 
-    def from_main(self, work: Callable[[], str]) -> str:
+    def from_main(self, work: Callable[[], T]) -> T:
         """What `work` returns in the main process, told to all. Raises UserError in all when it does there."""
-        return self._gather(self.together(lambda: work() if self.main else ""))[0]
+        result = self.together(lambda: work() if self.main else None)
+        return cast(T, self._gather(result)[0])
 
-    def _gather(self, text: str) -> list[str]:
+    def _gather(self, value: T) -> list[T]:
+        """What every process gives, in their order; every process calls this equally often."""
         if self.size == 1:
-            return [text]
-        texts = [""] * self.size
-        dist.all_gather_object(texts, text)
-        return texts
+            return [value]
+        values = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
 
 @contextmanager

@@ -33,8 +33,8 @@ class Divergence:
     reason: str
 
 
-class DivergenceGuard:
-    """Looks at the loss and the gradient norm of every step, some steps late.
+class DivergenceCheck:
+    """Judges the loss and the gradient norm of every step, some steps late.
 
     A loss that is not finite is wrong; so is one that lies further above the median of the last `window` losses than
     `limit` robust standard deviations (from the median absolute deviation). The window starts empty when a run goes on.
@@ -49,7 +49,7 @@ class DivergenceGuard:
         self._limit = limit
 
     def check(self, first: int, losses: Iterable[float], norms: Iterable[float]) -> Divergence | None:
-        """Look at the steps from `first` on, in order; returns the first that is wrong."""
+        """Judge the steps from `first` on, in order; returns the first that is wrong."""
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), first):
             reason = self._judge(loss, norm)
             if reason:
@@ -70,7 +70,7 @@ class DivergenceGuard:
         return f"the loss is {loss:.4g} after a median of {median:.4g}" if loss > bound else ""
 
 
-def write_divergence(divergence: Divergence, run: Run) -> str:
+def write_divergence(divergence: Divergence, run: Run) -> None:
     """Write `diverged.json` into the run's folder: what went wrong, and the samples of that step and the one before.
 
     The step before counts because its update made the weights that the wrong step saw. Samples follow from the seed
@@ -80,9 +80,10 @@ def write_divergence(divergence: Divergence, run: Run) -> str:
         UserError: always, saying what happened.
     """
     steps = [step for step in (divergence.step - 1, divergence.step) if step > 0]
-    found = asdict(divergence) | {"run": run.config.name, "samples": [item for s in steps for item in _samples(s, run)]}
+    samples = [sample for step in steps for sample in _samples(step, run)]
+    record = asdict(divergence) | {"run": run.config.name, "samples": samples}
     path = run.folder / DIVERGED_FILE
-    write_document(locate(path), found)
+    write_document(locate(path), record)
     raise UserError(
         f"{run.config.name} diverged at step {divergence.step}: {divergence.reason}. {path} names its samples; "
         "lower optim.lr or raise optim.warmup_steps (train.spike_limit=0 lets jumps of the loss pass)"

@@ -11,26 +11,34 @@ from uwm.train.distributed import World
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class MetricSums:
+    """What a process adds to the metrics of all."""
+
+    logs: tuple[float, ...]
+    """Means over the process's steps, in the order in which they were first logged."""
+    losses: tuple[float, ...]
+    waited: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsSummary:
     """The same in all processes, but for the time."""
 
     logs: dict[str, float]
     """Means of what was logged, the loss among it."""
-    losses: list[float]
-    """Of every step."""
+    losses: tuple[float, ...]
+    """Loss of every step."""
     norms: list[float]
-    """Of every step's gradient, before clipping."""
+    """Norm of every step's gradient, before clipping."""
     seconds: float
     waited: float
     """Share of the time that the processes stood still waiting for data, 0 to 1."""
 
 
 @dataclass
-class Meter:
+class Metrics:
     """Collects since the last report; tensors stay on the device until they are read."""
 
-    rate: float = 0.0
-    """Learning rate of the last step."""
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)
     losses: list[Tensor] = field(default_factory=list)
@@ -43,29 +51,30 @@ class Meter:
         """How many steps it has seen."""
         return len(self.losses)
 
-    def share(self, logs: Mapping[str, Tensor], weight: float) -> None:
-        """Take what one batch logged, whose share of its step in this process is `weight`."""
+    def add(self, logs: Mapping[str, Tensor], weight: float) -> None:
+        """Take what one micro-batch logged, which is the part `weight` of its step in this process."""
         for name, value in logs.items():
             self._step[name] = self._step[name] + weight * value if name in self._step else weight * value
 
-    def step(self, norm: Tensor) -> None:
-        """The step is done."""
+    def end_step(self, norm: Tensor) -> None:
+        """Close a step, whose gradient had this norm."""
         self.losses.append(self._step["loss"])
         self.norms.append(norm)
         for name, value in self._step.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self._step = {}
 
-    def read(self, world: World) -> Reading:
+    def read(self, world: World) -> MetricsSummary:
         """All of it, over all processes; waits for the device and for the others."""
-        seconds = time.perf_counter() - self.since
-        own = [*(total / self.steps for total in self.sums.values()), *self.losses]
-        values = [*torch.stack([value.float() for value in own]).tolist(), self.waited / seconds]
-        *means, waited = (total / world.size for total in world.sum(values))
-        return Reading(
-            logs=dict(zip(self.sums, means, strict=False)),
-            losses=means[len(self.sums) :],
+        seconds, names = time.perf_counter() - self.since, len(self.sums)
+        tensors = [*(total / self.steps for total in self.sums.values()), *self.losses]
+        values = torch.stack([value.float() for value in tensors]).tolist()  # one copy to the host
+        own = MetricSums(logs=tuple(values[:names]), losses=tuple(values[names:]), waited=self.waited / seconds)
+        total = world.sum(own)
+        return MetricsSummary(
+            logs={name: value / world.size for name, value in zip(self.sums, total.logs, strict=True)},
+            losses=tuple(loss / world.size for loss in total.losses),
             norms=torch.stack(self.norms).tolist(),
             seconds=seconds,
-            waited=waited,
+            waited=total.waited / world.size,
         )

@@ -1,20 +1,30 @@
-"""What a process reads for a step, and what all processes agree on before it."""
+"""The micro-batches that a process reads for a step, and what all processes agree on before it."""
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from storage_schemas.errors import UserError
 from uwm.data.actions import share_actions
-from uwm.data.batch import RawBatch, StepShare
+from uwm.data.augment import training_batch
+from uwm.data.batch import Batch, MicroBatch, RawBatch, known_counts
 from uwm.data.loader import SegmentReader, Shard, batches
 from uwm.data.mixture import mixture_sampler
 from uwm.train.setup import Run
 
-Share = tuple[RawBatch, StepShare | None]
+
+@dataclass(frozen=True, kw_only=True)
+class StepCounts:
+    """What the processes tell each other before a step; numbers, so that their sums say what all have."""
+
+    stops: int
+    failures: int
+    known_actions: int
+    known_frames: int
 
 
-class ShareReader:
-    """Reads this process's shares of the steps that a run has left, in order.
+class MicroBatchReader:
+    """Reads this process's micro-batches of the steps that a run has left, in order.
 
     Args:
         run: where it stands.
@@ -29,24 +39,33 @@ class ShareReader:
         self.waited = 0.0
         """Seconds that the last `read` waited for data."""
 
-    def read(self) -> list[Share]:
-        """The shares of the next step; none when any process was asked to stop.
+    def read(self) -> Iterator[Batch] | None:
+        """The micro-batches of the next step, each brought to the device when it is asked for.
 
         The processes meet here once in a step, on the CPU: while they do, devices work on the step before.
+
+        Returns:
+            None when any process was asked to stop.
 
         Raises:
             UserError: when any process can't read its samples.
         """
-        world = self._run.world
+        world, obs_frames = self._run.world, self._run.config.data.obs_frames
         if world.size == 1 and self._stop():
-            return []
+            return None
         read, failure = self._next()
-        actions, frames = (sum(count) for count in zip((0, 0), *map(self._known, read), strict=True))
-        stopping = world.size > 1 and self._stop()
-        stops, failures, actions, frames = world.sum([stopping, failure is not None, actions, frames])
-        if failures:
+        counts = [known_counts(raw, obs_frames) for raw in read]
+        total = world.sum(
+            StepCounts(
+                stops=int(world.size > 1 and self._stop()),
+                failures=int(failure is not None),
+                known_actions=sum(actions for actions, _ in counts),
+                known_frames=sum(frames for _, frames in counts),
+            )
+        )
+        if total.failures:
             world.together(lambda: _reraise(failure))
-        return [] if stops else self._divide(read, actions, frames)
+        return None if total.stops else self._batches(read, total)
 
     def _open(self, steps: int) -> Iterator[RawBatch]:
         run = self._run
@@ -56,6 +75,7 @@ class ShareReader:
                 run.config.data,
                 run.latents,
                 [share_actions(member.dataset, member.rows) for member in run.members],
+                run.config.train.seed,
             ),
             mixture_sampler(run.members, run.config.train.seed),
             start=run.position,
@@ -76,27 +96,17 @@ class ShareReader:
         finally:
             self.waited = time.perf_counter() - asked
 
-    def _known(self, raw: RawBatch) -> tuple[int, int]:
-        """How many actions and next-observation frames of a batch are known."""
-        return int(raw.action_mask.sum()), int(raw.view_mask[:, :, self._run.config.data.obs_frames :].sum())
-
-    def _divide(self, read: list[RawBatch], actions: float, frames: float) -> list[Share]:
-        world, size = self._run.world, self._run.config.train.batch_size
-        parts = len(read) * world.size
-        if parts == 1:
-            return [(read[0], None)]
-        return [
-            (
-                raw,
-                StepShare(
-                    first=(number * world.size + world.rank) * size,
-                    samples=self._run.samples,
-                    known_actions=actions / parts,
-                    known_frames=frames / parts,
-                ),
+    def _batches(self, read: list[RawBatch], total: StepCounts) -> Iterator[Batch]:
+        run, config = self._run, self._run.config
+        parts = len(read) * run.world.size
+        for number, raw in enumerate(read):
+            micro_batch = MicroBatch(
+                first=(number * run.world.size + run.world.rank) * config.train.batch_size,
+                samples=run.samples,
+                known_actions=total.known_actions / parts,
+                known_frames=total.known_frames / parts,
             )
-            for number, raw in enumerate(read)
-        ]
+            yield training_batch(raw, config.data, run.normalizer, device=run.device, micro_batch=micro_batch)
 
 
 def _reraise(failure: UserError | None) -> None:

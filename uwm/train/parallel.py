@@ -1,7 +1,8 @@
 """One model over several processes: DDP, FSDP2, both (HSDP), and activation checkpointing.
 
-The networks know nothing of it. Whatever divides a step's samples, its gradient is the mean of its shares' gradients
-(see `uwm.data.batch.StepShare`), so all ways give the weights of one process with the whole batch, up to rounding.
+The networks know nothing of it. Whatever divides a step's samples, its gradient is the mean of its micro-batches'
+gradients (see `uwm.data.batch.MicroBatch`), so all ways give the weights of one process with the whole batch, up to
+rounding.
 
 References: Li et al. 2020 (DDP, arXiv 2006.15704), Zhao et al. 2023 (FSDP, arXiv 2304.11277), Chen et al. 2016
 (activation checkpointing, arXiv 1604.06174).
@@ -42,7 +43,7 @@ class _Loss(nn.Module):
 
 
 class Engine:
-    """The loss of a model whose gradients the processes share.
+    """The loss of a model whose gradients the processes bring together.
 
     Args:
         forward: of `_Loss`, with or without hooks.
@@ -59,9 +60,9 @@ class Engine:
         loss, output = passed
         return replace(output, loss=loss)
 
-    def sharing(self, share: bool) -> AbstractContextManager[None]:
-        """Forward and backward pass of a batch; without `share` its gradients wait for a later batch's."""
-        return nullcontext() if share else self._hold()
+    def reducing(self, now: bool) -> AbstractContextManager[None]:
+        """Around the forward and backward pass of a micro-batch: without `now` its gradients wait for a later one's."""
+        return nullcontext() if now else self._hold()
 
 
 def parallelize(

@@ -22,7 +22,7 @@ FOLDER = "evaluations"
 EXAMPLES = 2
 
 
-class Examiner:
+class PeriodicEvaluation:
     """Measures checkpoints of a run on the held-out episodes of its datasets.
 
     Args:
@@ -40,7 +40,7 @@ class Examiner:
         if not self._members:
             raise UserError("train.eval_every needs held-out episodes of a full window: there are none; set it to 0")
 
-    def examine(self, checkpoint: Path) -> Iterator[Evaluated]:
+    def measure(self, checkpoint: Path) -> Iterator[Evaluated]:
         """Measure a checkpoint on every dataset with held-out episodes."""
         run = self._run
         for index, member in enumerate(self._members):

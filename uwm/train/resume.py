@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
-from uwm.config import Config, RunConfig, TrainConfig, replace
+from uwm.config import Config, DatasetRef, RunConfig, TrainConfig, replace
 
 FREE_TO_CHANGE = frozenset(
     {
@@ -64,16 +65,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def resolve_paths(config: RunConfig) -> RunConfig:
-    """Replace run folders by the checkpoints that they stand for now, as absolute paths.
+    """Replace run folders by the checkpoints that they stand for now, as absolute paths, and tags by versions.
 
     A run that starts from a parent and names no autoencoder takes the parent's tokenizer.
 
     Raises:
-        UserError: when a finetuning run names no parent, or a checkpoint is missing.
+        UserError: when a finetuning run names no parent, or a checkpoint or tag is missing.
     """
     if config.stage == "finetune" and not config.init_from:
         raise UserError("a finetuning run starts from a checkpoint: set init_from=<run folder or checkpoint>")
-    changes: dict[str, object] = {}
+    changes: dict[str, object] = {"data": replace(config.data, datasets=[_pinned(ref) for ref in config.data.datasets])}
     tokenizer = config.tokenizer
     if config.init_from:
         parent = resolve_checkpoint(config.init_from).absolute()
@@ -84,6 +85,11 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         path = resolve_checkpoint(tokenizer.path).absolute() if tokenizer.path else ""
         changes["tokenizer"] = replace(tokenizer, path=str(path))
     return replace(config, **changes)
+
+
+def _pinned(ref: DatasetRef) -> DatasetRef:
+    """A dataset whose version is no tag any more. Tags move; what a run is compared with on resume does not."""
+    return replace(ref, version=open_dataset(ref.uri, ref.version).version) if isinstance(ref.version, str) else ref
 
 
 def find_checkpoint(config: RunConfig, *, resume: bool, processes: int = 1) -> Checkpoint | None:

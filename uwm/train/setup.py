@@ -13,7 +13,7 @@ from storage_schemas.errors import UserError
 from uwm.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
 from uwm.config import RunConfig, replace
 from uwm.data.latents import LatentStore, open_latents
-from uwm.data.mixture import Member, mixture_normalizer, open_member, open_mixture
+from uwm.data.mixture import Member, check_actions, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import autocast, resolve_precision, set_matmul
 from uwm.events import DatasetUse
@@ -93,6 +93,8 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
     if config.stage == "tokenizer" and world.size * config.train.accumulate > 1:
         raise UserError("a tokenizer keeps statistics of its batches: set train.processes=1 and train.accumulate=1")
     members = _open_data(config, found)
+    if config.stage != "tokenizer":
+        check_actions(members, config.data.action_dim)
     config = _with_versions(config, members)
     device = world.device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)

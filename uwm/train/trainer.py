@@ -5,11 +5,10 @@ follow from the seed and the step, so a run that was stopped and resumed is bit-
 to one that was not. Several processes give the weights of one, up to rounding: see `uwm.train.parallel`.
 """
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,20 +17,19 @@ import torch
 from torch import Tensor
 
 from uwm import events as log
-from uwm.checkpoint import Checkpoint, CheckpointState, TensorKind, load_checkpoint, save_checkpoint
+from uwm.checkpoint import Checkpoint, CheckpointState, TensorKind, save_checkpoint
 from uwm.config import RunConfig
-from uwm.data.augment import training_batch
 from uwm.data.batch import Batch
 from uwm.device import autocast
 from uwm.policies import build
-from uwm.train.diagnostics import Watch
+from uwm.train.diagnostics import Diagnostics
 from uwm.train.distributed import World, join_world
-from uwm.train.divergence import DivergenceGuard, write_divergence
-from uwm.train.metrics import Meter
-from uwm.train.micro_batches import Share, ShareReader
+from uwm.train.divergence import DivergenceCheck, write_divergence
+from uwm.train.metrics import Metrics
+from uwm.train.micro_batches import MicroBatchReader
 from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.parallel import clip_gradients, whole
-from uwm.train.periodic_evaluation import Examiner
+from uwm.train.periodic_evaluation import PeriodicEvaluation
 from uwm.train.resume import find_checkpoint, lock_folder, resolve_paths
 from uwm.train.setup import Build, Run, pin_versions, prepare
 
@@ -66,31 +64,34 @@ def train(
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    with ExitStack() as held, join_world(config.train.device) as world:
-        config, found = _begin(config, world, held, resume=resume)
-        if found and found.state.step >= config.train.steps:
-            on_event(log.TrainFinished(path=str(found.path), step=found.state.step, reused=True))
-            return found.path
-        run = world.together(lambda: prepare(config, found, build, world))
-        return _Loop(run, _teller(run, on_event)).until(config.train.steps, stop)
+    with ExitStack() as locks, join_world(config.train.device) as world:
+        start = world.from_main(lambda: _choose_start(config, world, locks, resume=resume))
+        latest = start.checkpoint
+        if latest and latest.state.step >= start.config.train.steps:
+            on_event(log.TrainFinished(path=str(latest.path), step=latest.state.step, reused=True))
+            return latest.path
+        run = world.together(lambda: prepare(start.config, latest, build, world))
+        return _Loop(run, _teller(run, on_event)).until(start.config.train.steps, stop)
 
 
-def _begin(config: RunConfig, world: World, held: ExitStack, *, resume: bool) -> tuple[RunConfig, Checkpoint | None]:
-    """Hold the run's folder and choose what the run starts from: the main process decides for all."""
-    found: Checkpoint | None = None
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What the main process decides for all before a run begins."""
 
-    def choose() -> str:
-        nonlocal found
-        chosen = resolve_paths(config)
-        held.enter_context(lock_folder(Path(chosen.folder)))
-        found = find_checkpoint(chosen, resume=resume, processes=world.size)
-        if world.size > 1 and not found:
-            chosen = pin_versions(chosen)  # the others may see a newer version a moment later
-        return json.dumps([chosen.model_dump(mode="json"), str(found.path) if found else ""])
+    config: RunConfig
+    """With paths resolved and, of a new run of several processes, dataset versions pinned."""
+    checkpoint: Checkpoint | None
+    """That the run goes on from."""
 
-    settings, path = json.loads(world.from_main(choose))
-    found = world.together(lambda: load_checkpoint(path) if path and not world.main else found)
-    return RunConfig.model_validate(settings), found
+
+def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool) -> _Start:
+    """Lock the run's folder and choose what the run starts from."""
+    resolved = resolve_paths(config)
+    locks.enter_context(lock_folder(Path(resolved.folder)))
+    latest = find_checkpoint(resolved, resume=resume, processes=world.size)
+    if world.size > 1 and not latest:
+        resolved = pin_versions(resolved)  # the others may see a newer version a moment later
+    return _Start(config=resolved, checkpoint=latest)
 
 
 def _teller(run: Run, on_event: log.OnEvent) -> log.OnEvent:
@@ -118,29 +119,29 @@ class _Loop:
     def __init__(self, run: Run, tell: log.OnEvent) -> None:
         self.run = run
         self.tell = tell
-        self.meter = Meter()
-        self.watch = Watch(run)
-        self.guard = DivergenceGuard(run.config.train.spike_window, run.config.train.spike_limit)
-        self.examiner = Examiner(run) if run.config.train.eval_every else None
+        self.metrics = Metrics()
+        self.diagnostics = Diagnostics(run)
+        self.divergence = DivergenceCheck(run.config.train.spike_window, run.config.train.spike_limit)
+        self.evaluation = PeriodicEvaluation(run) if run.config.train.eval_every else None
 
     def until(self, steps: int, stop: Callable[[], bool]) -> Path:
         """Train up to `steps`, or until `stop`; returns the last checkpoint."""
         run, config = self.run, self.run.config.train
         self.tell(_started(run))
-        reader = run.world.together(lambda: ShareReader(run, steps, stop))
-        self.meter = Meter()
+        reader = run.world.together(lambda: MicroBatchReader(run, steps, stop))
+        self.metrics = Metrics()
         while run.step < steps:
-            shares = reader.read()
-            self.meter.waited += reader.waited
-            if not shares:
+            batches = reader.read()
+            self.metrics.waited += reader.waited
+            if not batches:
                 break
-            self._step(shares)
+            self._step(batches)
             if run.step % config.log_every == 0 or run.step == 1:
                 self._report()
             if run.step % config.save_every == 0:
                 self._save()
-            if self.examiner and run.step % config.eval_every == 0:
-                self._evaluate(self.examiner)
+            if self.evaluation and run.step % config.eval_every == 0:
+                self._evaluate(self.evaluation)
         path = self._save()
         if run.step < steps:
             self.tell(log.TrainStopped(path=str(path), step=run.step))
@@ -148,17 +149,14 @@ class _Loop:
             self.tell(log.TrainFinished(path=str(path), step=run.step, reused=False))
         return path
 
-    def _step(self, shares: list[Share]) -> None:
-        """One update; copies nothing to the host, unless every step shall."""
+    def _step(self, batches: Iterator[Batch]) -> None:
+        """One update from its micro-batches; copies nothing to the host, unless every step shall."""
         run, config = self.run, self.run.config
-        seed = config.train.seed
-        for left, (raw, share) in zip(reversed(range(len(shares))), shares, strict=True):
-            batch = training_batch(raw, config.data, run.normalizer, seed=seed, device=run.device)
-            self._gradient(replace(batch, share=share), raw.dataset, 1 / len(shares), last=left == 0)
+        for left, batch in zip(reversed(range(config.train.accumulate)), batches, strict=True):
+            self._gradient(batch, last=left == 0)
         norm = clip_gradients(list(trained_parameters(run.model).values()), config.optim.clip_norm)
-        self.meter.rate = learning_rate(config.optim, run.step, config.train.steps)
         for group in run.optimizer.param_groups:
-            group["lr"] = self.meter.rate
+            group["lr"] = learning_rate(config.optim, run.step, config.train.steps)
         run.optimizer.step()
         run.optimizer.zero_grad(set_to_none=True)
         run.step += 1
@@ -166,12 +164,12 @@ class _Loop:
         run.saved = None
         if run.average:
             run.average.update(run.step)
-        self.meter.step(norm)
+        self.metrics.end_step(norm)
 
-    def _gradient(self, batch: Batch, dataset: Tensor, weight: float, *, last: bool) -> None:
-        """Add a share's gradient; with the step's last one all processes' gradients are brought together."""
-        run = self.run
-        with run.engine.sharing(last), self.watch.counting():
+    def _gradient(self, batch: Batch, *, last: bool) -> None:
+        """Add a micro-batch's gradient; with the step's last one all processes' gradients are brought together."""
+        run, weight = self.run, 1 / self.run.config.train.accumulate
+        with run.engine.reducing(last), self.diagnostics.counting():
             with autocast(run.device, run.dtype):
                 output = run.engine.loss(batch, step_generator(run.config.train.seed, run.step, run.device))
             (output.loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -179,56 +177,55 @@ class _Loop:
         if run.config.train.sync == "step":
             for value in logs.values():
                 value.item()
-        self.meter.share(logs, weight)
-        self.watch.see(output, dataset)
+        self.metrics.add(logs, weight)
+        self.diagnostics.add(output, batch)
 
     def _report(self) -> None:
         """Tell how the steps since the last report went. Raises UserError when they diverged."""
-        run, meter = self.run, self.meter
-        reading = meter.read(run.world)
-        divergence = self.guard.check(run.step - meter.steps + 1, reading.losses, reading.norms)
+        run, steps = self.run, self.run.config.train.steps
+        summary = self.metrics.read(run.world)
+        divergence = self.divergence.check(run.step - self.metrics.steps + 1, summary.losses, summary.norms)
         if divergence:
             run.world.from_main(lambda: write_divergence(divergence, run))
-        rate = meter.steps * run.samples / reading.seconds
+        rate = self.metrics.steps * run.samples / summary.seconds
         event = log.TrainProgress(
             step=run.step,
-            steps=run.config.train.steps,
-            loss=reading.logs["loss"],
-            logs={name: value for name, value in reading.logs.items() if name != "loss"},
-            lr=meter.rate,
-            grad_norm=reading.norms[-1],
+            steps=steps,
+            loss=summary.logs["loss"],
+            logs={name: value for name, value in summary.logs.items() if name != "loss"},
+            lr=learning_rate(run.config.optim, run.step - 1, steps),
+            grad_norm=summary.norms[-1],
             samples_per_second=rate,
-            data_wait=reading.waited,
-            detail=self.watch.read(rate / run.world.size, run.world.sum),
+            data_wait=summary.waited,
+            detail=self.diagnostics.read(rate / run.world.size, run.world),
         )
-        run.metrics = {**reading.logs, "grad_norm": event.grad_norm}
-        self.meter = Meter()
+        run.metrics = {**summary.logs, "grad_norm": event.grad_norm}
+        self.metrics = Metrics()
         self.tell(event)
 
-    def _evaluate(self, examiner: Examiner) -> None:
+    def _evaluate(self, evaluation: PeriodicEvaluation) -> None:
         """Measure this step's checkpoint in the main process; training notices nothing of it."""
         path = self._save()
         began = time.perf_counter()
 
-        def examine() -> str:
-            for event in examiner.examine(path):
+        def measure() -> None:
+            for event in evaluation.measure(path):
                 self.tell(event)
-            return ""
 
-        self.run.world.from_main(examine)
-        self.meter.since += time.perf_counter() - began
+        self.run.world.from_main(measure)
+        self.metrics.since += time.perf_counter() - began
 
     def _save(self) -> Path:
         """Save the state after `run.step` steps, once; the time it takes counts for no measurement."""
         run = self.run
         if run.saved:
             return run.saved
-        if self.meter.steps:
+        if self.metrics.steps:
             self._report()  # which keeps weights that are not finite from being saved
         began = time.perf_counter()
         tensors = _tensors(run)  # of all processes, so all take part
-        run.saved = Path(run.world.from_main(lambda: str(_write(run, tensors))))
-        self.meter.since += time.perf_counter() - began
+        run.saved = run.world.from_main(lambda: _write(run, tensors))
+        self.metrics.since += time.perf_counter() - began
         self.tell(log.CheckpointSaved(path=str(run.saved), step=run.step))
         return run.saved
 
@@ -246,25 +243,25 @@ def _write(run: Run, tensors: Mapping[TensorKind, Mapping[str, Tensor]]) -> Path
 
 def _tensors(run: Run) -> dict[TensorKind, Mapping[str, Tensor]]:
     """What a checkpoint holds, whole; only the main process, which writes it, keeps what was sharded."""
-    found: dict[TensorKind, Mapping[str, Tensor]] = {
+    tensors: dict[TensorKind, Mapping[str, Tensor]] = {
         "model": run.model.state_dict(),
         "optim": optimizer_tensors(run.optimizer, run.model),
     }
     if run.average:
-        found["ema"] = run.average.tensors(run.model)
+        tensors["ema"] = run.average.tensors(run.model)
     if run.world.size == 1:
-        return found
-    return {kind: _gather(named, run.world) for kind, named in found.items()}
+        return tensors
+    return {kind: _gather(named, run.world) for kind, named in tensors.items()}
 
 
 def _gather(named: Mapping[str, Tensor], world: World) -> dict[str, Tensor]:
     """One tensor after the other, so that a device never holds more than one that is whole."""
-    found = {}
+    gathered = {}
     for name, value in named.items():
-        tensor = whole(value.detach())
+        tensor = whole(value.detach())  # every process takes part, in the same order
         if world.main:
-            found[name] = tensor.cpu()
-    return found
+            gathered[name] = tensor.cpu()
+    return gathered
 
 
 def _state(run: Run) -> CheckpointState:

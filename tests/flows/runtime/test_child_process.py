@@ -9,7 +9,7 @@ import pytest
 
 from flows.deploy.site import job_variables
 from flows.runtime import end_with_parent
-from flows.runtime.child_process import ChildError, run_child, sigterm_exits
+from flows.runtime.child_process import ChildError, run_child, stop_signals_exit
 from storage_schemas.errors import UserError
 
 
@@ -75,8 +75,8 @@ def test_a_child_stopped_from_outside_stops_the_parent_in_order() -> None:
 def test_sigterm_to_the_parent_reaches_the_child(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import sys\nfrom flows.runtime.child_process import run_child, sigterm_exits\n"
-        "with sigterm_exits():\n    run_child(sys.argv[1:], lambda line: print(line, flush=True))\n"
+        "import sys\nfrom flows.runtime.child_process import run_child, stop_signals_exit\n"
+        "with stop_signals_exit():\n    run_child(sys.argv[1:], lambda line: print(line, flush=True))\n"
     )
     command = [sys.executable, str(script), *python(GENTLE), str(tmp_path / "checkpoint")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
@@ -89,7 +89,7 @@ def test_sigterm_to_the_parent_reaches_the_child(tmp_path: Path) -> None:
 
 def test_the_handler_is_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit), sigterm_exits():
+    with pytest.raises(SystemExit), stop_signals_exit():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -192,7 +192,7 @@ def test_duplicates_and_gaps(clips: Path) -> None:
     ("names", "kept"),
     [
         (None, "acd"),
-        (["none"], "acd"),  # a copy has the same identity: it is stored once in any case
+        (["none"], "abcd"),
         (["copy"], "acd"),
         (["duplicate"], "ad"),
         (["duplicate", "time_gap"], "a"),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from batches import image_batch
 
 from storage_schemas.errors import UserError
 from uwm.baselines.diffusion_policy import DiffusionPolicy
@@ -33,7 +34,7 @@ def random_batch(config: RunConfig, size: int = 3) -> Batch:
     def known(*shape: int) -> torch.Tensor:
         return torch.ones(size, *shape, dtype=torch.bool)
 
-    return Batch(
+    return image_batch(
         obs=torch.rand(size, views, data.obs_frames, *image, generator=noise),
         obs_mask=known(views, data.obs_frames),
         next_obs=torch.rand(size, views, data.next_frames, *image, generator=noise),

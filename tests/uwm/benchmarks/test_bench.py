@@ -7,8 +7,10 @@ import pytest
 from flows.cli import run
 from storage_schemas.episode import EncodedFrames
 from storage_schemas.synthetic import generate
+from uwm.benchmarks.catalogs import COMMITS, WRITERS
 from uwm.benchmarks.loader import bench_loader
 from uwm.benchmarks.measure import interleave
+from uwm.benchmarks.store import BATCH
 
 KEYS = {"jpeg", "lossless", "latents", "published", "published_4_frames", "decode_only", "mp4", "lance"}
 
@@ -40,6 +42,24 @@ def test_content_is_the_same_every_time_and_like_a_photo() -> None:
 def test_figures_come_as_json(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*command.split(), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)
+
+
+def test_the_catalogs_are_measured_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("icechunk", reason="Icechunk is not installed: it is only measured against")
+    assert run(["bench", "catalog", "--largest", "100", "--no-s3", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert {row["kind"] for row in told["catalogs"]} == {"delta", "icechunk"}
+    episodes = {row["kind"]: row["episodes"] for row in told["writers"]}
+    assert episodes["delta"] == WRITERS * COMMITS * BATCH
+    assert episodes["icechunk"] <= episodes["delta"], "on a local disk it promises no more"
+
+
+def test_catalogs_say_what_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert run(["bench", "catalog"]) == 2
+    assert "pip install icechunk" in capsys.readouterr().err
 
 
 def test_latents_need_a_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,12 @@ from dataclasses import fields
 
 import pytest
 import torch
+from batches import raw_batch
 
 from uwm.config import DataConfig
-from uwm.data.augment import evaluation_batch, jitter_colours, training_batch, uniform_draws
+from uwm.data.augment import evaluation_batch, jitter_colours, training_batch
 from uwm.data.batch import Batch, RawBatch
+from uwm.data.loader import uniform_draws
 from uwm.data.normalize import ActionNormalizer
 
 CPU = torch.device("cpu")
@@ -26,8 +28,8 @@ def config(**changes: object) -> DataConfig:
     return DataConfig.model_validate(sizes | {"cameras": ("a", "b")} | changes)
 
 
-def raw(positions: list[int]) -> RawBatch:
-    """Samples whose content is a function of their position."""
+def raw(positions: list[int], seed: int = 0) -> RawBatch:
+    """Samples whose content is a function of their position, with the draws that the loader would give them."""
     rows = [torch.Generator().manual_seed(position) for position in positions]
     count = len(positions)
     view_mask = torch.ones(count, 2, 3, dtype=torch.bool)
@@ -35,24 +37,22 @@ def raw(positions: list[int]) -> RawBatch:
     action_mask = torch.tensor([[True, True, False]]).expand(count, 3).clone()
     frames = torch.stack([torch.randint(256, (2, 3, 3, 20, 30), dtype=torch.uint8, generator=row) for row in rows])
     frames[~view_mask] = 0
-    return RawBatch(
+    return raw_batch(
         frames=frames,
         view_mask=view_mask,
         action=torch.ones(count, 3, 2) * action_mask[..., None],
         action_mask=action_mask,
-        dataset=torch.zeros(count, dtype=torch.int64),
-        episode=torch.zeros(count, dtype=torch.int64),
-        step=torch.zeros(count, dtype=torch.int64),
         position=torch.tensor(positions),
+        draws=uniform_draws(seed, positions, (2, 5)),
     )
 
 
 def train(positions: list[int], seed: int = 0, **changes: object) -> Batch:
-    return training_batch(raw(positions), config(**changes), NORMALIZER, seed=seed, device=CPU)
+    return training_batch(raw(positions, seed), config(**changes), NORMALIZER, device=CPU)
 
 
 def sample(batch: Batch, row: int) -> list[torch.Tensor]:
-    return [value[row] for field in fields(batch) if (value := getattr(batch, field.name)) is not None]
+    return [value[row] for field in fields(batch) if isinstance(value := getattr(batch, field.name), torch.Tensor)]
 
 
 def test_a_sample_is_the_same_in_any_batch() -> None:
@@ -96,7 +96,7 @@ def test_frames_of_a_view_share_crop_and_jitter() -> None:
     source = raw([7])
     still = source.frames[:, :, :1].expand_as(source.frames) * source.view_mask[..., None, None, None]
     same = RawBatch(**{f.name: getattr(source, f.name) for f in fields(source)} | {"frames": still})
-    batch = training_batch(same, config(), NORMALIZER, seed=0, device=CPU)
+    batch = training_batch(same, config(), NORMALIZER, device=CPU)
     assert torch.equal(batch.obs[:, 0, 0], batch.next_obs[:, 0, 0])
     assert torch.equal(batch.next_obs[:, 0, 0], batch.next_obs[:, 0, 1])
 
@@ -128,7 +128,7 @@ def test_masked_stays_zero_and_actions_are_normalized() -> None:
 
 
 def test_draws_are_uniform_and_independent() -> None:
-    draws = uniform_draws(3, torch.arange(4000), (2,))
+    draws = uniform_draws(3, range(4000), (2,))
     assert draws.min() >= 0
     assert draws.max() < 1
     assert draws.mean().item() == pytest.approx(0.5, abs=0.02)

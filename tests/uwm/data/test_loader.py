@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +118,6 @@ def test_order_is_the_same_from_any_place_and_with_workers(make_store: Callable[
         expected = straight[start // 3 :]
         assert len(resumed) == len(expected)
         assert all(equal(one, two) for one, two in zip(resumed, expected, strict=True))
-
-
-def test_batches_move_whole() -> None:
-    values = {f.name: torch.zeros(1) for f in fields(RawBatch)}
-    batch = RawBatch(**values)
-    assert equal(batch.to(torch.device("cpu")), replace(batch))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])

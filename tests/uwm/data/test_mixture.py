@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset, open_dataset
-from uwm.config import DataConfig, DatasetRef
+from uwm.config import DataConfig, DatasetRef, RunConfig
 from uwm.data.mixture import (
     MixtureSampler,
     Quotas,
+    check_actions,
     dataset_normalizer,
     mixture_normalizer,
     mixture_sampler,
@@ -21,6 +22,10 @@ from uwm.data.mixture import (
 )
 from uwm.data.normalize import NormalizerSource, Scale
 from uwm.data.sampler import SegmentSampler
+from uwm.train.trainer import train
+
+MakeStore = Callable[..., str]
+DebugRun = Callable[..., RunConfig]
 
 weights = st.lists(st.sampled_from([0.1, 0.25, 1.0, 1.5, 3.0, 7.0]), min_size=1, max_size=5)
 
@@ -149,3 +154,11 @@ def test_a_splits_normalizer_is_keyed_and_opens_no_image(
         else:
             np.testing.assert_allclose(normalizer.low, actions.min(0), atol=1e-6)
     assert found["train"] != found["val"]
+
+
+def test_actions_of_another_dimension_are_an_error_that_names_both(make_store: MakeStore, debug_run: DebugRun) -> None:
+    other = make_store("other", (12, 9), action_dim=5)
+    with pytest.raises(UserError, match=r"other version 1 has 5-dim actions, the run takes 3"):
+        train(debug_run(other))
+    silent = debug_run(make_store("silent", (12, 9), action_dim=5, known=False))
+    check_actions(open_mixture(silent.data), silent.data.action_dim)  # without actions, nothing is lost

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from uwm.config import DiffusionConfig
-from uwm.data.batch import StepShare
+from uwm.data.batch import MicroBatch
 from uwm.diffusion.noising import Noised, masked_mse, noise_modality
 from uwm.diffusion.schedule import signal_table
 
@@ -14,13 +14,31 @@ CHANCES = [(0.0, 0.0), (0.5, 0.0), (0.3, 0.3)]
 
 
 def noise(clean: torch.Tensor, known: torch.Tensor, draws: torch.Generator, chance: tuple[float, float]) -> Noised:
-    dropped, given = chance
-    return noise_modality(clean, known, generator=draws, config=CONFIG, signals=SIGNALS, dropped=dropped, given=given)
+    return noise_part(clean, known, draws, chance, micro_batch_of(known, 0, 1))
 
 
-def share_of(known: torch.Tensor, first: int, parts: int) -> StepShare:
+def noise_part(
+    clean: torch.Tensor,
+    known: torch.Tensor,
+    draws: torch.Generator,
+    chance: tuple[float, float],
+    micro_batch: MicroBatch,
+) -> Noised:
+    return noise_modality(
+        clean,
+        known,
+        generator=draws,
+        config=CONFIG,
+        signals=SIGNALS,
+        micro_batch=micro_batch,
+        dropped=chance[0],
+        given=chance[1],
+    )
+
+
+def micro_batch_of(known: torch.Tensor, first: int, parts: int) -> MicroBatch:
     count = float(known.sum()) / parts
-    return StepShare(first=first, samples=len(known), known_actions=count, known_frames=count)
+    return MicroBatch(first=first, samples=len(known), known_actions=count, known_frames=count)
 
 
 @pytest.mark.parametrize("chance", CHANCES)
@@ -34,7 +52,7 @@ def test_what_chance_leaves_out_changes_no_loss_on_average(chance: tuple[float, 
     draws, losses, kept = torch.Generator().manual_seed(0), [], []
     for _ in range(2000):
         noised = noise(clean, known, draws, chance)
-        count = noised.count(None)
+        count = noised.count(float(known.sum()))
         losses.append(masked_mse(torch.zeros_like(clean), noised.target, noised.counted, count))
         kept.append(noised.counted.flatten(1).any(1).float().mean())
     expected = clean[known.expand_as(clean)].square().mean()
@@ -44,27 +62,18 @@ def test_what_chance_leaves_out_changes_no_loss_on_average(chance: tuple[float, 
 
 @pytest.mark.parametrize("chance", CHANCES)
 @pytest.mark.parametrize("parts", [2, 4])
-def test_shares_leave_out_what_the_whole_does_and_divide_by_the_same(chance: tuple[float, float], parts: int) -> None:
+def test_micro_batches_leave_out_what_the_whole_does(chance: tuple[float, float], parts: int) -> None:
     clean = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(1))
     known = (torch.arange(24).view(8, 3, 1) % 5 > 1) & (torch.arange(8) < 5).view(8, 1, 1)  # the last three nothing
     whole = noise(clean, known, torch.Generator().manual_seed(2), chance)
-    loss = masked_mse(torch.zeros_like(clean), whole.target, whole.counted, whole.count(None))
+    loss = masked_mse(torch.zeros_like(clean), whole.target, whole.counted, whole.count(float(known.sum())))
     losses = []
     for first in range(0, 8, 8 // parts):
-        rows, share = slice(first, first + 8 // parts), share_of(known, first, parts)
-        part = noise_modality(
-            clean[rows],
-            known[rows],
-            generator=torch.Generator().manual_seed(2),
-            config=CONFIG,
-            signals=SIGNALS,
-            dropped=chance[0],
-            given=chance[1],
-            share=share,
-        )
+        rows, micro_batch = slice(first, first + 8 // parts), micro_batch_of(known, first, parts)
+        part = noise_part(clean[rows], known[rows], torch.Generator().manual_seed(2), chance, micro_batch)
         for name in ("noisy", "target", "timestep", "present", "counted", "known"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[rows]), name
-        count = part.count(share.known_actions)
+        count = part.count(micro_batch.known_actions)
         losses.append(masked_mse(torch.zeros_like(part.target), part.target, part.counted, count))
     torch.testing.assert_close(torch.stack(losses).mean(), loss)
     assert loss > 0
@@ -84,5 +93,5 @@ def test_dropped_samples_are_absent_and_given_ones_are_clean() -> None:
 def test_nothing_known_is_no_loss() -> None:
     nothing = torch.zeros(2, 3, 1, dtype=torch.bool)
     values = torch.ones(2, 3, 2)
-    for count in (None, 0.0, torch.zeros(()), 4.0):
+    for count in (0.0, 4.0):
         assert masked_mse(values, 0 * values, nothing, count) == 0

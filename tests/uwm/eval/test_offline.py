@@ -15,7 +15,7 @@ from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION
 from uwm.eval.files import load_evaluation, load_examples
 from uwm.eval.offline import ORDER, evaluate
 from uwm.eval.result import Evaluation, Metric
-from uwm.eval.setup import full_windows, open_bench, spread
+from uwm.eval.setup import full_windows, open_evaluation_setup, spread
 from uwm.policy import Mode
 from uwm.train.trainer import train
 
@@ -106,7 +106,7 @@ def test_baselines_are_what_they_say(store: str, checkpoint: str) -> None:
     training, held_out = (dataset.episodes.select(split=split) for split in ("train", "val"))
     mean = np.concatenate([dataset.array(int(row), "action") for row in training]).mean(axis=0)
     assert loaded.normalizer.normalize(torch.from_numpy(mean)).numpy() == pytest.approx(
-        open_bench(
+        open_evaluation_setup(
             checkpoint, store, version=None, split="val", collections=(), samples=1, device="cpu"
         ).mean_action.numpy(),
         abs=1e-5,

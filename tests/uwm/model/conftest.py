@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from batches import image_batch
 
 from uwm.config import (
     AutoencoderConfig,
@@ -52,7 +53,7 @@ def make_batch(tiny: RunConfig) -> Callable[..., Batch]:
             fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear", align_corners=False)
             return fine.view(size, views, frames, 3, height, width)
 
-        return Batch(
+        return image_batch(
             obs=images(data.obs_frames),
             obs_mask=torch.ones(size, views, data.obs_frames, dtype=torch.bool),
             next_obs=images(data.next_frames),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from batches import with_masks
 
 from storage_schemas.errors import UserError
 from uwm.config import DataConfig, DiffusionConfig, ModelConfig, RunConfig, replace
@@ -55,7 +56,7 @@ def partly_known(make_batch: MakeBatch) -> Batch:
     batch.next_mask[2, :, 1] = False
     batch.obs_mask[3, 1] = False
     batch.next_mask[3, 1] = False
-    return batch
+    return with_masks(batch)
 
 
 def scramble_unknown(batch: Batch) -> Batch:

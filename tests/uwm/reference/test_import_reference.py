@@ -20,7 +20,6 @@ from uwm.policy import Mode
 from uwm.recipes import apply_overrides, get_recipe
 from uwm.reference.importer import import_reference
 from uwm.reference.published import LAYOUTS, VAE, Layout, ordered, renamed, take_apart
-from uwm.reference.torchfile import Storage, StoredTensor
 from uwm.train.trainer import train
 
 pytestmark = pytest.mark.golden
@@ -152,10 +151,10 @@ def test_the_mapping_covers_exactly_the_published_names(
     params = golden_params(layout.policy)
     assert layout.mark in params
     assert {layout.action_in, layout.timestep_out} <= {*params}
-    published = {f"noise_pred_net.{name}": stored(value) for name, value in params.items()}
+    published = {f"noise_pred_net.{name}": value for name, value in params.items()}
     encoders = [prefix for prefix in layout.prefixes if prefix.startswith("obs_encoder.")]
-    published |= {f"{prefix}x": stored(torch.zeros(1)) for prefix in encoders}
-    published[f"{VAE}vae.x"] = stored(torch.zeros(1))
+    published |= {f"{prefix}x": torch.zeros(1) for prefix in encoders}
+    published[f"{VAE}vae.x"] = torch.zeros(1)
     names = {*renamed(layout, published)}
     assert names == {f"transformer.{name}" for name in params} | {layout.prefixes[prefix] + "x" for prefix in encoders}
     assert take_apart({"model": published}).layout is layout
@@ -235,9 +234,3 @@ def test_an_import_can_be_exported(content: Content, write: Write, settings: tup
     assert "Trained elsewhere, to step 12" in (tmp_path / "bundle" / "README.md").read_text()
     (tmp_path / "run").rename(tmp_path / "gone")
     np.testing.assert_array_equal(AutoPolicy.load(tmp_path / "bundle", device="cpu").act({"left": frames}), actions)
-
-
-def stored(value: Tensor) -> StoredTensor:
-    flat = value.contiguous().flatten()
-    storage = Storage("0", flat.dtype, flat.numel(), lambda key, size: memoryview(flat.numpy().tobytes()))
-    return StoredTensor(storage, 0, tuple(value.shape), value.contiguous().stride())

@@ -1,7 +1,9 @@
 """Losses by dataset and mode, FLOPs, parameter norm: against sums made by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from uwm.config import RunConfig
 from uwm.events import Evaluated, TrainEvent, TrainProgress
 from uwm.policy import LossOutput, SampleLosses
 from uwm.train.diagnostics import Buckets, _labels, flop_counter, peak_flops
+from uwm.train.distributed import World
 from uwm.train.trainer import train
 
 
@@ -18,6 +21,13 @@ def losses(error: list[float], noise: list[float], known: list[bool] | None = No
     return SampleLosses(
         error=torch.tensor(error), known=torch.tensor(known or [True] * len(error)), noise=torch.tensor(noise)
     )
+
+
+class TwoProcesses(World):
+    """The other one has seen one sample with an error of 5."""
+
+    def sum(self, record: Any) -> Any:
+        return replace(record, errors=(record.errors[0] + 5.0,), samples=(record.samples[0] + 1.0,))
 
 
 def output(action: SampleLosses | None, next_obs: SampleLosses | None) -> LossOutput:
@@ -30,12 +40,12 @@ def test_losses_by_dataset_count_what_is_known() -> None:
     next_obs = losses([2.0, 4.0, 6.0], [0.5] * 3)
     buckets.add(output(action, next_obs), torch.tensor([0, 0, 1]))
     buckets.add(output(losses([5.0], [0.5]), losses([0.0], [0.5])), torch.tensor([0]))
-    found = buckets.read()
+    found = buckets.read(World())
     assert found["dataset/robot/action_loss"] == pytest.approx(3.0)
     assert found["dataset/robot/next_obs_loss"] == pytest.approx(2.0)
     assert found["dataset/video/next_obs_loss"] == pytest.approx(6.0)
     assert "dataset/video/action_loss" not in found, "video has no actions"
-    assert buckets.read() == {}
+    assert buckets.read(World()) == {}
 
 
 def test_losses_by_mode_follow_the_noise_of_the_other_modality() -> None:
@@ -43,7 +53,7 @@ def test_losses_by_mode_follow_the_noise_of_the_other_modality() -> None:
     action = losses([1.0, 2.0, 3.0, 4.0], [0.0, 1.0, 0.5, 0.5])
     next_obs = losses([10.0, 20.0, 30.0, 40.0], [0.5, 0.4, 0.0, 1.0])
     buckets.add(output(action, next_obs), torch.zeros(4, dtype=torch.int64))
-    found = {name: value for name, value in buckets.read().items() if name.startswith("mode/")}
+    found = {name: value for name, value in buckets.read(World()).items() if name.startswith("mode/")}
     assert found == {
         "mode/policy/action_loss": 4.0,
         "mode/inverse/action_loss": 3.0,
@@ -55,8 +65,7 @@ def test_losses_by_mode_follow_the_noise_of_the_other_modality() -> None:
 def test_processes_are_summed() -> None:
     buckets = Buckets(["robot"])
     buckets.add(output(losses([1.0], [0.5]), None), torch.tensor([0]))
-    other = [5.0, 1.0]
-    found = buckets.read(lambda own: [a + b for a, b in zip(own, other, strict=True)])
+    found = buckets.read(TwoProcesses(size=2))
     assert found == {"dataset/robot/action_loss": 3.0}
 
 

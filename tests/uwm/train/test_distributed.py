@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from batches import image_batch
 
 from storage_schemas.errors import UserError
 from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
-from uwm.data.batch import Batch, StepShare
+from uwm.data.batch import Batch, MicroBatch
 from uwm.events import load_metrics
 from uwm.model.blocks import AdaLNBlock
 from uwm.policies import build
@@ -221,13 +222,13 @@ def test_shares_of_a_step_add_up_to_its_loss_and_gradient(name: str, mixed: Call
     expected = torch.autograd.grad(whole.loss, trained)
     for parts in (2, 4):
         losses, gradients = [], [torch.zeros_like(gradient) for gradient in expected]
-        for share in _shares(batch, parts):
-            output = policy.loss(_rows(batch, share, 4 // parts), torch.Generator().manual_seed(1))
+        for part in _micro_batches(batch, parts):
+            output = policy.loss(_rows(batch, part, 4 // parts), torch.Generator().manual_seed(1))
             losses.append(output.loss.detach())
-            found = torch.autograd.grad(output.loss / parts, trained)  # every share reaches every parameter
+            found = torch.autograd.grad(output.loss / parts, trained)  # every part reaches every parameter
             gradients = [one + other for one, other in zip(gradients, found, strict=True)]
         torch.testing.assert_close(sum(losses) / parts, whole.loss.detach())
-        assert max(losses) - min(losses) > 0.01, "the shares are not alike"
+        assert max(losses) - min(losses) > 0.01, "the parts_of_it are not alike"
         torch.testing.assert_close(gradients, list(expected), atol=1e-5, rtol=1e-3)
 
 
@@ -247,7 +248,7 @@ def _uneven_batch() -> Batch:
     obs_mask, next_mask = torch.ones(2, 4, 2, 2, dtype=torch.bool).unbind()
     obs_mask[3] = next_mask[3] = False
     action_mask = torch.tensor([[True] * 4, [True, True, False, False], [False] * 4, [False] * 4])
-    return Batch(
+    return image_batch(
         obs=obs * obs_mask[..., None, None, None],
         obs_mask=obs_mask,
         next_obs=next_obs * next_mask[..., None, None, None],
@@ -257,16 +258,18 @@ def _uneven_batch() -> Batch:
     )
 
 
-def _shares(batch: Batch, parts: int) -> list[StepShare]:
+def _micro_batches(batch: Batch, parts: int) -> list[MicroBatch]:
     known = {"known_actions": batch.action_mask, "known_frames": batch.next_mask}
     counts = {name: float(mask.sum()) / parts for name, mask in known.items()}
-    return [StepShare(first=place, samples=len(batch), **counts) for place in range(0, len(batch), len(batch) // parts)]
+    return [
+        MicroBatch(first=place, samples=len(batch), **counts) for place in range(0, len(batch), len(batch) // parts)
+    ]
 
 
-def _rows(batch: Batch, share: StepShare, count: int) -> Batch:
+def _rows(batch: Batch, part: MicroBatch, count: int) -> Batch:
     held = {f.name: getattr(batch, f.name) for f in fields(batch)}
     tensors = {name: value for name, value in held.items() if isinstance(value, torch.Tensor)}
-    return replace(batch, share=share, **{name: value[share.first :][:count] for name, value in tensors.items()})
+    return replace(batch, micro_batch=part, **{name: value[part.first :][:count] for name, value in tensors.items()})
 
 
 def test_processes_must_divide_into_replicas_and_tokenizers_train_alone(

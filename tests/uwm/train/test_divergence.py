@@ -15,7 +15,7 @@ from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
 from uwm.data.mixture import mixture_sampler, open_mixture
 from uwm.policy import LossOutput
-from uwm.train.divergence import DIVERGED_FILE, DivergenceGuard
+from uwm.train.divergence import DIVERGED_FILE, DivergenceCheck
 from uwm.train.trainer import train
 
 
@@ -32,21 +32,21 @@ def calm(count: int) -> list[float]:
     ],
 )
 def test_the_first_wrong_step_is_found(losses: list[float], norms: list[float], step: int, reason: str) -> None:
-    found = DivergenceGuard(window=50, limit=20).check(7, losses, norms)
+    found = DivergenceCheck(window=50, limit=20).check(7, losses, norms)
     assert found is not None
     assert found.step == step
     assert reason in found.reason
 
 
 def test_noise_a_slow_rise_and_the_first_steps_pass() -> None:
-    assert DivergenceGuard(50, 20).check(1, [5.0, 100.0, 3.0, *calm(30)], [1.0] * 33) is None, "too few to compare with"
-    assert DivergenceGuard(50, 20).check(1, [1.01**step for step in range(500)], [1.0] * 500) is None
-    assert DivergenceGuard(50, 20).check(1, [*[1.0] * 40, 2.5], [1.0] * 41) is None, "equal losses have some spread"
-    assert DivergenceGuard(50, 0).check(1, [*calm(40), 1e9], [1.0] * 41) is None, "off"
+    assert DivergenceCheck(50, 20).check(1, [5.0, 100.0, 3.0, *calm(30)], [1.0] * 33) is None, "too few to compare with"
+    assert DivergenceCheck(50, 20).check(1, [1.01**step for step in range(500)], [1.0] * 500) is None
+    assert DivergenceCheck(50, 20).check(1, [*[1.0] * 40, 2.5], [1.0] * 41) is None, "equal losses have some spread"
+    assert DivergenceCheck(50, 0).check(1, [*calm(40), 1e9], [1.0] * 41) is None, "off"
 
 
 def test_the_window_reaches_over_checks() -> None:
-    guard = DivergenceGuard(50, 20)
+    guard = DivergenceCheck(50, 20)
     assert guard.check(1, calm(40), [1.0] * 40) is None
     found = guard.check(41, [30.0], [1.0])
     assert found is not None

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from batches import raw_batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -63,20 +64,16 @@ def config() -> RunConfig:
     )
 
 
-def raw_batch(*, cached: bool) -> RawBatch:
+def samples(*, cached: bool) -> RawBatch:
     frames = torch.zeros(2, 2, 2 if cached else 4, 3, 16, 24, dtype=torch.uint8)
     mask = torch.ones(2, 2, 4, dtype=torch.bool)
     mask[1, 1] = False
-    return RawBatch(
+    return raw_batch(
         frames=frames,
         view_mask=mask,
         action=torch.zeros(2, 4, 3),
         action_mask=torch.ones(2, 4, dtype=torch.bool),
-        dataset=torch.zeros(2, dtype=torch.int64),
-        episode=torch.zeros(2, dtype=torch.int64),
-        step=torch.zeros(2, dtype=torch.int64),
-        position=torch.arange(2),
-        latents=torch.zeros(2, 2, 4, 3, 16, 24, dtype=torch.float16) if cached else None,
+        latents=torch.zeros(2, 2, 4 if cached else 0, 3, 16, 24, dtype=torch.float16),
     )
 
 
@@ -99,7 +96,7 @@ def test_an_update_waits_for_nothing(config: RunConfig, name: str, cached: bool)
     policy = build(replace(config, policy=name, model=model))
     optimizer, average = make_optimizer(policy, config.optim), WeightAverage(policy, config.optim.ema_decay)
     identity = ActionNormalizer.identity(3)
-    batch = training_batch(raw_batch(cached=cached), config.data, identity, seed=0, device=torch.device("cpu"))
+    batch = training_batch(samples(cached=cached), config.data, identity, device=torch.device("cpu"))
     with Waits() as waits:
         update(policy, batch, optimizer, average)
     assert waits.found == []
