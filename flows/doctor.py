@@ -1,4 +1,4 @@
-"""The flow `doctor`: examine a source or a dataset, and keep the report as an artifact."""
+"""The flow `doctor`: diagnose a source or a dataset, and keep the report as an artifact."""
 
 import hashlib
 
@@ -14,28 +14,28 @@ from storage_schemas.location import locate
 from uwm.config import DatasetVersion
 
 
-@task(name="examine", cache_policy=NO_CACHE)
+@task(name="diagnose", cache_policy=NO_CACHE)
 @failing_on_user_error
-def examine(target: str, options: IngestOptions, version: DatasetVersion) -> Diagnosis:
-    """Look at every frame and publish what was found."""
+def diagnose_target(target: str, options: IngestOptions, version: DatasetVersion) -> Diagnosis:
+    """Look at every frame and publish the report."""
     logger = get_run_logger()
 
     def log(progress: DoctorProgress) -> None:
         if progress.done == progress.total or progress.done % 100 == 0:
             logger.info("%s of %s, %s findings", progress.done, progress.total, progress.findings)
 
-    found = diagnose(target, options, version=version, progress=log)
+    diagnosis = diagnose(target, options, version=version, progress=log)
     key = artifact_key(target)
-    create_markdown_artifact(markdown(found), key=key, description=verdict(found))
+    create_markdown_artifact(markdown(diagnosis), key=key, description=verdict(diagnosis))
     logger.info("report at /artifacts/key/%s", key)
-    return found
+    return diagnosis
 
 
 def artifact_key(target: str) -> str:
     """The key of a target's reports: the same for every run, so that they make a timeline."""
-    place = locate(target)
-    name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in place.name.lower())
-    digest = hashlib.sha256(place.uri.encode("utf-8", "surrogateescape")).hexdigest()
+    location = locate(target)
+    name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in location.name.lower())
+    digest = hashlib.sha256(location.uri.encode("utf-8", "surrogateescape")).hexdigest()
     return f"doctor-{name.strip('-')[:40] or 'target'}-{digest[:6]}"
 
 
@@ -49,4 +49,4 @@ def doctor(target: str, options: IngestOptions = INGEST_DEFAULTS, version: Datas
         options: how raw data is read.
         version: of a dataset, its number or a tag; the newest by default.
     """
-    return as_function(examine)(target, options, version)
+    return as_function(diagnose_target)(target, options, version)

@@ -3,20 +3,21 @@
 from prefect import flow, get_run_logger
 
 from flows.deploy.forms import AS_THE_RECIPE, Settings
-from flows.jobs.options import LATENTS_DEFAULTS, RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
+from flows.jobs.options import LATENTS_DEFAULTS, RUNNER_DEFAULTS, LatentsOptions, Pair, RunnerOptions
 from flows.runtime.gpu_slots import gpu_slot
 from flows.runtime.task_runners import TaskExecutor
 from flows.runtime.user_errors import failing_on_user_error
 from uwm.latents.encode import encode_run
 from uwm.latents.shards import EncodeReport
-from uwm.recipes import RecipeName, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RecipeName, get_recipe
 
 
 @flow(name="latents", flow_run_name="latents of {recipe}")
 @failing_on_user_error
 def latents(
     recipe: RecipeName,
-    overrides: tuple[str, ...] = (),
+    overrides: tuple[Pair, ...] = (),
     settings: Settings = AS_THE_RECIPE,
     options: LatentsOptions = LATENTS_DEFAULTS,
     runner: RunnerOptions = RUNNER_DEFAULTS,

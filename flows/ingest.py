@@ -1,7 +1,10 @@
 """The flows `ingest`, a source becomes a dataset version, and `watch`, which does it with a folder that others fill."""
 
+from typing import Annotated
+
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
+from pydantic import Field
 
 from flows.jobs.ingest import Ingested, pin_dataset, run_ingest
 from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
@@ -17,6 +20,7 @@ from storage_schemas.lineage.records import digest, lineage_root
 from storage_schemas.location import Location, locate
 
 FOLDER = "watched"
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @flow(name="ingest", flow_run_name="ingest {source} into {store}")
@@ -67,8 +71,8 @@ def watch(
     store: str,
     options: IngestOptions = INGEST_DEFAULTS,
     runner: RunnerOptions = RUNNER_DEFAULTS,
-    quiet: float = 30.0,
-    patience: float = 600.0,
+    quiet: Seconds = 30.0,
+    patience: Seconds = 600.0,
 ) -> Ingested | None:
     """Ingest a folder when something in it has changed and the writing has ended; else do nothing.
 
@@ -106,8 +110,8 @@ def _memory(source: str, store: str, options: IngestOptions) -> Location:
     return locate(lineage_root(store)) / FOLDER / f"{name}.txt"
 
 
-def _remembered(place: Location) -> str:
-    return place.read_bytes(0, 1000).decode("utf-8", "replace") if place.exists() else ""
+def _remembered(file: Location) -> str:
+    return file.read_bytes(0, 1000).decode("utf-8", "replace") if file.exists() else ""
 
 
 def _state(seen: FolderSnapshot, store: str) -> str:

@@ -1,8 +1,10 @@
 """The flow `gc`: what crashed writers left behind."""
 
 from datetime import timedelta
+from typing import Annotated
 
 from prefect import flow, get_run_logger
+from pydantic import Field
 
 from flows.runtime.user_errors import failing_on_user_error
 from storage_schemas.maintenance.orphans import collect_orphans
@@ -10,7 +12,9 @@ from storage_schemas.maintenance.orphans import collect_orphans
 
 @flow(name="gc", flow_run_name="gc {stores}")
 @failing_on_user_error
-def gc(stores: list[str], age_hours: float = 24.0, delete: bool = False) -> dict[str, int]:
+def gc(
+    stores: list[str], age_hours: Annotated[float, Field(ge=0, le=24 * 3660)] = 24.0, delete: bool = False
+) -> dict[str, int]:
     """List, or delete, what crashed writers have left and no version names. Old versions stay readable.
 
     Args:
@@ -19,10 +23,10 @@ def gc(stores: list[str], age_hours: float = 24.0, delete: bool = False) -> dict
         delete: delete what was found; by default it is only listed.
     """
     logger = get_run_logger()
-    found = {}
+    sizes = {}
     for store in stores:
         report = collect_orphans(store, age=timedelta(hours=age_hours), remove=delete)
-        found[store] = report.bytes
+        sizes[store] = report.bytes
         logger.info(
             "%s: %d orphans with %d bytes %s, %d younger left alone",
             store,
@@ -31,4 +35,4 @@ def gc(stores: list[str], age_hours: float = 24.0, delete: bool = False) -> dict
             "deleted" if delete else "found",
             report.young,
         )
-    return found
+    return sizes

@@ -10,7 +10,7 @@ from flows.ingest import ingest
 from flows.jobs.chain import Chain, Chained, run_chain
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import Ingested
-from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
+from flows.jobs.options import RUNNER_DEFAULTS, Hours, Pair, RunnerOptions
 from flows.jobs.pipeline import Finetuned, overrides_of
 from flows.jobs.pipeline import pretrain_then_finetune as carry_out
 from flows.jobs.promotion import Decision
@@ -23,7 +23,8 @@ from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.markdown import table
 from uwm.config import RunConfig
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
-from uwm.recipes import RecipeName, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RecipeName, get_recipe
 
 
 class FlowJobs:
@@ -33,7 +34,7 @@ class FlowJobs:
         hours: most hours of a training run.
     """
 
-    def __init__(self, *, hours: float | None = None) -> None:
+    def __init__(self, *, hours: Hours | None = None) -> None:
         self._hours = hours
 
     def ingest(
@@ -60,12 +61,12 @@ class FlowJobs:
 def pretrain_then_finetune(
     pretrain: RecipeName,
     finetune: RecipeName,
-    overrides: tuple[str, ...] = (),
+    overrides: tuple[Pair, ...] = (),
     evaluate_on: tuple[str, ...] = (),
     options: EvalOptions = EVAL_DEFAULTS,
     pretrain_settings: Settings = AS_THE_RECIPE,
     finetune_settings: Settings = AS_THE_RECIPE,
-    hours: float | None = None,
+    hours: Hours | None = None,
 ) -> Finetuned:
     """Pretrain one recipe, start another one from its last checkpoint, and evaluate both.
 
@@ -86,8 +87,8 @@ def pretrain_then_finetune(
     for trained in (result.pretrained, result.finetuned):
         logger.info("%s: %s", trained.record.node, trained.path)
     for evaluated in result.evaluations:
-        found = "\n".join(f"  {name}: {value}" for name, value in facts_of(evaluated.record))
-        logger.info("%s:\n%s", evaluated.record.node, found)
+        facts = "\n".join(f"  {name}: {value}" for name, value in facts_of(evaluated.record))
+        logger.info("%s:\n%s", evaluated.record.node, facts)
     logger.info("what came from what: /artifacts/key/%s", HOME_KEY)
     return result
 

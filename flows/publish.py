@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 @task(name="publish lineage", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
 def publish_lineage(root: str, nodes: list[str] | None = None) -> int:
     """Publish the pages that show `nodes`, and those of many nodes; all pages when `nodes` is None."""
-    found = graph(root)
-    changed = publish(found, found.nodes if nodes is None else nodes)
+    known = graph(root)
+    changed = publish(known, known.nodes if nodes is None else nodes)
     get_run_logger().info("lineage: %d pages are new or changed, all of it at /artifacts/key/%s", changed, HOME_KEY)
     return changed
 
 
-def publish(found: LineageGraph, nodes: Iterable[str]) -> int:
+def publish(known: LineageGraph, nodes: Iterable[str]) -> int:
     """Publish the pages of `nodes` and of all that is connected with them; what is unchanged stays.
 
     Returns:
         How many artifacts were made.
     """
-    return sum(_publish_page(key, text) for key, text in pages(found, nodes).items())
+    return sum(_publish_page(key, text) for key, text in pages(known, nodes).items())
 
 
-def pages(found: LineageGraph, nodes: Iterable[str]) -> dict[str, str]:
+def pages(known: LineageGraph, nodes: Iterable[str]) -> dict[str, str]:
     """Artifact key -> page: of `nodes`, of all that is connected with them, of their kinds, and the home page."""
     touched: set[str] = set()
     for node in nodes:
-        touched |= {node, *found.upstream(node), *found.downstream(node)}
-    links = keys(found)
-    shown = [node for node in found.nodes if node in touched]
-    details = details_of(found, shown, keep=True)
-    made = {links[node]: page(found, node, details.get(node, ()), links) for node in shown}
-    return made | kind_pages(found, links) | {HOME_KEY: home(found, links)}
+        touched |= {node, *known.upstream(node), *known.downstream(node)}
+    links = keys(known)
+    shown = [node for node in known.nodes if node in touched]
+    details = details_of(known, shown, keep=True)
+    result = {links[node]: page(known, node, details.get(node, ()), links) for node in shown}
+    return result | kind_pages(known, links) | {HOME_KEY: home(known, links)}
 
 
 def _publish_page(key: str, text: str) -> bool:
     """Put the page into the description: the UI shows that under the key's address, and the data one click deeper."""
-    held = cast("ArtifactResponse | None", Artifact.get(key))
-    if held is not None and held.description == text:
+    current = cast("ArtifactResponse | None", Artifact.get(key))
+    if current is not None and current.description == text:
         return False
     create_markdown_artifact(f"[The newest state of this page](/artifacts/key/{key})", key=key, description=text)
     return True

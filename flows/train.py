@@ -8,6 +8,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 
 from flows.deploy.forms import AS_THE_RECIPE, Settings
+from flows.jobs.options import Hours, Pair
 from flows.jobs.train import Trained, run_training
 from flows.jobs.training_messages import describe
 from flows.lineage.pages import slug
@@ -18,7 +19,8 @@ from flows.runtime.progress import ProgressArtifact
 from flows.runtime.user_errors import as_function, failing_on_user_error
 from uwm.config import RunConfig
 from uwm.events import TrainEvent, TrainFinished, TrainProgress, TrainStarted
-from uwm.recipes import RecipeName, apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import RecipeName, get_recipe
 
 
 class FlowFollower:
@@ -63,9 +65,9 @@ def run_process(config: RunConfig, run_url: str) -> Trained:
 @failing_on_user_error
 def train(
     recipe: RecipeName,
-    overrides: tuple[str, ...] = (),
+    overrides: tuple[Pair, ...] = (),
     settings: Settings = AS_THE_RECIPE,
-    hours: float | None = None,
+    hours: Hours | None = None,
 ) -> Trained:
     """Train a recipe; an interrupted run goes on from its last checkpoint, a complete one is reused.
 
@@ -80,7 +82,7 @@ def train(
 
 @flow(name="train-config", flow_run_name="train {config.name}")
 @failing_on_user_error
-def train_config(config: RunConfig, hours: float | None = None) -> Trained:
+def train_config(config: RunConfig, hours: Hours | None = None) -> Trained:
     """Train a configuration that a pipeline, a chain or the command line has put together.
 
     Args:

@@ -17,7 +17,7 @@ from concurrent.futures import Executor
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 
-from pipelines.checks.filters import Filter, chosen
+from pipelines.checks.filters import Filter
 from pipelines.checks.quality import Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Counts, convert
 from pipelines.files import printable
@@ -118,7 +118,7 @@ def ingest(
     started = time.monotonic()
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
     reader = open_source(source, options, dataset.spec if dataset else None)
-    filters = Filter(reader, chosen(options.reject, reader.unwanted))
+    filters = Filter(reader, reader.unwanted if options.reject is None else frozenset(options.reject))
     dataset = dataset or _create(store_uri, reader, options.val_percent)
     _check_fits(dataset, reader, options.val_percent)
     plan = _plan(reader, dataset, filters)

@@ -1,11 +1,25 @@
 """What the user says of a source and of its conversion, whoever asks: command, flow, form or site file."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+
+from pipelines.names import FILTERS, FORMATS, NO_FILTER, check_name
 
 Backend = Literal["pyav", "decord"]
 """Decoder of videos."""
+
+
+Format = Annotated[
+    str,
+    AfterValidator(lambda name: check_name("format", name, FORMATS)),
+    Field(json_schema_extra={"enum": list(FORMATS)}),
+]
+FilterName = Annotated[
+    str,
+    AfterValidator(lambda name: check_name("filter", name.strip(), (*FILTERS, NO_FILTER))),
+    Field(json_schema_extra={"enum": [*FILTERS, NO_FILTER]}),
+]
 
 
 class IngestOptions(BaseModel):
@@ -13,7 +27,7 @@ class IngestOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
-    format: str | None = Field(None, description="droid-rlds, video, ...; found out from the source by default.")
+    format: Format | None = Field(None, description=f"{', '.join(FORMATS)}; found out from the source by default.")
     collection: str | None = Field(None, description="name of the collection; by default the lab or folder.")
     camera: str | None = Field(None, description="camera that video frames count as; the dataset's first by default.")
     fps: float = Field(15.0, gt=0, allow_inf_nan=False, description="most steps per second of video.")
@@ -22,14 +36,19 @@ class IngestOptions(BaseModel):
     val_percent: int | None = Field(
         None, ge=0, le=100, description="per cent of episodes held out, fixed for a new dataset; 10 by default."
     )
-    reject: tuple[str, ...] | None = Field(
+    reject: tuple[FilterName, ...] | None = Field(
         None,
-        description="what to keep out, by the doctor's names: black, static, idle, duplicate, copy, missing_camera, "
-        "out_of_range, time_gap, too_short; none for no filter. Video: black, static, copy by default.",
+        description=f"what to keep out, by the doctor's names: {', '.join(FILTERS)}; {NO_FILTER} for no filter. "
+        "Video: black, static, copy by default.",
     )
     batch_episodes: int = Field(
         64, ge=1, description="episodes or video files per task run, which is one commit; up to 256 for many."
     )
+
+    @field_validator("reject")
+    @classmethod
+    def _none_is_no_name(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return names and tuple(name for name in names if name != NO_FILTER)
 
 
 INGEST_DEFAULTS = IngestOptions()

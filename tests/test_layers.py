@@ -19,12 +19,15 @@ ONLY_IN = {
     "prefect_dask": ("flows/runtime/*",),
     "torch": ("uwm/**/*",),
     "tensorstore": ("storage_schemas/store/*",),
-    "zarr": ("storage_schemas/store/*", "uwm/benchmarks/rivals.py", "uwm/benchmarks/catalogs.py"),
+    "zarr": ("storage_schemas/store/*", "uwm/benchmarks/published_layout.py", "uwm/benchmarks/catalogs.py"),
     "icechunk": ("uwm/benchmarks/catalogs.py",),
     "deltalake": ("storage_schemas/**/*",),
 }
 """Package -> glob patterns of the files that may import it."""
-TORCHLESS = ("uwm/report/*", "uwm/config.py", "uwm/recipes.py")
+TORCHLESS = (
+    "uwm/report/*",
+    *(f"uwm/{name}.py" for name in ("config", "earlier_configs", "overrides", "policies", "recipes", "registry")),
+)
 
 
 def modules() -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
-from uwm.recipes import apply_overrides
+from uwm.overrides import apply_overrides
 
 BASE = "base"
 """The run of the base itself."""
@@ -55,16 +55,16 @@ ABLATIONS = {
             name="registers",
             question="do register tokens help (arXiv 2309.16588)?",
             levels=(
-                Level(name="0", settings=("model.num_registers=0",)),
-                Level(name="8", settings=("model.num_registers=8",), origin="both"),
+                Level(name="0", settings=("policy.num_registers=0",)),
+                Level(name="8", settings=("policy.num_registers=8",), origin="both"),
             ),
         ),
         Ablation(
             name="masked-loss",
             question="do unknown actions belong into the loss? It takes action-free data to tell",
             levels=(
-                Level(name="all", settings=("diffusion.action_loss=all",), origin="published"),
-                Level(name="masked", settings=("diffusion.action_loss=masked",), origin="corrected"),
+                Level(name="all", settings=("policy.diffusion.action_loss=all",), origin="published"),
+                Level(name="masked", settings=("policy.diffusion.action_loss=masked",), origin="corrected"),
             ),
         ),
         Ablation(
@@ -90,17 +90,21 @@ ABLATIONS = {
             levels=(
                 Level(
                     name="90-and-90",
-                    settings=("diffusion.spacing=leading", "diffusion.absent=first_sampled"),
+                    settings=("policy.diffusion.spacing=leading", "policy.diffusion.absent=first_sampled"),
                     origin="published",
                 ),
-                Level(name="90-and-99", settings=("diffusion.spacing=leading", "diffusion.absent=last_trained")),
+                Level(
+                    name="90-and-99",
+                    settings=("policy.diffusion.spacing=leading", "policy.diffusion.absent=last_trained"),
+                ),
                 Level(
                     name="99-and-99",
-                    settings=("diffusion.spacing=trailing", "diffusion.absent=last_trained"),
+                    settings=("policy.diffusion.spacing=trailing", "policy.diffusion.absent=last_trained"),
                     origin="corrected",
                 ),
                 Level(
-                    name="99-and-learned", settings=("diffusion.spacing=trailing", "diffusion.absent_embedding=true")
+                    name="99-and-learned",
+                    settings=("policy.diffusion.spacing=trailing", "policy.diffusion.absent_embedding=true"),
                 ),
             ),
         ),
@@ -108,26 +112,26 @@ ABLATIONS = {
             name="prediction",
             question="what does the network predict?",
             levels=(
-                Level(name="epsilon", settings=("diffusion.prediction=epsilon",), origin="both"),
-                Level(name="sample", settings=("diffusion.prediction=sample",)),
-                Level(name="v", settings=("diffusion.prediction=v",)),
+                Level(name="epsilon", settings=("policy.diffusion.prediction=epsilon",), origin="both"),
+                Level(name="sample", settings=("policy.diffusion.prediction=sample",)),
+                Level(name="v", settings=("policy.diffusion.prediction=v",)),
             ),
         ),
         Ablation(
             name="adaln",
             question="does every block need its own modulation, most of the parameters?",
             levels=(
-                Level(name="full", settings=("model.adaln=full",), origin="both"),
-                Level(name="low-rank", settings=("model.adaln=low_rank",)),
-                Level(name="shared", settings=("model.adaln=shared",)),
+                Level(name="full", settings=("policy.adaln=full",), origin="both"),
+                Level(name="low-rank", settings=("policy.adaln=low_rank",)),
+                Level(name="shared", settings=("policy.adaln=shared",)),
             ),
         ),
         Ablation(
             name="token-dropout",
             question="what does it cost that the policy can run without next-observation tokens?",
             levels=(
-                Level(name="0", settings=("model.token_dropout=0",), origin="both"),
-                Level(name="0.2", settings=("model.token_dropout=0.2",)),
+                Level(name="0", settings=("policy.token_dropout=0",), origin="both"),
+                Level(name="0.2", settings=("policy.token_dropout=0.2",)),
             ),
         ),
     )

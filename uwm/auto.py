@@ -7,10 +7,11 @@ Dimension letters: V views, O observation frames, N next frames, F = O + N, S ac
 W0 the size that frames are brought to.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import Self, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -77,8 +78,6 @@ class AutoPolicy:
             raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
         place = resolve_device(device)
         policy, config, normalizer = load_bundle(path)[:3] if is_bundle(path) else load_policy(path, "cpu")
-        if not isinstance(policy, Policy):
-            raise UserError(f"{path} is no policy: it is a {config.stage}")
         cast_weights(policy.to(place), cast(Precision, dtype))
         return cls(policy, config, normalizer, place)
 
@@ -92,7 +91,7 @@ class AutoPolicy:
         """(S, A) of the actions that it gives."""
         return self.config.data.action_steps, self.config.data.action_dim
 
-    def act(self, images: Images, *, seed: int = 0) -> NDArray[np.float32]:
+    def act(self, images: Images, *, seed: SupportsIndex = 0) -> NDArray[np.float32]:
         """The next actions (S, A) in the data's units.
 
         Args:
@@ -115,7 +114,7 @@ class AutoPolicy:
         *,
         action: NDArray[np.float32] | None = None,
         next_images: Images | None = None,
-        seed: int = 0,
+        seed: SupportsIndex = 0,
     ) -> Prediction:
         """What a mode predicts.
 
@@ -137,7 +136,7 @@ class AutoPolicy:
         if MODES[question].next_obs is Role.CLEAN and not next_images:
             raise UserError(f"mode {mode} needs next_images: {self.config.data.next_frames} frames of a camera")
         batch = self._batch(images, next_images or {}, action)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(_seed(seed))
         sample = self.policy.sample(batch, question, generator)
         frames = None if sample.next_obs is None else self.policy.decode(sample.next_obs)
         return Prediction(
@@ -179,14 +178,17 @@ class AutoPolicy:
         frames = torch.zeros(len(self.cameras), count, 3, *data.resize, dtype=torch.uint8)
         mask = torch.zeros(len(self.cameras), count, dtype=torch.bool)
         for camera, given in images.items():
-            found = np.asarray(given)
-            found = np.broadcast_to(found, (count, *found.shape)) if found.ndim == 3 else found
-            if found.dtype != np.uint8 or found.ndim != 4 or len(found) != count or found.shape[-1] != 3:
+            shown = np.array(given)  # a copy, for torch warns of memory that it may not write
+            if shown.ndim == 3:
+                shown = np.repeat(shown[None], count, axis=0)
+            if shown.dtype != np.uint8 or shown.ndim != 4 or len(shown) != count or shown.shape[-1] != 3:
                 raise UserError(
-                    f"{camera} is {found.dtype} {found.shape}: it takes uint8 ({count}, height, width, 3), or one frame"
+                    f"{camera} is {shown.dtype} {shown.shape}: it takes uint8 ({count}, height, width, 3), or one frame"
                 )
+            if not shown.size:
+                raise UserError(f"{camera} has no pixels: {shown.shape}")
             view = self.cameras.index(camera)
-            frames[view] = fit_frames(np.asarray(found), data.resize, data.fit)
+            frames[view] = fit_frames(shown, data.resize, data.fit)
             mask[view] = True
         return frames, mask
 
@@ -198,3 +200,14 @@ class AutoPolicy:
         """Images (V, N, 3, H, W) in [0, 1] by camera."""
         shown = frames.float().clamp(0, 1).mul(255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
         return dict(zip(self.cameras, shown, strict=True))
+
+
+def _seed(seed: SupportsIndex) -> int:
+    """A seed as torch takes it. Raises UserError when it is none."""
+    try:
+        number = operator.index(seed)
+    except TypeError as error:
+        raise UserError(f"seed {seed!r} is no whole number") from error
+    if not 0 <= number < 1 << 63:
+        raise UserError(f"seed {number} is not between 0 and 2^63")
+    return number

@@ -21,7 +21,7 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import DamagedError, UserError
@@ -32,8 +32,8 @@ from uwm.config import Config, RunConfig, TokenizerConfig, replace
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import DTYPES, Precision
 from uwm.eval.files import load_evaluation
-from uwm.model.tokenizer import SdxlTokenizer
-from uwm.policies import build
+from uwm.model.tokenizer import load_vae
+from uwm.policy import Policy
 
 MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"
@@ -63,7 +63,7 @@ class Manifest(Config):
 class Bundle(NamedTuple):
     """A bundle whose files have been checked."""
 
-    policy: nn.Module
+    policy: Policy
     config: RunConfig
     normalizer: ActionNormalizer
     manifest: Manifest
@@ -106,7 +106,8 @@ def export(
     temporary.mkdir()
     try:
         tokenizer = _write_tokenizer(loaded, temporary)
-        config = replace(loaded.config, tokenizer=tokenizer, init_from="", output="")
+        policy = replace(loaded.config.policy, tokenizer=tokenizer)
+        config = replace(loaded.config, policy=policy, init_from="", output="")
         _write_weights(loaded, temporary, DTYPES[dtype])
         write_document(locate(temporary / "config.json"), config)
         write_document(locate(temporary / "normalizer.json"), loaded.normalizer)
@@ -153,30 +154,31 @@ def load_bundle(path: str | Path) -> Bundle:
         raise DamagedError(f"bundle {place} is damaged: {needed[0]} is missing")
     config = read_document(locate(place / "config.json"), RunConfig)
     normalizer = read_document(locate(place / "normalizer.json"), ActionNormalizer)
-    if config.tokenizer.path == TOKENIZER:
-        config = replace(config, tokenizer=replace(config.tokenizer, path=str(place / TOKENIZER)))
-    policy = build(config)
+    tokenizer = config.policy.tokenizer
+    if tokenizer and tokenizer.path == TOKENIZER:
+        tokenizer = replace(tokenizer, path=str(place / TOKENIZER))
+        config = replace(config, policy=replace(config.policy, tokenizer=tokenizer))
+    policy = config.policy.build(config.data)
     try:
         weights = load_file(place / "model.safetensors")
         policy.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"bundle {place}: {' '.join(str(error).split())[:200]}") from error
-    found = str(getattr(policy, "tokenizer_fingerprint", ""))
-    if found != manifest.tokenizer:
-        raise UserError(f"bundle {place} needs the tokenizer {manifest.tokenizer}; {config.tokenizer.path} is {found}")
+    if policy.tokenizer_fingerprint != manifest.tokenizer:
+        raise UserError(
+            f"bundle {place} needs the tokenizer {manifest.tokenizer}; "
+            f"{tokenizer.path if tokenizer else 'its policy'} has {policy.tokenizer_fingerprint}"
+        )
     return Bundle(policy.eval(), config, normalizer, manifest)
 
 
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenizerConfig:
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> TokenizerConfig | None:
     """Put the tokenizer into the bundle when it lies on this machine; returns how the bundle names it."""
-    config = checkpoint.config.tokenizer
-    if config.kind == "identity" or not Path(config.path).is_dir():
+    config = checkpoint.config.policy.tokenizer
+    if config is None or config.kind == "identity" or not Path(config.path).is_dir():
         return config
     if config.kind == "sdxl":
-        tokenizer = getattr(build(checkpoint.config), "tokenizer", None)
-        if not isinstance(tokenizer, SdxlTokenizer):
-            raise TypeError(f"{type(tokenizer).__name__} is no SDXL tokenizer")
-        tokenizer.vae.save_pretrained(folder / TOKENIZER, safe_serialization=True)
+        load_vae(config.path).save_pretrained(folder / TOKENIZER, safe_serialization=True)
     else:
         source = load_checkpoint(config.path)
         (folder / TOKENIZER).mkdir()

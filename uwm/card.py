@@ -8,26 +8,6 @@ from uwm.data.normalize import ActionNormalizer
 from uwm.eval.result import Evaluation
 from uwm.report.tables import markdown_table
 
-_DIFFUSION_POLICY = "A Diffusion Policy ([Chi et al. 2023](https://arxiv.org/abs/2303.04137))"
-_ABOUT = {
-    "uwm": "A Unified World Model ([Zhu et al. 2025](https://arxiv.org/abs/2504.02792)): one diffusion transformer "
-    "that is a policy, a forward and an inverse dynamics model and a video predictor.",
-    "pad": "PAD ([Guo et al. 2024](https://arxiv.org/abs/2411.18179)): one diffusion transformer that predicts actions "
-    "and the next images together.",
-    "dp": f"{_DIFFUSION_POLICY}: a transformer that denoises actions.",
-    "dp_unet": f"{_DIFFUSION_POLICY}: a 1-D U-Net that denoises actions.",
-    "gr1": "GR-1 ([Wu et al. 2023](https://arxiv.org/abs/2312.13139)) without language: a transformer that predicts "
-    "actions and the next images by regression.",
-}
-"""What a policy is, by its name in the configuration."""
-_TAGS = {
-    "uwm": ["diffusion", "world-model"],
-    "pad": ["diffusion", "world-model"],
-    "dp": ["diffusion"],
-    "dp_unet": ["diffusion"],
-    "gr1": ["world-model"],
-}
-
 
 def model_card(
     checkpoint: Checkpoint, weights: str, evaluations: Sequence[Evaluation] = (), *, licence: str = ""
@@ -57,7 +37,7 @@ def _front_matter(checkpoint: Checkpoint, licence: str) -> str:
         "license": licence or "other",
         "library_name": "uwm-pipeline",
         "pipeline_tag": "robotics",
-        "tags": ["robotics", "imitation-learning", *_TAGS[checkpoint.config.policy]],
+        "tags": ["robotics", "imitation-learning", *checkpoint.config.policy.tags],
         "datasets": sorted({use.uri.rstrip("/").rpartition("/")[2] for use in checkpoint.state.datasets}),
     }
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields.items() if value]  # JSON is YAML
@@ -65,14 +45,12 @@ def _front_matter(checkpoint: Checkpoint, licence: str) -> str:
 
 
 def _head(checkpoint: Checkpoint, weights: str) -> str:
-    state, policy, model = checkpoint.state, checkpoint.config.policy, checkpoint.config.model
+    state, policy = checkpoint.state, checkpoint.config.policy
     kind = "averaged" if weights == "ema" else "last"
-    size = f"width {model.embed_dim}, depth {model.depth}, {model.num_heads} heads"
-    if policy == "dp_unet":
-        size = f"widths {', '.join(map(str, model.unet.widths))}"
+    size = f"; {policy.size}" if policy.size else ""
     return (
-        f"# {state.name}\n\n{_ABOUT[policy]}\n\n"
-        f"Checkpoint `{checkpoint.identity[:12]}`, step {state.step:,}, {kind} weights; {size}.\n"
+        f"# {state.name}\n\n{policy.about}\n\n"
+        f"Checkpoint `{checkpoint.identity[:12]}`, step {state.step:,}, {kind} weights{size}.\n"
     )
 
 

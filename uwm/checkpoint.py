@@ -33,7 +33,7 @@ from uwm.config import C, Config, RunConfig
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import resolve_device
 from uwm.events import DatasetUse
-from uwm.policies import build
+from uwm.policy import Policy
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
@@ -102,7 +102,7 @@ class Checkpoint:
 class LoadedPolicy(NamedTuple):
     """A network ready for inference and what belongs to it."""
 
-    policy: nn.Module
+    policy: Policy
     config: RunConfig
     normalizer: ActionNormalizer
 
@@ -219,10 +219,12 @@ def load_policy(path: str | Path, device: str = "auto", *, ema: bool = True) -> 
         ema: take the averaged weights when there are some.
 
     Raises:
-        UserError: when the checkpoint or its tokenizer can't be loaded.
+        UserError: when the checkpoint is no policy's, or it or its tokenizer can't be loaded.
     """
     checkpoint = load_checkpoint(path)
-    policy = build(checkpoint.config)
+    if checkpoint.config.stage == "tokenizer":
+        raise UserError(f"{checkpoint.path} is a tokenizer: give the checkpoint of a policy")
+    policy = checkpoint.config.policy.build(checkpoint.config.data)
     load_weights(policy, checkpoint, ema=ema)
     return LoadedPolicy(policy.to(resolve_device(device)).eval(), checkpoint.config, checkpoint.normalizer)
 

@@ -4,14 +4,19 @@ A named run is a function in `recipes.py` that returns a `RunConfig`; variants d
 `replace`. On the command line `key=value` pairs replace single fields: `train.steps=100`.
 """
 
-from typing import Annotated, Literal, Self, TypeVar
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, SerializeAsAny, model_validator
 
 from storage_schemas.episode import SegmentSpec
+from storage_schemas.errors import UserError
+from uwm.earlier_configs import upgraded
+from uwm.registry import POLICY_GROUP, policy_settings
 
-Kernel = Literal["auto", "flash", "efficient", "cudnn", "math"]
-"""Which of SDPA's kernels attention runs on."""
+if TYPE_CHECKING:
+    from uwm.policy import Policy
 
 
 def _as_number(version: object) -> object:
@@ -20,6 +25,13 @@ def _as_number(version: object) -> object:
 
 DatasetVersion = Annotated[Annotated[int, Field(ge=0)] | str | None, BeforeValidator(_as_number)]
 """A dataset version: its number, a tag, or None for the newest."""
+
+Size = tuple[PositiveInt, PositiveInt]
+"""Height, width."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
+"""What torch and numpy both take."""
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 C = TypeVar("C", bound="Config")
 
@@ -30,7 +42,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class DatasetRef(Config):
+class Settings(Config):
+    """Base of what a run is told: no number is infinite or no number at all."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class DatasetRef(Settings):
     """One dataset of a mixture, pinned to a version."""
 
     uri: str
@@ -41,7 +59,7 @@ class DatasetRef(Config):
     collections: tuple[str, ...] = Field((), description="only episodes of these collections; empty takes all")
 
 
-class DataConfig(Config):
+class DataConfig(Settings):
     """What a sample holds and how batches are made."""
 
     datasets: tuple[DatasetRef, ...] = ()
@@ -53,8 +71,8 @@ class DataConfig(Config):
     next_start: int = Field(
         15, ge=0, description="first next-observation frame, in steps after the current one; published: 16"
     )
-    resize: tuple[int, int] = Field((180, 320), description="height, width that a frame is brought to in the loader")
-    crop: tuple[int, int] = Field(
+    resize: Size = Field((180, 320), description="height, width that a frame is brought to in the loader")
+    crop: Size = Field(
         (160, 288), description="height, width of the model's images: random crop in training, centre crop else"
     )
     fit: Literal["cover", "stretch"] = Field(
@@ -100,7 +118,7 @@ class DataConfig(Config):
         )
 
 
-class TokenizerConfig(Config):
+class TokenizerConfig(Settings):
     """What turns next-observation images into latents."""
 
     kind: Literal["autoencoder", "sdxl", "identity"] = "autoencoder"
@@ -112,144 +130,117 @@ class TokenizerConfig(Config):
     )
 
 
-class AutoencoderConfig(Config):
+class AutoencoderConfig(Settings):
     """The small autoencoder that the project trains on ingested frames."""
 
     channels: int = Field(4, gt=0, description="latent channels")
-    downsample: int = Field(8, description="image pixels per latent pixel along each axis, a power of two")
+    downsample: int = Field(8, ge=2, description="image pixels per latent pixel along each axis, a power of two")
     width: int = Field(32, gt=0, description="feature channels at half resolution, doubled at every further halving")
     depth: int = Field(2, gt=0, description="residual blocks at each resolution")
 
-
-class ObsEncoderConfig(Config):
-    """What turns current images into the conditioning vector."""
-
-    kind: Literal["resnet18gn", "vit_b_32", "small", "vit_small"] = Field(
-        "resnet18gn",
-        description="published ResNet-18 with GroupNorm or ViT-B/32; a few convolutions or a 2-block ViT for CPUs",
-    )
-    embed_dim: int = Field(768, gt=0, description="features per view and frame")
-
-
-class UnetConfig(Config):
-    """The 1-D convolutional network of Diffusion Policy; the timestep's features are `model.timestep_embed_dim`."""
-
-    widths: tuple[int, ...] = Field((256, 512, 1024), min_length=2, description="channels, at halved length each")
-    kernel_size: int = Field(5, gt=0, description="odd, so that lengths are kept")
-    groups: int = Field(8, gt=0, description="of GroupNorm; must divide every width")
-
     @model_validator(mode="after")
-    def _groups_divide(self) -> Self:
-        if self.kernel_size % 2 == 0 or any(width % self.groups for width in self.widths):
-            raise ValueError(f"kernel_size must be odd and groups {self.groups} divide all of {self.widths}")
+    def _halves(self) -> Self:
+        if self.downsample.bit_count() != 1:
+            raise ValueError(f"downsample {self.downsample} is not 2, 4, 8 or a higher power of two")
         return self
 
 
-class Gr1Config(Config):
-    """What GR-1 has beside its trunk: the resampler of image tokens and the image decoder."""
-
-    resampler_latents: int = Field(9, gt=0, description="tokens per image beside the class token's")
-    resampler_depth: int = Field(3, gt=0)
-    resampler_heads: int = Field(4, gt=0)
-    resampler_head_dim: int = Field(128, gt=0)
-    patch: int = Field(16, gt=0, description="pixels along each side of a predicted patch")
-    decoder_depth: int = Field(3, gt=0)
-    decoder_heads: int = Field(16, gt=0)
-
-
-class ModelConfig(Config):
-    """The network of a policy; UWM takes every setting of its transformer, the baselines those they have."""
-
-    embed_dim: int = Field(768, gt=0)
-    timestep_embed_dim: int = Field(512, gt=0)
-    depth: int = Field(12, gt=0)
-    num_heads: int = Field(12, gt=0)
-    mlp_ratio: float = Field(4.0, gt=0)
-    qkv_bias: bool = True
-    num_registers: int = Field(8, ge=0)
-    patch: tuple[int, int, int] = Field((2, 4, 4), description="frames, height, width of a latent patch")
-    obs_encoder: ObsEncoderConfig = ObsEncoderConfig()
-    current_latents: bool = Field(
-        False, description="join the current frames' latents to the noisy ones by channel, as PAD does; published: no"
-    )
-    adaln: Literal["full", "low_rank", "shared"] = Field(
-        "full", description="each block's own modulation (published), one of low rank, or an offset to a shared one"
-    )
-    adaln_rank: int = Field(128, gt=0, description="of low-rank modulations")
-    token_dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of training samples without next-observation tokens; above 0 the tokens of whatever is "
-        "absent are masked, and policy sampling runs without them; published: 0",
-    )
-    attention: Kernel = Field("auto", description="force one of SDPA's kernels; auto leaves it to torch")
-    unet: UnetConfig = UnetConfig()
-    gr1: Gr1Config = Gr1Config()
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}")
-        return self
-
-
-class DiffusionConfig(Config):
-    """Noise schedule, sampling grid and conventions; `published()` gives the reference's."""
+class DiffusionConfig(Settings):
+    """Noise schedule, what the network predicts, and how it is sampled."""
 
     train_timesteps: int = Field(100, gt=1)
-    sample_steps: int = Field(10, gt=0)
+    sample_steps: int = Field(10, gt=0, description="at most train_timesteps")
     beta_schedule: Literal["squaredcos_cap_v2"] = "squaredcos_cap_v2"
     prediction: Literal["epsilon", "sample", "v"] = Field(
         "epsilon", description="the network predicts the noise (published), the clean sample, or v (arXiv 2202.00512)"
     )
-    latent_target: Literal["absolute", "change"] = Field(
-        "absolute", description="diffuse the next latents (published), or their change from the current frame's"
-    )
     spacing: Literal["trailing", "leading"] = Field(
-        "trailing", description="sampling grid 99..9, or the published 90..0"
-    )
-    absent: Literal["last_trained", "first_sampled"] = Field(
-        "last_trained",
-        description="timestep that marks an absent modality when sampling: 99 as in training, or the published 90",
-    )
-    absent_embedding: bool = Field(
-        False,
-        description="mark absent and clean modalities by learned embeddings, for which a share of the training samples "
-        "has either; published: by timesteps",
-    )
-    marked_share: float = Field(
-        0.1,
-        gt=0,
-        le=0.5,
-        description="with absent_embedding: share of the samples that lack a modality, or have it clean",
+        "trailing", description="sampling timesteps 99..9, or the published 90..0"
     )
     sampler: Literal["ddim", "dpmsolver++"] = Field(
         "ddim", description="dpmsolver++ (arXiv 2211.01095, by diffusers) gets by with fewer sample_steps"
     )
-    hoist: bool = Field(
-        True, description="compute the observation's share of AdaLN once per sampling; published: in every step"
-    )
-    clip_action: float | None = Field(1.0, description="bound of the predicted clean action")
-    clip_latent: float | None = Field(None, description="bound of the predicted clean latents; published: 1")
-    action_loss: Literal["masked", "all"] = Field(
-        "masked", description="leave unknown actions out of the loss, or the published average over all"
-    )
+    clip_action: float | None = Field(1.0, gt=0, description="bound of the predicted clean action")
 
-    @classmethod
-    def published(cls) -> "DiffusionConfig":
-        """The conventions of the published implementation."""
-        return cls(spacing="leading", absent="first_sampled", clip_latent=1.0, action_loss="all", hoist=False)
+    @property
+    def sampling_timesteps(self) -> tuple[int, ...]:
+        """Timesteps of the sampling loop, falling: 99, 89 .. 9 ("trailing") or the published 90, 80 .. 0 ("leading").
+
+        Lin et al. 2024 (arXiv 2305.08891) show why sampling must start where training's noise ends.
+        """
+        steps, total = self.sample_steps, self.train_timesteps
+        if self.spacing == "leading":
+            return tuple(i * (total // steps) for i in reversed(range(steps)))
+        return tuple(round(total - i * total / steps) - 1 for i in range(steps))
+
+    @property
+    def absent_timestep(self) -> int:
+        """The timestep that marks a modality as absent when sampling."""
+        return self.train_timesteps - 1
+
+    @property
+    def clean_timestep(self) -> int:
+        """The timestep that marks a modality as clean."""
+        return 0
+
+    @model_validator(mode="after")
+    def _steps_lie_in_schedule(self) -> Self:
+        if self.sample_steps > self.train_timesteps:
+            raise ValueError(f"sample_steps {self.sample_steps} is above train_timesteps {self.train_timesteps}")
+        return self
 
 
-class OptimConfig(Config):
+class PolicyConfig(Settings):
+    """Settings of one kind of policy: the base of them all.
+
+    A policy is a subclass that holds the settings it uses and no others, and `@register_policy`. Its network may lie
+    in the same file; those of this project lie apart, so that settings are read without torch.
+    """
+
+    kind: str = ""
+    about: ClassVar[str] = ""
+    """What the policy is, for the model card."""
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Hub tags of the model card."""
+    network: ClassVar[str]
+    """`module:Class` of the `Policy`, which takes these settings and the run's `DataConfig`."""
+    reads_next_obs: ClassVar[bool] = True
+    """Whether the network looks at the next observation; if not, its images are never decoded."""
+    tokenizer: TokenizerConfig | None = None
+    diffusion: DiffusionConfig | None = None
+
+    @property
+    def size(self) -> str:
+        """The network's size in a few words, for the model card."""
+        return ""
+
+    def build(self, data: DataConfig) -> "Policy":
+        """The untrained network. Raises UserError when sizes don't divide or the tokenizer can't be loaded."""
+        policy: Policy = EntryPoint(name=self.kind, value=self.network, group=POLICY_GROUP).load()(self, data)
+        return policy
+
+
+def _read_policy(value: object) -> object:
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return policy_settings(str(value.get("kind"))).model_validate(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+AnyPolicy = Annotated[SerializeAsAny[PolicyConfig], BeforeValidator(_read_policy)]
+"""The settings of any policy, told apart by `kind`."""
+
+
+class OptimConfig(Settings):
     """AdamW with linear warm-up, then cosine decay to zero or a constant rate."""
 
     implementation: Literal["fused", "foreach"] = Field(
         "fused", description="of the same update: one pass over the weights, or torch's default (published)"
     )
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(1e-6, ge=0, description="on all parameters, as published")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(1000, ge=0)
@@ -258,13 +249,13 @@ class OptimConfig(Config):
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0 keeps no average")
 
 
-class TrainConfig(Config):
+class TrainConfig(Settings):
     """How long, how much at once, and how often to look and to save."""
 
     steps: int = Field(100_000, gt=0)
     batch_size: int = Field(36, gt=0, description="samples per process and step")
     accumulate: int = Field(1, gt=0, description="batches of each process whose gradients make one step")
-    seed: int = 0
+    seed: Seed = 0
     device: str = Field("auto", description="auto takes CUDA when there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 on CUDA, fp32 on the CPU")
     matmul: Literal["tf32", "fp32"] = Field(
@@ -318,34 +309,46 @@ class TrainConfig(Config):
         return self
 
 
-class RunConfig(Config):
+InitChange = Literal[
+    "normalizer",
+    "data.cameras",
+    "data.next_start",
+    "policy.diffusion.beta_schedule",
+    "policy.diffusion.train_timesteps",
+    "policy.diffusion.prediction",
+    "policy.diffusion.latent_target",
+    "policy.diffusion.absent_embedding",
+]
+"""What weights mean beside their shapes: a run that starts from others' has the same, or declares that it has not."""
+
+
+class RunConfig(Settings):
     """One training run. `stage` says what is trained; every stage goes through the same trainer."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the run's and its checkpoints' name")
+    name: RunName = Field(description="the run's and its checkpoints' name")
     stage: Literal["tokenizer", "pretrain", "finetune"] = "pretrain"
-    policy: Literal["uwm", "pad", "dp", "dp_unet", "gr1"] = Field(
-        "uwm", description="what is trained: UWM, PAD, Diffusion Policy as transformer or 1-D UNet, or GR-1"
+    policy: AnyPolicy = Field(
+        default_factory=lambda: policy_settings("uwm")(), description="what is trained, by `kind`, and its settings"
     )
     data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    tokenizer: TokenizerConfig = TokenizerConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
-    diffusion: DiffusionConfig = DiffusionConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     init_from: str = Field("", description="checkpoint directory whose weights and normalizers the run starts from")
+    init_changes: tuple[InitChange, ...] = Field(
+        (), description="settings that may differ from those of init_from; normalizer fits one to the run's own data"
+    )
     output: str = Field("", description="folder of the run; empty is runs/<name>")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_today(cls, values: object) -> object:
+        return upgraded(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _finetune_starts_somewhere(self) -> Self:
         if self.stage == "tokenizer" and self.init_from:
             raise ValueError("a tokenizer run starts from scratch: init_from must be empty")
-        return self
-
-    @model_validator(mode="after")
-    def _unknown_actions_are_masked(self) -> Self:
-        if self.policy in ("pad", "gr1") and self.diffusion.action_loss == "all":
-            raise ValueError(f"{self.policy} masks unknown actions, as published: diffusion.action_loss must be masked")
         return self
 
     @model_validator(mode="after")
@@ -359,6 +362,19 @@ class RunConfig(Config):
         if self.optim.schedule == "cosine" and 0 < self.optim.decay_steps < self.train.steps:
             raise ValueError("the learning rate is zero before the run ends: optim.decay_steps is below train.steps")
         return self
+
+    def check_warmup(self) -> None:
+        """Raise UserError when the run ends before its warm-up; no check of the settings, for such runs exist."""
+        if self.optim.warmup_steps > self.train.steps:
+            raise UserError(
+                f"the warm-up of {self.optim.warmup_steps} steps (optim.warmup_steps) is longer than the run of "
+                f"{self.train.steps} (train.steps)"
+            )
+
+    @property
+    def reads_next_obs(self) -> bool:
+        """Whether what is trained looks at the images of the next observation."""
+        return self.stage == "tokenizer" or self.policy.reads_next_obs
 
     @property
     def folder(self) -> str:

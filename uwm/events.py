@@ -58,6 +58,8 @@ class TrainStarted:
     datasets: tuple[DatasetUse, ...]
     code_revision: str
     processes: int = 1
+    share_beyond: float = 0.0
+    """Of the training steps, in the worst dimension: with actions beyond the range of the parent's normalizer."""
     event: Literal["train_started"] = "train_started"
 
 

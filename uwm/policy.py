@@ -1,13 +1,15 @@
 """What every trainable network looks like to the trainer and to the evaluation."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from storage_schemas.errors import UserError
 from uwm.data.batch import Batch
 
 
@@ -48,16 +50,28 @@ class Sample:
     next_obs: Tensor | None  # (B, V, C, N, h, w), latents
 
 
-@runtime_checkable
-class Learner(Protocol):
-    """Anything the trainer trains: an `nn.Module` with a loss."""
+class Learner(nn.Module, ABC):
+    """Anything the trainer trains: a network with a loss."""
 
+    tokenizer_fingerprint: str = ""
+    """Identity of the frozen tokenizer whose latents it is trained on; weights of another one's do not fit."""
+    latent_shape: tuple[int, int, int, int, int] | None = None
+    """V, C, N, h, w of the next observation's latents; None for networks that take no cached ones."""
+
+    @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """The loss of a batch; all randomness comes from `generator`."""
-        ...
+
+    def attention_report(self) -> str:
+        """The operator that attention runs at the network's sizes, with device and type, for the run log."""
+        return "none"
+
+    def compile_network(self, mode: str) -> None:
+        """Compile what costs most, in place; parameters keep their names. Raises UserError when nothing gains."""
+        raise UserError(f"train.compile={mode}: {type(self).__name__} has no transformer to compile")
 
 
-class Encoded(Protocol):
+class EncodedObs(Protocol):
     """A batch as a policy's modes share it; the rest of it is the policy's own affair."""
 
     @property
@@ -66,28 +80,32 @@ class Encoded(Protocol):
         ...
 
 
-@runtime_checkable
-class Policy(Learner, Protocol):
+class Policy(Learner):
     """A learner that can be sampled in some or all modes."""
 
     modes: frozenset[Mode]
 
+    @abstractmethod
     def sample(self, batch: Batch, mode: Mode, generator: torch.Generator) -> Sample:
         """Predict what `mode` asks for; the other modality of `batch` is a condition or ignored."""
-        ...
 
-    def encode_batch(self, batch: Batch) -> Encoded:
+    @abstractmethod
+    def encode_batch(self, batch: Batch) -> EncodedObs:
         """Encode what is known of a batch, once for all modes."""
-        ...
 
+    @abstractmethod
     def sample_modes(self, encoded: Any, modes: Sequence[Mode], generator: torch.Generator) -> Mapping[Mode, Sample]:
         """`sample` of a batch that `encode_batch` has encoded, in several modes, all from the same noise."""
-        ...
 
+    @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, V, N, 3, H, W) in [0, 1] -> latents (B, V, C, N, h, w)."""
-        ...
 
+    @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, V, C, N, h, w) -> images (B, V, N, 3, H, W) in [0, 1]."""
-        ...
+
+    def require(self, mode: Mode) -> None:
+        """Raise UserError when the policy has no such mode."""
+        if mode not in self.modes:
+            raise UserError(f"{type(self).__name__} has no mode {mode}: it has {', '.join(sorted(self.modes))}")

@@ -4,34 +4,41 @@ On the command line `field.subfield=value` pairs change single settings of a rec
 `data.datasets.0.uri=...` names the data.
 """
 
-import difflib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from storage_schemas.errors import UserError
 from uwm.config import (
     AutoencoderConfig,
     DataConfig,
     DatasetRef,
-    DiffusionConfig,
-    Gr1Config,
-    ModelConfig,
-    ObsEncoderConfig,
     OptimConfig,
     RunConfig,
     TokenizerConfig,
     TrainConfig,
-    UnetConfig,
     replace,
 )
+from uwm.overrides import as_kind
+from uwm.policies import (
+    DpConfig,
+    DpUnetConfig,
+    Gr1Config,
+    Gr1DecoderConfig,
+    Gr1EncoderConfig,
+    ObsEncoderConfig,
+    PadConfig,
+    UwmConfig,
+    UwmDiffusionConfig,
+)
+from uwm.registry import nearest
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}
 
 SDXL_VAE = "madebyollin/sdxl-vae-fp16-fix"
+_SDXL = TokenizerConfig(kind="sdxl", path=SDXL_VAE)
 
 
 def recipe(function: Recipe) -> Recipe:
@@ -45,8 +52,8 @@ def uwm() -> RunConfig:
     """DROID at published scale, with the known defects corrected (docs/decisions names each)."""
     return RunConfig(
         name="uwm",
+        policy=UwmConfig(tokenizer=_SDXL),
         data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), workers=8),
-        tokenizer=TokenizerConfig(kind="sdxl", path=SDXL_VAE),
     )
 
 
@@ -57,6 +64,7 @@ def uwm_paper() -> RunConfig:
     return replace(
         base,
         name="uwm-paper",
+        policy=UwmConfig(tokenizer=replace(_SDXL, latent_scale=3.0), diffusion=UwmDiffusionConfig.published()),
         data=replace(
             base.data,
             resize=(240, 320),
@@ -66,8 +74,6 @@ def uwm_paper() -> RunConfig:
             next_start=16,
             normalizer_split="all",
         ),
-        tokenizer=replace(base.tokenizer, latent_scale=3.0),
-        diffusion=DiffusionConfig.published(),
         optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0, implementation="foreach"),
         train=replace(base.train, matmul="fp32", sync="step"),
     )
@@ -88,7 +94,7 @@ def uwm_cotrain() -> RunConfig:
 @recipe
 def pad() -> RunConfig:
     """PAD (Guo et al. 2024) at the scale of `uwm`, on the same latents."""
-    return replace(uwm(), name="pad", policy="pad")
+    return replace(uwm(), name="pad", policy=PadConfig(tokenizer=_SDXL))
 
 
 @recipe
@@ -106,14 +112,7 @@ def pad_finetune() -> RunConfig:
 @recipe
 def dp() -> RunConfig:
     """Diffusion Policy (Chi et al. 2023) as a transformer at the scale of `uwm`; robot episodes only."""
-    base = uwm()
-    return replace(
-        base,
-        name="dp",
-        policy="dp",
-        model=replace(base.model, timestep_embed_dim=256),
-        tokenizer=TokenizerConfig(kind="identity"),
-    )
+    return replace(uwm(), name="dp", policy=DpConfig(timestep_embed_dim=256))
 
 
 @recipe
@@ -125,7 +124,7 @@ def dp_finetune() -> RunConfig:
 @recipe
 def dp_unet() -> RunConfig:
     """Diffusion Policy as its 1-D U-Net."""
-    return replace(dp(), name="dp-unet", policy="dp_unet")
+    return replace(uwm(), name="dp-unet", policy=DpUnetConfig(timestep_embed_dim=256))
 
 
 @recipe
@@ -137,14 +136,7 @@ def dp_unet_finetune() -> RunConfig:
 @recipe
 def gr1() -> RunConfig:
     """GR-1 (Wu et al. 2023) without language at the scale of `uwm`: ViT-B/32, pixels, no diffusion."""
-    base = uwm()
-    return replace(
-        base,
-        name="gr1",
-        policy="gr1",
-        model=replace(base.model, obs_encoder=ObsEncoderConfig(kind="vit_b_32")),
-        tokenizer=TokenizerConfig(kind="identity"),
-    )
+    return replace(uwm(), name="gr1", policy=Gr1Config())
 
 
 @recipe
@@ -176,11 +168,10 @@ def _finetuned(base: RunConfig) -> RunConfig:
 
 @recipe
 def debug() -> RunConfig:
-    """Four tiny steps on the CPU with pixels for latents: proves the plumbing in seconds, of any `policy=`."""
+    """Four tiny steps on the CPU with pixels for latents: proves the plumbing in seconds."""
     return RunConfig(
         name="debug",
-        data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), resize=(36, 64), crop=(32, 56)),
-        model=ModelConfig(
+        policy=UwmConfig(
             embed_dim=32,
             timestep_embed_dim=32,
             depth=2,
@@ -188,29 +179,46 @@ def debug() -> RunConfig:
             num_registers=2,
             patch=(2, 8, 8),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=16),
-            unet=UnetConfig(widths=(16, 32)),
-            gr1=Gr1Config(
-                resampler_latents=2,
-                resampler_depth=1,
-                resampler_heads=2,
-                resampler_head_dim=16,
-                patch=8,
-                decoder_depth=1,
-                decoder_heads=2,
-            ),
+            tokenizer=TokenizerConfig(kind="identity"),
         ),
-        tokenizer=TokenizerConfig(kind="identity"),
-        optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=2, ema_decay=0.9),
+        data=DataConfig(datasets=(DatasetRef(uri="data/droid"),), resize=(36, 64), crop=(32, 56)),
+        optim=OptimConfig(lr=1e-3, schedule="constant", warmup_steps=1, ema_decay=0.9),
         train=TrainConfig(steps=4, batch_size=4, device="cpu", log_every=1, save_every=2, track=()),
     )
 
 
 @recipe
+def debug_pad() -> RunConfig:
+    """`debug` for PAD."""
+    return with_policy(debug(), "pad", name="debug-pad")
+
+
+@recipe
+def debug_dp() -> RunConfig:
+    """`debug` for Diffusion Policy as a transformer."""
+    return with_policy(debug(), "dp", name="debug-dp")
+
+
+@recipe
+def debug_dp_unet() -> RunConfig:
+    """`debug` for Diffusion Policy as a small U-Net."""
+    return with_policy(debug(), "dp_unet", name="debug-dp-unet", widths=(16, 32))
+
+
+@recipe
 def debug_gr1() -> RunConfig:
     """`debug` for GR-1, which needs a vision transformer."""
-    base = debug()
-    encoder = ObsEncoderConfig(kind="vit_small", embed_dim=16)
-    return replace(base, name="debug-gr1", policy="gr1", model=replace(base.model, obs_encoder=encoder))
+    encoder = Gr1EncoderConfig(
+        kind="vit_small", resampler_latents=2, resampler_depth=1, resampler_heads=2, resampler_head_dim=16
+    )
+    decoder = Gr1DecoderConfig(patch=8, depth=1, heads=2)
+    return with_policy(debug(), "gr1", name="debug-gr1", obs_encoder=encoder, decoder=decoder)
+
+
+def with_policy(config: RunConfig, kind: str, *, name: str, **settings: object) -> RunConfig:
+    """A run with another kind of policy, which keeps the settings that both kinds have."""
+    shared = as_kind(config.policy.model_dump(mode="json"), kind)
+    return replace(config, name=name, policy=shared | settings)
 
 
 def _demo() -> RunConfig:
@@ -221,8 +229,7 @@ def _demo() -> RunConfig:
     """
     return RunConfig(
         name="demo",
-        data=DataConfig(datasets=(DatasetRef(uri="runs/demo/droid"),), resize=(72, 128), crop=(64, 112)),
-        model=ModelConfig(
+        policy=UwmConfig(
             embed_dim=128,
             timestep_embed_dim=128,
             depth=4,
@@ -231,9 +238,10 @@ def _demo() -> RunConfig:
             patch=(2, 4, 4),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=64),
             current_latents=True,
+            diffusion=UwmDiffusionConfig(prediction="sample", latent_target="change", sample_steps=2),
         ),
+        data=DataConfig(datasets=(DatasetRef(uri="runs/demo/droid"),), resize=(72, 128), crop=(64, 112)),
         autoencoder=AutoencoderConfig(channels=4, downsample=4, width=16, depth=1),
-        diffusion=DiffusionConfig(prediction="sample", latent_target="change", sample_steps=2),
         optim=OptimConfig(lr=1e-3, warmup_steps=30, weight_decay=0.01, ema_decay=0.99),
         train=TrainConfig(steps=500, batch_size=12, device="cpu", log_every=25, save_every=100, keep=1),
     )
@@ -261,8 +269,8 @@ def demo_pretrain() -> RunConfig:
     return replace(
         base,
         name="demo-pretrain",
+        policy=replace(base.policy, tokenizer=TokenizerConfig(path="runs/demo/tokenizer")),
         data=replace(base.data, datasets=datasets),
-        tokenizer=TokenizerConfig(path="runs/demo/tokenizer"),
         output="runs/demo/pretrain",
     )
 
@@ -295,91 +303,5 @@ def get_recipe(name: str) -> RunConfig:
     """
     found = RECIPES.get(name.replace("-", "_"))
     if not found:
-        raise UserError(f"unknown recipe {name!r}{_nearest(name, RECIPES)}; there are {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {name!r}{nearest(name, RECIPES)}; there are {', '.join(RECIPES)}")
     return found()
-
-
-def apply_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
-    """A checked copy of `config` with settings changed by `dotted.name=value` pairs.
-
-    Lists take commas or JSON (`data.crop=64,112`), `null` clears an optional setting, and the number
-    after the last list entry appends one (`data.datasets.1.uri=...`).
-
-    Raises:
-        UserError: when a name is unknown (it suggests the nearest) or a value does not fit.
-    """
-    values: dict[str, object] = config.model_dump(mode="json")
-    for pair in pairs:
-        name, found, text = pair.partition("=")
-        if not found:
-            raise UserError(f"{pair!r} is no setting: write name=value, for example train.steps=100")
-        _put(values, name, text)
-    try:
-        return RunConfig.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        nearest = _nearest_field(config, name) if first["type"] == "extra_forbidden" else ""
-        raise UserError(f"{name}: {reason}{nearest}" if name else reason) from error
-
-
-def _put(values: dict[str, object], name: str, text: str) -> None:
-    """Set one entry of nested dicts and lists."""
-    *path, last = name.split(".")
-    here: object = values
-    for depth, key in enumerate(path):
-        here = _child(here, key, ".".join(path[: depth + 1]))
-    if isinstance(here, list):
-        index = _index(here, last, name)
-        here[index : index + 1] = [_parse(text, None)]
-    elif isinstance(here, dict):
-        here[last] = _parse(text, here.get(last))
-    else:
-        raise UserError(f"{name}: {'.'.join(path)} has no parts")
-
-
-def _child(here: object, key: str, name: str) -> object:
-    if isinstance(here, list):
-        index = _index(here, key, name)
-        if index == len(here):
-            here.append({})
-        return here[index]
-    if isinstance(here, dict):
-        if key not in here:
-            raise UserError(f"there is no setting {name}{_nearest(key, here)}")
-        return here[key]
-    raise UserError(f"there is no setting {name}")
-
-
-def _index(here: Sequence[object], key: str, name: str) -> int:
-    if not key.isdecimal() or int(key) > len(here):
-        raise UserError(f"{name}: {key!r} is no place in a list of {len(here)}: use 0 to {len(here)}")
-    return int(key)
-
-
-def _parse(text: str, current: object) -> object:
-    """Text to what pydantic checks and converts; only lists and null need help."""
-    if text == "null":
-        return None
-    if text.startswith(("[", "{")):
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{text!r} is no JSON: {error.msg}") from error
-    if isinstance(current, list):
-        return [item.strip() for item in text.split(",")] if text else []
-    return text
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.4)
-    return f": did you mean {found[0]!r}?" if found else ""
-
-
-def _nearest_field(config: RunConfig, name: str) -> str:
-    values: object = config.model_dump(mode="json")
-    *path, last = name.split(".")
-    for key in path:
-        values = values[int(key)] if isinstance(values, list) else values.get(key) if isinstance(values, dict) else None
-    return _nearest(last, values) if isinstance(values, dict) else ""

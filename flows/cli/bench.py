@@ -20,6 +20,9 @@ def bench_loader(
     rounds: Rounds = 9,
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to write in every layout.")] = 4,
     s3: Annotated[bool, typer.Option("--s3", help="Also count requests on an S3 emulator (package moto).")] = False,
+    published_python: Annotated[
+        str | None, typer.Option(help="An interpreter with zarr 2.18.2 and numcodecs 0.13.1, for the published layout.")
+    ] = None,
     json: AsJson = False,
 ) -> int:
     """Samples per CPU second of this loader and of other layouts on the same frames.
@@ -28,7 +31,7 @@ def bench_loader(
     """
     from uwm.benchmarks.loader import bench_loader as measure
 
-    result = measure(dataset, rounds=rounds, episodes=episodes, s3=s3)
+    result = measure(dataset, rounds=rounds, episodes=episodes, s3=s3, published_python=published_python)
     if json:
         say_json(result)
         return 0
@@ -75,11 +78,11 @@ def bench_store(
     from uwm.benchmarks.store import bench_store as measure
 
     sizes = [10**power for power in range(2, 10) if 10**power <= largest]
-    found = [cost.row() for cost in measure(sizes)]
+    costs = [cost.row() for cost in measure(sizes)]
     if json:
-        say_json({"scaling": found})
+        say_json({"scaling": costs})
     else:
-        say_table("", tuple(found[0]), [tuple(f"{value:,}" for value in row.values()) for row in found])
+        say_table("", tuple(costs[0]), [tuple(f"{value:,}" for value in row.values()) for row in costs])
     return 0
 
 

@@ -27,13 +27,13 @@ def import_reference(
     """
     from flows.jobs.import_export import run_import
 
-    made = run_import(file, out, tuple(overrides or ()))
+    result = run_import(file, out, tuple(overrides or ()))
     if json:
-        say_json({**vars(made.imported), "node": made.record.node})
+        say_json({**vars(result.imported), "node": result.record.node})
         return 0
-    say(f"{made.record.node} is imported: {made.imported.path}")
-    say(f"published {made.imported.policy}, {made.imported.parameters:,} parameters, step {made.imported.step}")
-    for name, value in made.imported.assumed.items():
+    say(f"{result.record.node} is imported: {result.imported.path}")
+    say(f"published {result.imported.policy}, {result.imported.parameters:,} parameters, step {result.imported.step}")
+    for name, value in result.imported.assumed.items():
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
         say(f"assumed, as the file does not tell: {name}={text}")
     return 0
@@ -57,12 +57,12 @@ def export(
     """
     from flows.jobs.import_export import run_export
 
-    made = run_export(checkpoint, out, dtype=dtype, licence=licence)
+    result = run_export(checkpoint, out, dtype=dtype, licence=licence)
     if json:
-        say_json({"path": made.path, "evaluations": made.evaluations, **made.manifest.model_dump(mode="json")})
+        say_json({"path": result.path, "evaluations": result.evaluations, **result.manifest.model_dump(mode="json")})
         return 0
-    say(f"{made.manifest.name} at step {made.manifest.step} is exported: {made.path}")
-    if not made.evaluations:
+    say(f"{result.manifest.name} at step {result.manifest.step} is exported: {result.path}")
+    if not result.evaluations:
         say("its card has no results: make some with `uwm evaluate` and export again")
     return 0
 

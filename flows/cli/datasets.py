@@ -84,14 +84,14 @@ def diff(
     """
     from storage_schemas.catalog.versions import diff as compare
 
-    found = compare(store, before, after)
+    difference = compare(store, before, after)
     if json:
-        say_json(found)
+        say_json(difference)
         return 0
-    counts = ", ".join(f"{found.count(kind):,} {kind}" for kind in ("added", "removed", "changed"))
-    counts += f", {found.unchanged:,} as before; {found.steps:+,} steps"
-    say(f"{store}, version {found.before} to {found.after}: {counts}")
-    for change in found.changes:
+    counts = ", ".join(f"{difference.count(kind):,} {kind}" for kind in ("added", "removed", "changed"))
+    counts += f", {difference.unchanged:,} as before; {difference.steps:+,} steps"
+    say(f"{store}, version {difference.before} to {difference.after}: {counts}")
+    for change in difference.changes:
         lengths = " -> ".join("none" if n is None else f"{n}" for n in (change.length_before, change.length_after))
         say(f"{change.kind}: {change.episode_id}, {lengths} steps, {change.source_uri}")
     return 0
@@ -116,12 +116,12 @@ def tag(
     if name is None:
         if drop or move or version is not None:
             raise UserError("name the tag: uwm tag STORE NAME")
-        found = tags(store)
+        listed = tags(store)
     else:
-        found = [drop_tag(store, name) if drop else set_tag(store, name, version, move=move)]
+        listed = [drop_tag(store, name) if drop else set_tag(store, name, version, move=move)]
     if json:
-        say_json([asdict(each) for each in found])
-    for each in () if json else found:
+        say_json([asdict(each) for each in listed])
+    for each in () if json else listed:
         say(f"{each.name} {'was' if drop else 'is'} version {each.version} of {store}")
     return 0
 
@@ -153,7 +153,9 @@ def remove(
 
 def gc(
     store: Store,
-    age: Annotated[float, typer.Option(min=0, help="Safety age in hours: younger files may be in the making.")] = 24.0,
+    age: Annotated[
+        float, typer.Option(min=0, max=24 * 3660, help="Safety age in hours: younger files may be in the making.")
+    ] = 24.0,
     delete: Annotated[
         bool, typer.Option("--delete", help="Delete what was found; by default it is only listed.")
     ] = False,
@@ -223,12 +225,13 @@ def scale(
     from uwm.data.mixture import dataset_normalizer
 
     chosen = None if split is Split.ALL else split.value
-    found = dataset_normalizer(store, version, split=chosen, collections=tuple(collections or ()), scale=how.value)
+    normalizer = dataset_normalizer(store, version, split=chosen, collections=tuple(collections or ()), scale=how.value)
     if json:
-        say(found.model_dump_json(indent=1))
+        say(normalizer.model_dump_json(indent=1))
         return 0
-    rows = [tuple(f"{value:.5g}" for value in row) for row in zip(found.low, found.high, found.mean, strict=True)]
-    say_table(f"{store}, {found.count:,} steps, {found.scale}", ("becomes -1", "becomes 1", "mean"), rows)
+    columns = zip(normalizer.low, normalizer.high, normalizer.mean, strict=True)
+    rows = [tuple(f"{value:.5g}" for value in row) for row in columns]
+    say_table(f"{store}, {normalizer.count:,} steps, {normalizer.scale}", ("becomes -1", "becomes 1", "mean"), rows)
     return 0
 
 

@@ -7,7 +7,7 @@ import typer
 
 from flows.cli.console import count, note, progress_bar, say, say_json, say_table
 from flows.cli.jobs import jobs_of, use_flow
-from flows.cli.options import AsJson, Flow, Store, Version
+from flows.cli.options import AsJson, Flow, Store, Version, checked
 from flows.jobs.options import RunnerOptions
 from pipelines.options import IngestOptions
 
@@ -69,7 +69,7 @@ def doctor(
 
     Example: uwm doctor /data/videos --html report.html
     """
-    diagnosis = _diagnose(target, IngestOptions(format=format), version, flow, quiet=json)
+    diagnosis = _diagnose(target, checked(IngestOptions, {"format": format}), version, flow, quiet=json)
     if html is not None:
         from pipelines.doctor.page import write_page
 

@@ -44,22 +44,22 @@ def lineage(
     """
     from storage_schemas.lineage.records import graph
 
-    found = graph(root or find_root(node))
-    shown = found.find(node) if node else None
+    known = graph(root or find_root(node))
+    shown = known.find(node) if node else None
     chosen: Format = "json" if json else format
     if publish:
-        _publish(found.root)
+        _publish(known.root)
     if kind and (node or file or files):
         raise UserError("--kind lists nodes: it goes with no NODE, --files or --file")
     if file is not None:
-        return _seen_by(found, file, chosen)
+        return _seen_by(known, file, chosen)
     if files:
-        return _raw_files(found, shown, chosen)
-    say(_shown(found, shown, kind, chosen))
+        return _raw_files(known, shown, chosen)
+    say(_shown(known, shown, kind, chosen))
     return 0
 
 
-def _shown(found: "LineageGraph", node: str | None, kind: Kind | None, chosen: Format) -> str:
+def _shown(known: "LineageGraph", node: str | None, kind: Kind | None, chosen: Format) -> str:
     from json import dumps
 
     from flows.lineage.details import details_of
@@ -67,37 +67,37 @@ def _shown(found: "LineageGraph", node: str | None, kind: Kind | None, chosen: F
     from storage_schemas.lineage.records import kind_of
 
     if kind:
-        found = found.part([name for name in found.nodes if kind_of(name) == kind])
+        known = known.part([name for name in known.nodes if kind_of(name) == kind])
     if chosen == "json":
-        details = details_of(found, [node] if node else [])
-        return dumps(as_json(found, node, details), indent=1, ensure_ascii=False)
+        details = details_of(known, [node] if node else [])
+        return dumps(as_json(known, node, details), indent=1, ensure_ascii=False)
     if node:
-        lines = outline(found, node)
-        return "\n".join([*lines, "", node, *described(found, node, details_of(found, [node]).get(node, ()))])
-    return "\n".join(listing(found)) or f"no lineage under {found.root} yet"
+        lines = outline(known, node)
+        return "\n".join([*lines, "", node, *described(known, node, details_of(known, [node]).get(node, ()))])
+    return "\n".join(listing(known)) or f"no lineage under {known.root} yet"
 
 
-def _raw_files(found: "LineageGraph", node: str | None, chosen: Format) -> int:
+def _raw_files(known: "LineageGraph", node: str | None, chosen: Format) -> int:
     from flows.lineage.text import files_listing
     from storage_schemas.lineage.provenance import raw_files
 
     if node is None:
         raise UserError("--files needs a node: uwm lineage NODE --files")
-    answer = raw_files(found, node)
+    answer = raw_files(known, node)
     _say_answer(answer, files_listing(answer), chosen)
     return _complete(answer.missing)
 
 
-def _seen_by(found: "LineageGraph", file: str, chosen: Format) -> int:
+def _seen_by(known: "LineageGraph", file: str, chosen: Format) -> int:
     from flows.lineage.text import sightings_listing
     from pipelines.files import printable
     from storage_schemas.lineage.provenance import sightings
     from storage_schemas.location import locate
 
-    place = locate(file).uri
-    answer = sightings(found, {file, place, printable(place)})
+    uri = locate(file).uri
+    answer = sightings(known, {file, uri, printable(uri)})
     if not answer.nodes and not answer.missing:
-        raise UserError(f"nothing under {found.root} saw {file}")
+        raise UserError(f"nothing under {known.root} saw {file}")
     _say_answer(answer, sightings_listing(answer), chosen)
     return _complete(answer.missing)
 

@@ -32,14 +32,14 @@ def deploy(
     """
     from flows.deploy.site import load_site
 
-    found = load_site(site)
+    parsed = load_site(site)
     from flows.cli.jobs import use_flow
 
     if not use_flow(None):
         raise UserError("deploying needs a Prefect server: set PREFECT_API_URL to its address")
     from flows.deploy.deployments import deploy as bring
 
-    changes = bring(found, folder=site.absolute().parent, dry_run=dry_run)
+    changes = bring(parsed, folder=site.absolute().parent, dry_run=dry_run)
     if json:
         say_json([{"kind": item.kind, "name": item.name, "what": item.what} for item in changes])
     else:
@@ -101,21 +101,21 @@ def promoted(
     """
     from flows.jobs.promotion import Track, tracks
 
-    place = root or find_root(None)
-    names = tracks(place)
+    folder = root or find_root(None)
+    names = tracks(folder)
     if track is not None and track not in names:
-        raise UserError(f"no track {track!r} under {place}: there is {', '.join(names) or 'none'}")
+        raise UserError(f"no track {track!r} under {folder}: there is {', '.join(names) or 'none'}")
     if track is not None:
-        return _show(Track(place, track).decisions(), json)
-    held = [Track(place, name) for name in names]
+        return _show(Track(folder, track).decisions(), json)
+    all_tracks = [Track(folder, name) for name in names]
     if json:
-        say_json({item.name: best.model_dump(mode="json") if (best := item.best()) else None for item in held})
+        say_json({item.name: best.model_dump(mode="json") if (best := item.best()) else None for item in all_tracks})
         return 0
-    for item in held:
+    for item in all_tracks:
         best = item.best()
         say(f"{item.name}: {f'{best.checkpoint}, {best.uri}' if best else 'nothing promoted yet'}")
-    if not held:
-        say(f"no decisions under {place} yet")
+    if not all_tracks:
+        say(f"no decisions under {folder} yet")
     return 0
 
 

@@ -59,8 +59,8 @@ def expanded(command: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(command)
     def run(**values: Any) -> R:
-        made = {name: _take(model, values) for name, model in models.items()}
-        return command(**made, **values)
+        built = {name: _take(model, values) for name, model in models.items()}
+        return command(**built, **values)
 
     result: Any = run
     result.__signature__ = inspect.Signature(shown)
@@ -94,6 +94,8 @@ def _plain(name: str, field: FieldInfo) -> Any:
     optional = type(None) in kinds
     choices = [kind for kind in kinds if kind is not type(None)]
     kind: Any = choices[0] if len(choices) == 1 else str  # a version: its number or a tag
+    if get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
     if get_origin(kind) is tuple:
         kind, optional = (str if name in WITH_COMMAS else list[str]), True
     return kind | None if optional else kind
@@ -104,7 +106,7 @@ def _take(model: type[M], values: dict[str, Any]) -> M:
     given = {name: values.pop(name) for name in model.model_fields}
     for name in WITH_COMMAS:
         if given.get(name) is not None:
-            given[name] = given[name].split(",")
+            given[name] = [word for word in given[name].split(",") if word.strip()]
     return checked(model, {name: value for name, value in given.items() if value is not None})
 
 

@@ -34,8 +34,8 @@ def train(
 ) -> int:
     """Train a recipe; an interrupted run goes on from its last checkpoint, a complete one is reused.
 
-    Ctrl-C and SIGTERM stop after the current step with a checkpoint. train.processes=8 trains on eight GPUs of this
-    machine together; docs/distributed.md tells how several machines do.
+    Ctrl-C, SIGTERM and a closed terminal stop after the current step with a checkpoint. train.processes=8 trains on
+    eight GPUs of this machine together; docs/distributed.md tells how several machines do.
 
     Example: uwm train debug data.datasets.0.uri=runs/droid train.steps=20
     """
@@ -114,14 +114,14 @@ def pretrain_then_finetune(
     from flows.jobs.train import make_config
 
     pairs, stores, options = tuple(overrides or ()), tuple(evaluate_on or ()), EvalOptions(samples=samples)
+    first = make_config(pretrain, overrides_of("pretrain", pairs))
+    second = make_config(finetune, overrides_of("finetune", pairs))
     if use_flow(flow):
         from flows.pipeline import pretrain_then_finetune as run
         from flows.runtime.user_errors import as_function
 
         result = as_function(run)(pretrain, finetune, pairs, stores, options)
     else:
-        first = make_config(pretrain, overrides_of("pretrain", pairs))
-        second = make_config(finetune, overrides_of("finetune", pairs))
         jobs = LocalJobs(quiet=json)
         result = run_plainly(jobs, first, second, evaluate_on=stores, options=options)
     if json:

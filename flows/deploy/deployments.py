@@ -25,7 +25,7 @@ from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 from flows.deploy.automations import automations
-from flows.deploy.forms import as_form
+from flows.deploy.forms import parameters_form
 from flows.deploy.site import TAG, Deployment, Scheduled, Site, deployments, job_variables, queue
 from flows.runtime.gpu_slots import GPU_LIMIT
 from storage_schemas.errors import UserError
@@ -179,7 +179,7 @@ def _fields_of_site(item: Deployment, site: Site, workspace: str) -> dict[str, A
         "work_pool_name": site.pool,
         "work_queue_name": queue(item, site),
         "job_variables": job_variables(workspace),
-        "parameter_openapi_schema": as_form(parameter_schema(_flow(item)).model_dump(exclude_unset=True)),
+        "parameter_openapi_schema": parameters_form(parameter_schema(_flow(item)).model_dump(exclude_unset=True)),
         "schedules": [_clock_key(clock) for clock in _clocks(item.when)],
         "single": item.single,
     }

@@ -6,20 +6,22 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.jobs.train import adapted
-from uwm.config import DatasetRef, RunConfig, replace
+from uwm.config import DatasetRef, RunConfig, RunName, replace
 
 
 class Form(BaseModel):
     """Base of all forms: a name that is not there is an error. Fields are labelled as the command line calls them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, field_title_generator=lambda name, _: name
+    )
 
 
 class Settings(Form):
     """What is most often changed of a recipe. Whatever is left empty stays as the recipe says."""
 
     data: tuple[DatasetRef, ...] = Field((), description="datasets, instead of the recipe's.")
-    name: str | None = Field(None, description="name of the run; its checkpoints lie in runs/NAME.")
+    name: RunName | None = Field(None, description="name of the run; its checkpoints lie in runs/NAME.")
     output: str | None = Field(None, description="folder of the run, instead of runs/NAME.")
     init_from: str | None = Field(None, description="run or checkpoint whose weights it starts from.")
     steps: int | None = Field(None, gt=0, description="training steps.")
@@ -42,6 +44,11 @@ class Settings(Form):
 
 AS_THE_RECIPE = Settings()
 """A form that was left empty."""
+
+
+def parameters_form(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a flow's parameters as a form, which refuses what is no parameter of it."""
+    return as_form(schema) | {"additionalProperties": False}
 
 
 def as_form(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,14 +28,14 @@ COMMAND = "python -m flows.runtime.end_with_parent 0 python -m prefect.engine"
 class SiteTable(BaseModel):
     """Base of the site file's tables: an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Scheduled(SiteTable):
     """When something runs: by cron, every so many seconds, or only when asked."""
 
     cron: str | None = Field(None, description="such as */15 * * * *")
-    every: float | None = Field(None, ge=10, description="seconds")
+    every: float | None = Field(None, ge=10, le=366 * 86400, description="seconds")
     timezone: str = "UTC"
 
     @model_validator(mode="after")
@@ -76,7 +76,7 @@ class Maintenance(Scheduled):
     """When stores are checked, or cleared of what crashed writers left."""
 
     stores: list[str] = Field([], description="datasets")
-    age_hours: float = Field(24.0, ge=1)
+    age_hours: float = Field(24.0, ge=1, le=24 * 3660)
     delete: bool = False
 
 

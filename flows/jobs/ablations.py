@@ -64,8 +64,8 @@ def run_ablations(
     from uwm.report.ablations import ResultsLog, Row, table
 
     config = make_config(base, (f"data.datasets.0.uri={dataset}", *overrides))
-    found = variants(config, find_ablations(ablations))
-    plan = {BASE: ((), config)} | {v.run: (v.level.settings, v.config) for v in found if v.run != BASE}
+    levels = variants(config, find_ablations(ablations))
+    plan = {BASE: ((), config)} | {v.run: (v.level.settings, v.config) for v in levels if v.run != BASE}
     folder = locate(out)
     log = ResultsLog(folder / LOG)
     lines: tuple[tuple[str, ...], ...] = ()
@@ -78,7 +78,7 @@ def run_ablations(
             trained = jobs.train(adapted(variant, **own, train=replace(variant.train, seed=seed)))
             evaluated = jobs.evaluate(trained.path, dataset, EvalOptions(samples=samples))
             log.add(Row.of(run, seed, settings, evaluated.evaluation, evaluated.folder))
-            lines = table(found, log.rows())
+            lines = table(levels, log.rows())
             (folder / TABLE).write_bytes(markdown.table(lines[0], lines[1:]).encode())
             reused += trained.reused
     return Study(log=(folder / LOG).uri, table=(folder / TABLE).uri, lines=lines, runs=seeds * len(plan), reused=reused)

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import pin_dataset
+from flows.jobs.options import Hours, Pair
 from flows.jobs.pipeline import Jobs
-from flows.jobs.promotion import Contender, Decision, Measure, Track
+from flows.jobs.promotion import MEASURES, Contender, Decision, Measure, Track
 from flows.jobs.train import adapted, make_config
 from flows.lineage.records import DatasetPin
 from storage_schemas.errors import UserError
@@ -25,20 +26,24 @@ from uwm.recipes import RecipeName
 class Chain(BaseModel):
     """What follows from a new version of a dataset: train on it, evaluate, and promote what is better."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, field_title_generator=lambda name, _: name
+    )
 
     track: str = Field(pattern=r"^[\w-][\w.-]{0,63}$", description="name under which the best checkpoint is kept.")
     dataset: str = Field(description="dataset whose new versions start it, one of those that the recipe trains on.")
     recipe: RecipeName = Field(description="recipe of the training run.")
-    overrides: list[str] = Field([], description="key=value pairs that replace fields of the recipe.")
+    overrides: list[Pair] = Field([], description="key=value pairs that replace fields of the recipe.")
     from_best: bool = Field(False, description="finetune the best checkpoint so far; else train from scratch.")
     evaluate_on: str | None = Field(None, description="dataset with the held-out episodes; by default the same.")
     collections: list[str] = Field([], description="only these collections of it; empty takes all.")
     samples: int = Field(64, gt=0, description="segments per evaluation.")
-    metric: str = Field("inverse/action_mse", description="what decides, as mode/metric.")
+    metric: str = Field(
+        "inverse/action_mse", json_schema_extra={"enum": list(MEASURES)}, description="what decides, as mode/metric."
+    )
     margin: float = Field(2.0, ge=0, description="standard errors by which a new best must be better.")
     output: str = Field("runs", description="folder for the runs.")
-    hours: float | None = Field(None, gt=0, description="most hours of training; then it stops with a checkpoint.")
+    hours: Hours | None = Field(None, description="most hours of training; then it stops with a checkpoint.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,8 +138,8 @@ def run_chain(jobs: Jobs, chain: Chain, *, dry_run: bool = False, run_url: str =
         UserError: when something is not as it should be.
     """
     plan = plan_chain(chain)
-    if made := plan.track.decided(plan.identity):
-        return Chained(plan=(), decision=made, reused=True)
+    if decision := plan.track.decided(plan.identity):
+        return Chained(plan=(), decision=decision, reused=True)
     words = plan.describe()
     if dry_run:
         return Chained(plan=words, decision=None)

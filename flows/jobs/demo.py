@@ -75,14 +75,14 @@ def run(jobs: Jobs, folder: Path, data: Path, tell: Callable[[str], None]) -> De
         ingested.append(done)
     trained = []
     for name in ("tokenizer", "pretrain", "finetune"):
-        made = jobs.train(demo_config(name, folder))
-        clock(f"{made.record.node}: {'reused' if made.reused else 'trained'}, {made.path}")
-        trained.append(made)
+        checkpoint = jobs.train(demo_config(name, folder))
+        clock(f"{checkpoint.record.node}: {'reused' if checkpoint.reused else 'trained'}, {checkpoint.path}")
+        trained.append(checkpoint)
     _, pretrained, finetuned = trained
     task = demo_config("finetune", folder).data.datasets[0].collections
     evaluated = []
-    for made, collections in ((pretrained, ()), (pretrained, task), (finetuned, task)):
-        result = jobs.evaluate(made.path, robot, EvalOptions(collections=collections))
+    for checkpoint, collections in ((pretrained, ()), (pretrained, task), (finetuned, task)):
+        result = jobs.evaluate(checkpoint.path, robot, EvalOptions(collections=collections))
         clock(f"{result.record.node}: {'reused' if result.reused else 'evaluated'}, {result.folder}")
         evaluated.append(result)
     root = lineage_root(robot)
@@ -112,13 +112,16 @@ def demo_config(name: str, folder: Path) -> "RunConfig":
         return path and str(folder / Path(path).relative_to(FOLDER))
 
     config = make_config(f"demo_{name}")
+    tokenizer = config.policy.tokenizer
+    if tokenizer is None:
+        raise TypeError(f"demo_{name} has no tokenizer")
     datasets = [replace(ref, uri=moved(ref.uri)) for ref in config.data.datasets]
     return adapted(
         config,
         output=moved(config.output),
         init_from=moved(config.init_from),
         data=replace(config.data, datasets=datasets),
-        tokenizer=replace(config.tokenizer, path=moved(config.tokenizer.path)),
+        policy=replace(config.policy, tokenizer=replace(tokenizer, path=moved(tokenizer.path))),
     )
 
 
@@ -145,12 +148,12 @@ def write_demo_report(
     path = folder / "report.html"
     runs = [
         ReportRun(
-            name=made.record.name,
-            stage=str(made.record.facts.get("stage", "")),
-            folder=str(Path(made.path).parent.parent),
-            facts={name: str(value) for name, value in made.record.facts.items()},
+            name=checkpoint.record.name,
+            stage=str(checkpoint.record.facts.get("stage", "")),
+            folder=str(Path(checkpoint.path).parent.parent),
+            facts={name: str(value) for name, value in checkpoint.record.facts.items()},
         )
-        for made in trained
+        for checkpoint in trained
     ]
     results = [ReportEvaluation(label=result.label, folder=result.folder) for result in evaluated]
     write_report(

@@ -55,7 +55,7 @@ def run_evaluation(
     from uwm.eval.files import load_evaluation
 
     start = Start(job="evaluate", about=locate(store).name, inputs=(checkpoint, store))
-    with emitting(start, run_url) as made:
+    with emitting(start, run_url) as completed:
         pin, _ = pin_checkpoint(checkpoint)
         dataset = pin_dataset(store, options.version)
         identity = _identity(pin, dataset, options)
@@ -77,7 +77,7 @@ def run_evaluation(
             run_url=run_url,
         )
         result = Evaluated(evaluation=evaluation, folder=folder, reused=reused, root=root, record=record)
-        made(result)
+        completed(result)
     return result
 
 

@@ -39,13 +39,13 @@ def run_import(file: str, out: str, overrides: Sequence[str] = ()) -> ImportedRu
     """
     from uwm.reference.importer import import_reference
 
-    made = import_reference(file, out, overrides)
-    pin, _ = pin_checkpoint(made.path)
+    imported = import_reference(file, out, overrides)
+    pin, _ = pin_checkpoint(imported.path)
     root = checkpoint_root(pin)
-    facts = {"format": f"published {made.policy}"}
-    source = record_source(root, uri=made.source, fingerprint=made.sha256, facts=facts, run_url="")
-    record = record_checkpoint(root, pin, sources=(source.node,), facts={"imported": made.policy})
-    return ImportedRun(imported=made, root=root, record=record)
+    facts = {"format": f"published {imported.policy}"}
+    source = record_source(root, uri=imported.source, fingerprint=imported.sha256, facts=facts, run_url="")
+    record = record_checkpoint(root, pin, sources=(source.node,), facts={"imported": imported.policy})
+    return ImportedRun(imported=imported, root=root, record=record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ def run_export(checkpoint: str, out: str, *, dtype: str = "fp32", licence: str =
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     pin, _ = pin_checkpoint(checkpoint)
-    found = sorted(str(file.parent) for file in results_of(pin).glob(f"*/{RESULT_FILE}"))
-    own = tuple(folder for folder in found if load_evaluation(folder).settings.checkpoint_identity == pin.identity)
+    folders = sorted(str(file.parent) for file in results_of(pin).glob(f"*/{RESULT_FILE}"))
+    own = tuple(folder for folder in folders if load_evaluation(folder).settings.checkpoint_identity == pin.identity)
     chosen = cast("Precision", dtype)
     manifest = export(pin.uri, out, dtype=chosen, licence=licence, evaluations=own)
     return Exported(path=str(Path(out).absolute()), manifest=manifest, evaluations=own)

@@ -64,7 +64,7 @@ def run_ingest(
     from pipelines.ingest import ingest
 
     start = Start(job="ingest", about=locate(store).name, inputs=(source,), outputs=(store,))
-    with emitting(start, run_url) as made:
+    with emitting(start, run_url) as completed:
         report = ingest(
             source,
             store,
@@ -80,7 +80,7 @@ def run_ingest(
         record = record_source(root, uri=uri, fingerprint=fingerprint, facts=facts, run_url=run_url)
         dataset = _record_ingested(root, report, record, run_url) if report.version else None
         result = Ingested(report=report, root=root, source=record, dataset=dataset)
-        made(result)
+        completed(result)
     return result
 
 
@@ -89,12 +89,12 @@ def _record_ingested(root: str, report: "IngestReport", source: LineageRecord, r
 
     dataset = open_dataset(report.store_uri, report.version)
     pin = DatasetPin(uri=dataset.uri, version=dataset.version, table_id=dataset.table_id)
-    found = summary(dataset)
+    contents = summary(dataset)
     facts: dict[str, Fact] = {
-        "episodes": found.episodes,
-        "steps": found.steps,
-        "actions": found.actions_available,
-        "bytes": found.bytes,
+        "episodes": contents.episodes,
+        "steps": contents.steps,
+        "actions": contents.actions_available,
+        "bytes": contents.bytes,
         "added": report.added,
         "replaced": report.replaced,
         "quarantined": len(report.quarantined),

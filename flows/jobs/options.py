@@ -1,11 +1,16 @@
 """What a job can be told beside what `pipelines.options` and `uwm.eval.options` declare."""
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flows.runtime.task_runners import Runner, RunnerName, choose
 from storage_schemas.errors import UserError
+
+Hours = Annotated[float, Field(gt=0, le=24 * 366, allow_inf_nan=False)]
+"""Most hours of a training run."""
+Pair = Annotated[str, Field(pattern=r"^[^=\s]+=")]
+"""A setting as key=value."""
 
 
 class RunnerOptions(BaseModel):
@@ -43,7 +48,7 @@ class LatentsOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
     variants: int = Field(1, ge=1, description="augmented variants of every frame.")
-    seed: int = Field(0, description="of the variants.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of the variants.")
     batch_episodes: int = Field(64, ge=1, description="episodes per task run, at least.")
 
 

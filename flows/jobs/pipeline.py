@@ -81,14 +81,14 @@ def overrides_of(stage: str, overrides: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UserError: when one is not of the form key=value.
     """
-    found = []
+    chosen = []
     for item in overrides:
         key, equals, _ = item.partition("=")
         if not equals or not key:
             raise UserError(f"{item!r} is not of the form key=value, such as train.steps=100")
         head, _, rest = item.partition(".")
         if head not in ("pretrain", "finetune"):
-            found.append(item)
+            chosen.append(item)
         elif head == stage:
-            found.append(rest)
-    return tuple(found)
+            chosen.append(rest)
+    return tuple(chosen)

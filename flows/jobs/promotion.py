@@ -16,11 +16,15 @@ from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import safe_name
 from storage_schemas.location import Location, locate
-from uwm.eval.result import Estimate, Evaluation, Metric, ModeName
+from uwm.eval.result import METRICS_OF, Estimate, Evaluation, Metric, ModeName
 
 FOLDER = "promotions"
 MAX_RACES = 100
 """Decisions that others may add while one is taken."""
+
+
+MEASURES = tuple(f"{mode}/{metric}" for mode, metrics in METRICS_OF.items() for metric in metrics)
+"""Every number that can decide, as the user writes it."""
 
 
 class Record(BaseModel):
@@ -46,16 +50,15 @@ class Measure(Record):
         """Read `mode/metric`, such as `inverse/action_mse`.
 
         Raises:
-            UserError: when mode or metric is unknown, or the margin is negative.
+            UserError: when there is no such measure, or the margin makes no sense.
         """
+        if text not in MEASURES:
+            raise UserError(f"{text!r} is no measure: choose one of {', '.join(MEASURES)}")
         mode, _, metric = text.partition("/")
         try:
             return cls.model_validate({"mode": mode, "metric": metric, "margin": margin})
         except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise UserError(
-                f"{text!r} is no measure: write mode/metric, such as inverse/action_mse ({reason})"
-            ) from error
+            raise UserError(f"margin {margin}: {error.errors()[0]['msg']}") from error
 
     def of(self, evaluation: Evaluation) -> Estimate:
         """What an evaluation says of it.
@@ -65,8 +68,8 @@ class Measure(Record):
         """
         score = evaluation.score(self.mode, self.metric)
         if score is None:
-            there = ", ".join(dict.fromkeys(f"{item.mode}/{item.metric}" for item in evaluation.scores))
-            raise UserError(f"the evaluation has no {self.name}: choose one of {there or 'none'}")
+            measured = ", ".join(dict.fromkeys(f"{item.mode}/{item.metric}" for item in evaluation.scores))
+            raise UserError(f"the evaluation has no {self.name}: choose one of {measured or 'none'}")
         return score.model
 
 
@@ -204,5 +207,5 @@ def tracks(root: str) -> list[str]:
     return [name for name in (locate(root) / FOLDER).names() if name == safe_name(name)]
 
 
-def _load(place: Location) -> Decision:
-    return read_document(place, Decision)
+def _load(file: Location) -> Decision:
+    return read_document(file, Decision)

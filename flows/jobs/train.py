@@ -37,7 +37,8 @@ def make_config(recipe: str, overrides: Sequence[str] = ()) -> "RunConfig":
     Raises:
         UserError: when the recipe or a field is unknown, or a value does not fit.
     """
-    from uwm.recipes import apply_overrides, get_recipe
+    from uwm.overrides import apply_overrides
+    from uwm.recipes import get_recipe
 
     return apply_overrides(get_recipe(recipe), list(overrides))
 
@@ -70,13 +71,13 @@ def run_training(
         SystemExit: when it was stopped by SIGTERM; its checkpoint resumes.
     """
     start = Start(job="train", about=config.name, inputs=tuple(dataset.uri for dataset in config.data.datasets))
-    with emitting(start, run_url) as made:
+    with emitting(start, run_url) as completed:
         finished = _train(config, on_event)
         pin, facts = pin_checkpoint(finished.path)
         root = checkpoint_root(pin)
         record = record_checkpoint(root, pin, facts=facts, run_url=run_url)
         result = Trained(path=finished.path, step=finished.step, reused=finished.reused, root=root, record=record)
-        made(result)
+        completed(result)
     return result
 
 

@@ -25,8 +25,10 @@ def describe(event: TrainEvent) -> str:
 
 def _started(event: TrainStarted) -> str:
     data = ", ".join(f"{use.uri}@{use.version} ({use.weight:g})" for use in event.datasets)
-    place = f"{event.processes} processes with {event.device}" if event.processes > 1 else event.device
+    where = f"{event.processes} processes with {event.device}" if event.processes > 1 else event.device
+    beyond = f"; {event.share_beyond:.1%} of the actions beyond the parent's range" if event.share_beyond else ""
     return (
-        f"{event.name} ({event.stage}): {event.parameters / 1e6:.2f}M parameters on {place}, {event.precision}, "
-        f"attention {event.attention}, from step {event.step} to {event.steps}, batch {event.batch_size}, data {data}"
+        f"{event.name} ({event.stage}): {event.parameters / 1e6:.2f}M parameters on {where}, {event.precision}, "
+        f"attention {event.attention}, from step {event.step} to {event.steps}, batch {event.batch_size}, "
+        f"data {data}{beyond}"
     )

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.runtime.end_with_parent import ending_with_parent
 from storage_schemas.errors import UserError
 
 API_VARIABLE = "PREFECT_API_URL"
@@ -138,7 +139,7 @@ def become_client(server: Server) -> None:
 
 @contextlib.contextmanager
 def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> Iterator[Server]:
-    """Run a Prefect server on 127.0.0.1 until the block ends.
+    """Run a Prefect server on 127.0.0.1 until the block, or this process, ends.
 
     Args:
         home: folder of its database and its log, `server.log`.
@@ -159,7 +160,13 @@ def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> I
     variables = environment(folder) | {"PREFECT_SERVER_UI_API_URL": f"{url}/api"}  # else its pages ask port 4200
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
-            command, cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            ending_with_parent(command),
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     server = Server(url=url, home=folder, process=process)
     try:

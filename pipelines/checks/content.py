@@ -13,20 +13,9 @@ from numpy.typing import NDArray
 
 from pipelines.checks.duplicates import SAMPLES
 from pipelines.checks.quality import BadDataError
+from pipelines.names import CHECKS
 from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import EncodedFrames, Episode, Frames
-
-CHECKS: dict[str, str] = {
-    "black": "frames without light",
-    "static": "nothing moves from the first frame to the last",
-    "idle": "nothing moves for two seconds or more",
-    "duplicate": "looks like an episode seen before, or has the same bytes",
-    "missing_camera": "a robot episode lacks one of the cameras",
-    "out_of_range": "known actions outside of what the action space allows",
-    "time_gap": "no frame for longer than the rate allows",
-    "too_short": "too few steps to predict anything",
-}
-"""The checks that a source passes and still may not be wanted, and what each means."""
 
 COVERED = 0.9
 """Share of an episode's frames from which on a finding is about the episode as a whole."""

@@ -1,38 +1,18 @@
 """Findings as filters: keep out of a dataset what can be read but is not wanted."""
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from pipelines.checks.content import CHECKS, COVERED, Sketches, check_episode, check_times, samples, sketch
+from pipelines.checks.content import COVERED, Sketches, check_episode, check_times, samples, sketch
 from pipelines.checks.duplicates import Seen
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
+from pipelines.names import CHECKS
 from pipelines.source import SourceReader, SourceRef, Timed
 from storage_schemas.episode import Episode
-from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.store.dataset import Dataset
-
-FILTERS: Mapping[str, str] = {"copy": "has the same bytes as another", **CHECKS}
-"""What can be filtered; "duplicate" includes "copy"."""
-
-
-def chosen(names: Iterable[str] | None, default: frozenset[str]) -> frozenset[str]:
-    """The filters that apply: those named, or the default when `names` is None; "none" stands for no filter.
-
-    Raises:
-        UserError: when there is no such filter.
-    """
-    if names is None:
-        return default
-    found = {name.strip() for name in names} - {"none", ""}
-    for name in sorted(found - set(FILTERS)):
-        near = difflib.get_close_matches(name, [*FILTERS, "none"], n=1)
-        hint = f"did you mean {near[0]}?" if near else f"use {', '.join(FILTERS)} or none"
-        raise UserError(f"unknown filter {name!r}: {hint}")
-    return frozenset(found)
 
 
 class Filter:

@@ -4,8 +4,9 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from pipelines.checks.content import CHECKS, Finding
+from pipelines.checks.content import Finding
 from pipelines.doctor.diagnose import Diagnosis
+from pipelines.names import CHECKS
 from storage_schemas.images import data_url
 from storage_schemas.location import locate
 from storage_schemas.markdown import plain, table

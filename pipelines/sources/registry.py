@@ -1,21 +1,15 @@
-"""The registry of sources: one line per format."""
+"""Opens sources by their format, which is found by the names of the files when nobody says it."""
 
-import difflib
 import importlib
 from typing import TYPE_CHECKING
 
+from pipelines.names import FORMATS
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.errors import UserError
 from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
     from pipelines.source import SourceReader
-
-_FORMATS = {  # format -> module, in the order of detection; a module is imported when it is needed
-    "droid-rlds": "droid_rlds",
-    "video": "video",
-}
-FORMATS = tuple(_FORMATS)
 
 
 def open_source(
@@ -32,12 +26,7 @@ def open_source(
         UserError: when there is nothing there, or nothing of that format.
     """
     name = options.format or detect(source)
-    if name not in _FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, n=1)
-        raise UserError(
-            f"unknown format {name!r}: {f'did you mean {near[0]}?' if near else 'use ' + ' or '.join(FORMATS)}"
-        )
-    module = importlib.import_module(f"pipelines.sources.{_FORMATS[name]}")
+    module = importlib.import_module(f"pipelines.sources.{FORMATS[name]}")
     reader: SourceReader = module.open_reader(source, options, dataset)
     return reader
 
@@ -50,7 +39,7 @@ def detect(source: str) -> str:
     """
     from pipelines.files import SourceFile, find, printable
 
-    for name, module_name in _FORMATS.items():
+    for name, module_name in FORMATS.items():
         is_mine = importlib.import_module(f"pipelines.sources.{module_name}").is_mine
         found = (item for item in find(source, is_mine) if isinstance(item, SourceFile))
         if any(is_mine(file.name) for file in found):
@@ -62,5 +51,5 @@ def detect(source: str) -> str:
 
 def is_of(format: str | None, name: str) -> bool:  # noqa: A002
     """Whether a file of this name may belong to a source of the format, or of any format when None."""
-    modules = _FORMATS.values() if format is None else (_FORMATS[format],) if format in _FORMATS else ()
+    modules = FORMATS.values() if format is None else (FORMATS[format],) if format in FORMATS else ()
     return any(importlib.import_module(f"pipelines.sources.{module}").is_mine(name) for module in modules)

@@ -38,8 +38,8 @@ def native_rate(times: Sequence[float], stated: Sequence[float]) -> float | None
     steps = steps[steps > 0]
     if not len(steps):
         return next(iter(rates), None)
-    near = steps[np.abs(steps - np.median(steps)) < 0.5 * np.median(steps)]
-    rate = float(1 / near.mean())
+    usual = np.sort(steps)[len(steps) // 4]  # in a recording of a screen most intervals may be pauses
+    rate = float(1 / steps[np.abs(steps - usual) < 0.5 * usual].mean())
     return next((one for one in rates if abs(one - rate) < 0.005 * rate), min(rate, _MAX_RATE))
 
 
@@ -91,7 +91,7 @@ def resample(
     for frame in frames:
         if before is not None:
             gap = frame.time - before.time
-            clock += gap if 0 < gap <= _MAX_GAP else 1 / native
+            clock += gap if 0.05 / native < gap <= _MAX_GAP else 1 / native
             if ticks / rate < clock - slack:
                 pixels = before.pixels()
                 while ticks / rate < clock - slack:

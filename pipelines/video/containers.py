@@ -1,8 +1,8 @@
 """Is a video file what its container says that it is? Decoders often end a file that was cut as if it were whole.
 
 The outermost structure is read: the boxes of MP4 and MOV (ISO 14496-12), the RIFF chunk of AVI, the trailer of GIF, the
-elements of Matroska and WebM (RFC 8794) with their checksums, and the size that ASF and FLV state. Other containers say
-nothing that could be checked.
+elements of Matroska and WebM (RFC 8794) with their checksums, the size that ASF and FLV state, the last page of Ogg.
+Other containers say nothing that could be checked.
 """
 
 import struct
@@ -61,6 +61,8 @@ def check_whole(file: BinaryIO, size: int) -> Outline:
         if not file.read().rstrip(b"\0").endswith(b";"):
             raise BadDataError("truncated", "the GIF has no trailer")
         return Outline(whole=True)
+    if head[:4] == b"OggS":
+        return Outline(whole=_ends_ogg(file, size))
     beginning = next((beginning for beginning in _BEGINNINGS if head.startswith(beginning)), None)
     if beginning is None:
         return Outline()
@@ -86,6 +88,14 @@ def _stated_size(head: bytes) -> int:
         (size,) = struct.unpack(">d", head[place + len(_FLV_SIZE) :][:8].ljust(8, b"\0"))
         return int(size) if 0 < size < 1 << 60 else 0
     return 0
+
+
+def _ends_ogg(file: BinaryIO, size: int) -> bool:
+    """Whether the last page says that it is the last, and is there to its end."""
+    file.seek(max(0, size - _HEADER))
+    tail = file.read()
+    page = tail[tail.rfind(b"OggS") :]
+    return len(page) > 27 and bool(page[5] & 4) and len(page) == 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
 def _occurs_again(file: BinaryIO, beginning: bytes) -> int:

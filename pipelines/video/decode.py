@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 
-_RAW = frozenset("h264 hevc vvc m4v mpegvideo h261 h263 obu mjpeg dirac vc1 cavsvideo".split())  # noqa: SIM905
+_RAW = frozenset("h264 hevc vvc h261 h263 obu mjpeg dirac vc1 cavsvideo".split())  # noqa: SIM905
 """Bare streams of a codec. They have no clock: what FFmpeg says without being told counts 25 frames per second."""
 
 _DEMUXERS = ",".join(
     (
         *sorted(_RAW),
-        "mov,matroska,avi,mpegts,mpeg,ogg,gif,apng,webp,flv,asf,ivf,mxf,gxf,rm,ivr,dv,nut,nsv,yuv4mpegpipe,wtv,dhav,amv",
+        "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,ogg,gif,apng,webp,flv,asf,ivf,mxf,gxf,rm,ivr,dv,nut,nsv,yuv4mpegpipe,wtv,dhav,amv",
         "vc1test,mpjpeg,smjpeg,av1",
     )
 )
@@ -174,7 +174,7 @@ def _check_end(info: VideoInfo, first: float, end: float) -> None:
     """
     if info.whole or info.duration is None:
         return
-    seconds = end if info.duration > first > 0 else end - first
+    seconds = end if 0 < first < info.duration + 2 / (info.rate or 25) else end - first
     if info.duration - seconds > max(0.5, 0.1 * info.duration):
         raise BadDataError("truncated", f"frames up to {seconds:.1f} s where the header says {info.duration:.1f} s")
 
@@ -186,6 +186,8 @@ def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     file.seek(0)
     try:
         container = av.open(file, "r", options={"format_whitelist": _DEMUXERS}, metadata_errors="replace")
+    except av.ArgumentError as error:  # not among _DEMUXERS
+        raise BadDataError("not_a_video", "a picture, a playlist or another format that is no video") from error
     except (av.FFmpegError, OSError) as error:
         raise BadDataError("not_a_video", f"no decoder knows this file: {_reason(error)}") from error
     with container:
@@ -237,19 +239,20 @@ def _info(
 ) -> VideoInfo:
     if frame.width * frame.height > MAX_PIXELS:
         raise BadDataError("too_large", f"frames of {frame.width} x {frame.height} pixels")
+    # a decoder that puts MPEG-1 in order loses a frame's time at the start
+    raw = container.format.name in _RAW or (container.format.name, stream.codec.name) == ("mpegvideo", "mpeg1video")
     coded = stream.codec_context.framerate
-    rates = [coded] if container.format.name in _RAW else [stream.average_rate, stream.guessed_rate, coded]
-    stated = [float(rate) for rate in rates if rate]
-    rate = native_rate(times, stated)
-    timed = bool(times)
-    if container.format.name in _RAW and rate not in stated:
-        rate, timed = (stated[0] if stated else None), False
+    times = [] if raw else times
+    rates = [coded] if raw else [stream.average_rate, stream.guessed_rate, coded]
+    rate = native_rate(times, [float(rate) for rate in rates if rate])
+    unit = float(stream.time_base or 0)
+    exact = not rate or not unit or abs(1 / rate / unit - round(1 / rate / unit)) < 1e-3  # a frame takes whole units
     return VideoInfo(
         container=container.format.name,
         codec=stream.codec_context.name,
         rate=rate,
-        timed=timed,
-        rounding=float(stream.time_base or 0) if timed else 0.0,
+        timed=bool(times),
+        rounding=0.0 if exact else unit,
         frames=frames,
         duration=_duration(container, stream),
         whole=whole,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from uwm.baselines.diffusion_policy import sample_actions
 from uwm.baselines.dp_network import DpTransformer
-from uwm.config import DiffusionConfig
+from uwm.policies import UwmDiffusionConfig
 
 pytestmark = pytest.mark.golden
 
@@ -29,7 +29,7 @@ def test_every_output_is_reproduced(golden_root: Path, golden: dict[str, Tensor]
             f"out{i}": network(golden["io_sample"], torch.full((len(golden["io_sample"]),), t), golden["io_cond"])
             for i, t in enumerate(TIMESTEPS)
         }
-        sample = sample_actions(network, golden["io_init"], golden["io_cond"], DiffusionConfig.published())
+        sample = sample_actions(network, golden["io_init"], golden["io_cond"], UwmDiffusionConfig.published())
     assert sample.next_obs is None
     assert sample.action is not None
     found["sample"] = sample.action

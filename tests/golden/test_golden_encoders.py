@@ -7,8 +7,8 @@ import torch
 from golden_numbers import assert_all_compared, assert_near, sizes, tensors
 from torch import Tensor
 
-from uwm.config import ObsEncoderConfig
 from uwm.model.obs_encoder import ObsEncoder
+from uwm.policies import ObsEncoderConfig
 
 pytestmark = pytest.mark.golden
 

@@ -7,10 +7,9 @@ import torch
 from golden_numbers import assert_all_compared, assert_near, load_params, sizes, tensors
 from torch import Tensor
 
-from uwm.config import DiffusionConfig
 from uwm.diffusion.modes import MODES, Modality, Role, run
-from uwm.diffusion.schedule import absent_timestep, sampling_grid
 from uwm.model.transformer import DiffusionTransformer
+from uwm.policies import UwmDiffusionConfig
 from uwm.policy import Mode
 
 pytestmark = pytest.mark.golden
@@ -42,7 +41,7 @@ def test_outputs(network: DiffusionTransformer, golden: dict[str, Tensor], index
 
 @pytest.mark.parametrize("mode", list(Mode))
 def test_modes(network: DiffusionTransformer, golden: dict[str, Tensor], mode: Mode) -> None:
-    diffusion = DiffusionConfig.published()
+    diffusion = UwmDiffusionConfig.published()
     known = torch.ones(len(golden["io_cond"]), dtype=torch.bool)
     action, next_obs = (
         Modality(noise=golden[f"io_init_{name}"], clean=golden[f"io_clean_{name}"], known=known, clip=clip)
@@ -69,7 +68,7 @@ def test_no_output_was_forgotten(golden: dict[str, Tensor]) -> None:
 
 
 def test_published_conventions(golden_root: Path) -> None:
-    diffusion, scheduler = DiffusionConfig.published(), sizes(golden_root, "scheduler")
-    assert sampling_grid(diffusion) == scheduler["timesteps"]
-    assert absent_timestep(diffusion) == scheduler["timesteps"][0]
+    diffusion, scheduler = UwmDiffusionConfig.published(), sizes(golden_root, "scheduler")
+    assert diffusion.sampling_timesteps == scheduler["timesteps"]
+    assert diffusion.absent_timestep == scheduler["timesteps"][0]
     assert diffusion.clip_latent == diffusion.clip_action == scheduler["clip_sample"]

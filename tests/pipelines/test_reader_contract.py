@@ -12,9 +12,10 @@ import pytest
 
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
+from pipelines.names import FORMATS
 from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
-from pipelines.sources.registry import FORMATS, detect, open_source
+from pipelines.sources.registry import detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 
@@ -207,13 +208,6 @@ class TestVideo(ReaderContract):
 class TestVideoByDecord(TestVideo):
     def open(self, source: Path | str, **options: Any) -> SourceReader:
         return super().open(source, backend="decord", **options)
-
-
-def test_unknown_format_suggests_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean droid-rlds"):
-        open_source(str(tmp_path), IngestOptions(format="droid_rlds"))
-    with pytest.raises(UserError, match="use droid-rlds or video"):
-        open_source(str(tmp_path), IngestOptions(format="zzz"))
 
 
 def test_nothing_known_is_said(tmp_path: Path) -> None:

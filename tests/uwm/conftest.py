@@ -14,7 +14,8 @@ from storage_schemas.store.parts import write_part
 from uwm.config import RunConfig
 from uwm.eval.files import ExampleArrays
 from uwm.eval.result import ActionProfile, Estimate, Evaluation, Example, Metric, Settings, compare
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import get_recipe
 
 CAMERAS = ("left", "wrist")
 
@@ -45,9 +46,9 @@ def make_store(tmp_path: Path, make_episode: Callable[..., Episode]) -> Callable
 
 @pytest.fixture
 def debug_run(tmp_path: Path) -> Callable[..., RunConfig]:
-    """A function that makes the debug recipe's configuration for a store of `make_store`."""
+    """A function that makes the debug recipe's configuration of a policy for a store of `make_store`."""
 
-    def make(uri: str, *pairs: str, output: str = "run") -> RunConfig:
+    def make(uri: str, *pairs: str, output: str = "run", policy: str = "uwm") -> RunConfig:
         settings = (
             f"data.datasets.0.uri={uri}",
             f"data.cameras={','.join(CAMERAS)}",
@@ -59,7 +60,8 @@ def debug_run(tmp_path: Path) -> Callable[..., RunConfig]:
             "train.threads=1",
             f"output={tmp_path / output}",
         )
-        return apply_overrides(get_recipe("debug"), [*settings, *pairs])
+        recipe = "debug" if policy == "uwm" else f"debug_{policy}"
+        return apply_overrides(get_recipe(recipe), [*settings, *pairs])
 
     return make
 

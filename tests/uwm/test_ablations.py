@@ -5,8 +5,9 @@ import pytest
 from storage_schemas.errors import UserError
 from uwm.ablations import ABLATIONS, BASE, Variant, find_ablations, variants
 from uwm.config import RunConfig
+from uwm.overrides import apply_overrides
 from uwm.policies import build
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.recipes import get_recipe
 
 
 def test_levels_are_what_they_say_they_are() -> None:

@@ -42,9 +42,8 @@ def checkpoint(debug_run: Callable[..., RunConfig], tmp_path: Path) -> Path:
     )
     config = replace(
         base,
-        tokenizer=TokenizerConfig(path=str(tokenizer)),
+        policy=replace(base.policy, tokenizer=TokenizerConfig(path=str(tokenizer)), patch=(2, 4, 4)),
         autoencoder=autoencoder,
-        model=replace(base.model, patch=(2, 4, 4)),
     )
     policy = build(config)
     for parameter in policy.parameters():
@@ -54,7 +53,7 @@ def checkpoint(debug_run: Callable[..., RunConfig], tmp_path: Path) -> Path:
         tmp_path / "run",
         config=config,
         normalizer=NORMALIZER,
-        state=state("debug", "pretrain", str(policy.tokenizer_fingerprint)),
+        state=state("debug", "pretrain", policy.tokenizer_fingerprint),
         tensors={"model": {name: torch.zeros_like(value) for name, value in weights.items()}, "ema": weights},
         keep=1,
     )
@@ -208,6 +207,6 @@ def test_what_can_not_be_exported(checkpoint: Path, tmp_path: Path) -> None:
         export(checkpoint, tmp_path / "bundle")
     with pytest.raises(UserError, match="dtype 'int8' is none of"):
         AutoPolicy.load(checkpoint, dtype="int8")
-    with pytest.raises(UserError, match="is no policy"):
+    with pytest.raises(UserError, match="is a tokenizer: give the checkpoint of a policy"):
         AutoPolicy.load(tmp_path / "tokenizer-run")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
-from uwm.config import DatasetRef, RunConfig
-from uwm.recipes import RECIPES, apply_overrides, get_recipe
+from uwm.config import DatasetRef, RunConfig, replace
+from uwm.overrides import apply_overrides
+from uwm.recipes import RECIPES, get_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -22,7 +23,8 @@ def test_every_recipe_is_valid_and_survives_json(name: str) -> None:
 def test_published_behaviours_are_settings() -> None:
     paper, ours = get_recipe("uwm_paper"), get_recipe("uwm")
     assert (paper.data.next_start, paper.data.fit, paper.data.augmentation) == (16, "stretch", "batch")
-    assert (paper.diffusion.spacing, paper.diffusion.action_loss, paper.diffusion.clip_latent) == ("leading", "all", 1)
+    theirs = paper.policy.diffusion
+    assert (theirs.spacing, theirs.action_loss, theirs.clip_latent) == ("leading", "all", 1)
     assert (paper.train.steps, paper.train.batch_size, paper.optim.lr, paper.optim.weight_decay) == (
         100_000,
         36,
@@ -34,8 +36,8 @@ def test_published_behaviours_are_settings() -> None:
     assert (paper.optim.implementation, ours.optim.implementation) == ("foreach", "fused")
     assert (paper.optim.ema_decay, paper.optim.warmup_steps) == (0, 0)
     assert (paper.train.sync, paper.train.matmul) == ("step", "fp32")
-    assert (paper.diffusion.hoist, ours.diffusion.hoist) == (False, True)
-    assert ours.model == paper.model
+    assert (theirs.precompute_modulation, ours.policy.diffusion.precompute_modulation) == (False, True)
+    assert replace(paper.policy, diffusion=ours.policy.diffusion, tokenizer=ours.policy.tokenizer) == ours.policy
 
 
 def test_unknown_recipe_suggests_the_nearest() -> None:
@@ -52,7 +54,7 @@ def test_settings_take_the_type_of_their_field() -> None:
         "train.steps=100",
         "optim.lr=3e-4",
         "optim.betas=0.9,0.95",
-        "model.qkv_bias=false",
+        "policy.qkv_bias=false",
         "data.crop=[16, 24]",
         "data.cameras=left",
         "name=123",
@@ -60,11 +62,11 @@ def test_settings_take_the_type_of_their_field() -> None:
         "data.datasets.0.collections=",
         "data.datasets.1.uri=b=c.d",
         "data.datasets.1.weight=2",
-        "diffusion.clip_action=null",
+        "policy.diffusion.clip_action=null",
     )
     assert (config.train.steps, config.optim.lr, config.optim.betas) == (100, 3e-4, (0.9, 0.95))
-    assert (config.model.qkv_bias, config.data.crop, config.data.cameras) == (False, (16, 24), ("left",))
-    assert (config.name, config.diffusion.clip_action) == ("123", None)
+    assert (config.policy.qkv_bias, config.data.crop, config.data.cameras) == (False, (16, 24), ("left",))
+    assert (config.name, config.policy.diffusion.clip_action) == ("123", None)
     assert config.data.datasets == (
         DatasetRef(uri="data/droid", version=7),
         DatasetRef(uri="b=c.d", weight=2),

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from uwm.data.batch import Batch
 from uwm.eval.setup import open_evaluation_setup
+from uwm.overrides import apply_overrides
 from uwm.policy import Mode, Policy, Sample
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.recipes import get_recipe
 from uwm.train.trainer import train
 
 pytestmark = pytest.mark.slow

@@ -3,6 +3,7 @@
 Dimension letters: B batch, S action steps, A action dimensions, G condition features.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -11,21 +12,22 @@ from torch import Tensor, nn
 from storage_schemas.errors import UserError
 from uwm.baselines.dp_network import DpTransformer
 from uwm.baselines.unet1d import ConditionalUnet1d
-from uwm.config import DiffusionConfig, RunConfig
+from uwm.config import DataConfig, DiffusionConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noise import randint_rows, randn_rows
-from uwm.diffusion.noising import masked_mse, noise_at, sample_losses
-from uwm.diffusion.schedule import signal_table
+from uwm.diffusion.rng import randint_rows, randn_rows
+from uwm.diffusion.schedule import alphas_cumprod
+from uwm.diffusion.training import masked_mse, noise_at, sample_losses
 from uwm.model.attention import attention_report
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.tokenized import TokenizedPolicy
 from uwm.model.tokenizer import IdentityTokenizer
+from uwm.policies import DpConfig, DpUnetConfig
 from uwm.policy import LossOutput, Mode, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class DpObs:
     """A batch as Diffusion Policy sees it."""
 
     cond: Tensor  # (B, G) features of the current observation
@@ -34,48 +36,34 @@ class Encoded:
     latents: None = None  # it knows no next observation
 
 
-class DiffusionPolicy(TokenizedPolicy):
+class DiffusionPolicy(TokenizedPolicy, ABC):
     """Observation encoder and a denoiser of action chunks; it neither sees nor predicts the next observation.
 
     Args:
-        config: sizes, diffusion conventions, and by `policy` which denoiser.
-
-    Raises:
-        UserError: when sizes don't divide.
+        config: of the observation encoder, and diffusion conventions.
+        data: what a sample holds.
     """
 
     modes = frozenset({Mode.POLICY})
-    _signals: Tensor  # (T,)
+    _alphas_cumprod: Tensor  # (T,)
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: DpConfig | DpUnetConfig, data: DataConfig) -> None:
         super().__init__(IdentityTokenizer())
         self.diffusion = config.diffusion
-        self.num_heads, self.attention = config.model.num_heads, config.model.attention
-        data = config.data
         self.obs_encoder = ObsEncoder(
-            config.model.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
+            config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
-        self._network = "transformer" if config.policy == "dp" else "unet"
-        self.add_module(self._network, _denoiser(config, self.obs_encoder.out_dim))
-        self.register_buffer("_signals", signal_table(config.diffusion), persistent=False)
+        self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
     @property
+    @abstractmethod
     def denoiser(self) -> nn.Module:
-        """The network under the condition, which has its own name in the state dict: `transformer` or `unet`."""
-        return self.get_submodule(self._network)
+        """The network under the condition, which has its own name in the state dict."""
 
-    def attention_report(self) -> str:
-        """The operator that attention runs, for the run log; none for the U-Net."""
-        network = self.denoiser
-        if not isinstance(network, DpTransformer):
-            return "none"
-        places = network.pos_embed  # (1, S, D)
-        return attention_report(places, num_heads=self.num_heads, tokens=places.shape[1], kernel=self.attention)
-
-    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
+    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> DpObs:
         """Encode the current observation; the next one is never looked at."""
         cond = self.obs_encoder(batch.obs, batch.obs_mask, batch.known_places()[0])
-        return Encoded(cond=cond, action=batch.action, action_mask=batch.action_mask)
+        return DpObs(cond=cond, action=batch.action, action_mask=batch.action_mask)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Mean squared error of the predicted noise (or clean actions).
@@ -87,8 +75,8 @@ class DiffusionPolicy(TokenizedPolicy):
         encoded, known, micro_batch = self.encode_batch(batch), batch.action_mask[:, :, None], batch.micro_batch
         drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, micro_batch)
         timestep = drawn.to(batch.action.device)
-        signal = self._signals[timestep]
-        action, target = noise_at(encoded.action, known, signal, self.diffusion.prediction, generator, micro_batch)
+        alpha = self._alphas_cumprod[timestep]
+        action, target = noise_at(encoded.action, known, alpha, self.diffusion.prediction, generator, micro_batch)
         predicted = self.denoiser(action, timestep, encoded.cond)
         if self.diffusion.action_loss == "all":
             loss = masked_mse(predicted, target, torch.ones_like(known), known.numel())
@@ -98,11 +86,82 @@ class DiffusionPolicy(TokenizedPolicy):
         return LossOutput(loss=loss, logs={"action_loss": loss.detach()}, action=by_sample)
 
     @torch.no_grad()
-    def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
+    def sample_encoded(self, encoded: DpObs, mode: Mode, generator: torch.Generator) -> Sample:
         """`sample` of a batch that is already encoded. Raises UserError for any mode but policy."""
         self.require(mode)
         noise = randn_rows(encoded.action, generator)
         return sample_actions(self.denoiser, noise, encoded.cond, self.diffusion)
+
+
+class TransformerPolicy(DiffusionPolicy):
+    """Diffusion Policy with a transformer.
+
+    Args:
+        config: sizes and diffusion conventions.
+        data: what a sample holds.
+    """
+
+    def __init__(self, config: DpConfig, data: DataConfig) -> None:
+        super().__init__(config, data)
+        self.num_heads, self.attention = config.num_heads, config.attention
+        self.transformer = DpTransformer(
+            input_len=data.action_steps,
+            input_dim=data.action_dim,
+            global_cond_dim=self.obs_encoder.out_dim,
+            timestep_embed_dim=config.timestep_embed_dim,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            attention=config.attention,
+        )
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The transformer."""
+        return self.transformer
+
+    def compile_network(self, mode: str) -> None:
+        """See `Learner`."""
+        self.transformer.compile(mode=mode)
+
+    def attention_report(self) -> str:
+        """See `Learner`."""
+        places = self.transformer.pos_embed  # (1, S, D)
+        return attention_report(places, num_heads=self.num_heads, tokens=places.shape[1], kernel=self.attention)
+
+
+class UnetPolicy(DiffusionPolicy):
+    """Diffusion Policy with a 1-D U-Net.
+
+    Args:
+        config: sizes and diffusion conventions.
+        data: what a sample holds.
+
+    Raises:
+        UserError: when the action chunk can't be halved once for every width but the first.
+    """
+
+    def __init__(self, config: DpUnetConfig, data: DataConfig) -> None:
+        super().__init__(config, data)
+        halvings = len(config.widths) - 1
+        if data.action_steps % 2**halvings:
+            raise UserError(f"data.action_steps {data.action_steps} can't be halved {halvings} times (policy.widths)")
+        self.unet = ConditionalUnet1d(
+            input_len=data.action_steps,
+            input_dim=data.action_dim,
+            global_cond_dim=self.obs_encoder.out_dim,
+            timestep_embed_dim=config.timestep_embed_dim,
+            widths=config.widths,
+            kernel_size=config.kernel_size,
+            groups=config.groups,
+        )
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The U-Net."""
+        return self.unet
 
 
 def sample_actions(denoiser: nn.Module, noise: Tensor, cond: Tensor, config: DiffusionConfig) -> Sample:
@@ -121,33 +180,3 @@ def sample_actions(denoiser: nn.Module, noise: Tensor, cond: Tensor, config: Dif
         for values, clip in ((noise, config.clip_action), (nothing, None))
     )
     return run(lambda a, o, t, _: (denoiser(a, t, cond), o), Mode.POLICY, action, other, config)
-
-
-def _denoiser(config: RunConfig, cond_dim: int) -> nn.Module:
-    """The network that `config.policy` names, for actions under a condition of `cond_dim` features."""
-    model, data = config.model, config.data
-    if config.policy == "dp":
-        return DpTransformer(
-            input_len=data.action_steps,
-            input_dim=data.action_dim,
-            global_cond_dim=cond_dim,
-            timestep_embed_dim=model.timestep_embed_dim,
-            embed_dim=model.embed_dim,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            mlp_ratio=model.mlp_ratio,
-            qkv_bias=model.qkv_bias,
-            attention=model.attention,
-        )
-    halvings = len(model.unet.widths) - 1
-    if data.action_steps % 2**halvings:
-        raise UserError(f"data.action_steps {data.action_steps} can't be halved {halvings} times (model.unet.widths)")
-    return ConditionalUnet1d(
-        input_len=data.action_steps,
-        input_dim=data.action_dim,
-        global_cond_dim=cond_dim,
-        timestep_embed_dim=model.timestep_embed_dim,
-        widths=model.unet.widths,
-        kernel_size=model.unet.kernel_size,
-        groups=model.unet.groups,
-    )

@@ -6,8 +6,8 @@ Dimension letters: B batch, S action steps, A action dimensions, D features, G c
 import torch
 from torch import Tensor, nn
 
-from uwm.config import Kernel
 from uwm.model.blocks import AdaLNBlock, AdaLNHead, init_weights, mish_mlp, sinusoid
+from uwm.policies import Kernel
 
 
 class TimestepEncoder(nn.Sequential):

@@ -12,14 +12,14 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from uwm.baselines.gr1_encoder import Gr1ImageEncoder
 from uwm.baselines.gr1_network import Gr1Network
-from uwm.config import RunConfig
+from uwm.config import DataConfig
 from uwm.data.batch import Batch
-from uwm.diffusion.noising import masked_mse, sample_losses
+from uwm.diffusion.training import masked_mse, sample_losses
 from uwm.model.attention import attention_report
 from uwm.model.obs_encoder import IMAGENET_MEAN, IMAGENET_STD
 from uwm.model.tokenized import TokenizedPolicy, same_frames
 from uwm.model.tokenizer import Tokenizer
-from uwm.model.vit import VIT_SIZES
+from uwm.policies import Gr1Config
 from uwm.policy import LossOutput, Mode, Sample
 
 
@@ -47,7 +47,7 @@ class NormalizedPixels(Tokenizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class Gr1Obs:
     """A batch as GR-1 sees it."""
 
     tokens: Tensor  # (B, O, D) of the current observation
@@ -62,63 +62,58 @@ class GR1Policy(TokenizedPolicy):
     the loss. One pass answers all three modes; video mode hides the action queries, as action-free samples do.
 
     Args:
-        config: sizes; diffusion settings don't matter.
+        config: sizes.
+        data: what a sample holds.
 
     Raises:
-        UserError: when sizes don't divide, numbers of frames differ, or the observation encoder is no ViT.
+        UserError: when sizes don't divide, or numbers of frames differ.
     """
 
     modes = frozenset({Mode.POLICY, Mode.VIDEO, Mode.JOINT})
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: Gr1Config, data: DataConfig) -> None:
         super().__init__(NormalizedPixels())
-        data, model = config.data, config.model
-        same_frames(config, "GR-1 predicts one frame per current frame")
-        if model.obs_encoder.kind not in VIT_SIZES:
-            raise UserError(
-                f"GR-1 sees by a vision transformer: set model.obs_encoder.kind to {' or '.join(VIT_SIZES)}"
-            )
-        if any(side % model.gr1.patch for side in data.crop):
-            raise UserError(f"data.crop {data.crop} is not divisible by model.gr1.patch {model.gr1.patch}")
-        self.num_heads, self.attention = model.num_heads, model.attention
+        same_frames(data, "GR-1 predicts one frame per current frame")
+        if any(side % config.decoder.patch for side in data.crop):
+            raise UserError(f"data.crop {data.crop} is not divisible by policy.decoder.patch {config.decoder.patch}")
+        self.num_heads, self.attention = config.num_heads, config.attention
         self.obs_encoder = Gr1ImageEncoder(
-            model.obs_encoder.kind,
-            model.gr1,
+            config.obs_encoder,
             image_size=data.crop,
             views=len(data.cameras),
             frames=data.obs_frames,
-            embed_dim=model.embed_dim,
+            embed_dim=config.embed_dim,
         )
         self.network = Gr1Network(
             action_len=data.action_steps,
             action_dim=data.action_dim,
-            embed_dim=model.embed_dim,
+            embed_dim=config.embed_dim,
             image_size=data.crop,
-            patch_size=model.gr1.patch,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            decoder_depth=model.gr1.decoder_depth,
-            decoder_num_heads=model.gr1.decoder_heads,
+            patch_size=config.decoder.patch,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            decoder_depth=config.decoder.depth,
+            decoder_num_heads=config.decoder.heads,
             num_views=len(data.cameras),
             num_frames=data.obs_frames,
             latents_per_image=self.obs_encoder.latents_per_image,
-            attention=model.attention,
+            attention=config.attention,
         )
 
     def attention_report(self) -> str:
-        """The operator that the trunk's attention runs, for the run log."""
+        """See `Learner`; it is the trunk's."""
         queries = self.network.obs_queries  # (1, O, D)
         tokens = 2 * queries.shape[1] + self.network.action_len
         size = {"num_heads": self.num_heads, "tokens": tokens}
         return attention_report(queries, kernel=self.attention, masked=True, **size)
 
-    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
+    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Gr1Obs:
         """Encode the current images; without `next_obs` the next ones count as unknown."""
         seen, following = batch.known_places()
         tokens, token_mask = self.obs_encoder(self.tokenizer.encode(batch.obs), batch.obs_mask, seen)
         mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
         latents = self.encode_known(batch.next_obs, mask, following if next_obs else None)
-        return Encoded(tokens=tokens, token_mask=token_mask, latents=latents)
+        return Gr1Obs(tokens=tokens, token_mask=token_mask, latents=latents)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Mean squared error of actions and next images, over what is known; nothing in it is random.
@@ -141,7 +136,7 @@ class GR1Policy(TokenizedPolicy):
         )
 
     @torch.no_grad()
-    def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
+    def sample_encoded(self, encoded: Gr1Obs, mode: Mode, generator: torch.Generator) -> Sample:
         """`sample` of a batch that is already encoded. Raises UserError when GR-1 has no such mode."""
         self.require(mode)
         hidden = encoded.token_mask.new_zeros(len(encoded.tokens), self.network.action_len)

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uwm.config import Gr1Config
 from uwm.data.batch import known_index
 from uwm.model.vit import VisionTransformer
+from uwm.policies import Gr1EncoderConfig
 
 _FF_MULT = 4
 
@@ -80,8 +80,7 @@ class Gr1ImageEncoder(nn.Module):
     """Tokens of every known image: one from the class token, the others resampled; scaled and shifted by place.
 
     Args:
-        kind: of vision transformer, a key of `VIT_SIZES`.
-        config: of the resampler.
+        config: kind of vision transformer, and the resampler's sizes.
         image_size: (H, W).
         views: V.
         frames: F.
@@ -92,11 +91,11 @@ class Gr1ImageEncoder(nn.Module):
     """
 
     def __init__(
-        self, kind: str, config: Gr1Config, *, image_size: tuple[int, int], views: int, frames: int, embed_dim: int
+        self, config: Gr1EncoderConfig, *, image_size: tuple[int, int], views: int, frames: int, embed_dim: int
     ) -> None:
         super().__init__()
         self.latents_per_image = 1 + config.resampler_latents
-        self.model = VisionTransformer(kind, image_size, embed_dim=None)
+        self.model = VisionTransformer(config.kind, image_size, embed_dim=None)
         width = self.model.width
         self.perceiver_resampler = PerceiverResampler(
             width,

@@ -7,9 +7,9 @@ N latents per image, O = V F N observation tokens, L = O + S + O tokens, P patch
 import torch
 from torch import Tensor, nn
 
-from uwm.config import Kernel
 from uwm.model.attention import Attention
 from uwm.model.blocks import Mlp
+from uwm.policies import Kernel
 
 _CHANNELS = 3
 _MAX_PERIOD = 10_000.0

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor
 
 from uwm.baselines.pad_network import PadTransformer
-from uwm.config import RunConfig
+from uwm.config import DataConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import Modality, run
-from uwm.diffusion.noise import randint_rows, randn_rows
-from uwm.diffusion.noising import masked_mse, noise_at, sample_losses
-from uwm.diffusion.schedule import signal_table
+from uwm.diffusion.rng import randint_rows, randn_rows
+from uwm.diffusion.schedule import alphas_cumprod
+from uwm.diffusion.training import masked_mse, noise_at, sample_losses
 from uwm.model.attention import attention_report
 from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
+from uwm.policies import PadConfig
 from uwm.policy import LossOutput, Mode, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class PadObs:
     """A batch as PAD sees it."""
 
     current: Tensor  # (B, V, C, N, h, w) of the current observation; zero where unknown
@@ -41,49 +42,55 @@ class PADPolicy(TokenizedPolicy):
 
     Args:
         config: sizes, tokenizer and diffusion conventions.
+        data: what a sample holds.
 
     Raises:
         UserError: when the tokenizer can't be loaded, sizes don't divide, or numbers of frames differ.
     """
 
     modes = frozenset({Mode.POLICY, Mode.VIDEO, Mode.JOINT})
-    _signals: Tensor  # (T,)
+    _alphas_cumprod: Tensor  # (T,)
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: PadConfig, data: DataConfig) -> None:
         super().__init__(load_tokenizer(config.tokenizer))
-        data, model, tokenizer = config.data, config.model, self.tokenizer
-        same_frames(config, "PAD joins current and next frames")
+        tokenizer = self.tokenizer
+        same_frames(data, "PAD joins current and next frames")
         self.diffusion = config.diffusion
-        self.latent_shape = (len(data.cameras), tokenizer.channels, *latent_size(config, tokenizer.downsample))
-        self.num_heads, self.attention = model.num_heads, model.attention
+        image_shape = latent_size(data, config.patch, tokenizer.downsample)
+        self.latent_shape = (len(data.cameras), tokenizer.channels, *image_shape)
+        self.num_heads, self.attention = config.num_heads, config.attention
         self.transformer = PadTransformer(
-            image_shape=self.latent_shape[2:],
-            patch_shape=model.patch,
+            image_shape=image_shape,
+            patch_shape=config.patch,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
             action_len=data.action_steps,
             action_dim=data.action_dim,
-            embed_dim=model.embed_dim,
-            timestep_embed_dim=model.timestep_embed_dim,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            mlp_ratio=model.mlp_ratio,
-            qkv_bias=model.qkv_bias,
-            attention=model.attention,
+            embed_dim=config.embed_dim,
+            timestep_embed_dim=config.timestep_embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            attention=config.attention,
         )
-        self.register_buffer("_signals", signal_table(config.diffusion), persistent=False)
+        self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
+
+    def compile_network(self, mode: str) -> None:
+        """See `Learner`."""
+        self.transformer.compile(mode=mode)
 
     def attention_report(self) -> str:
-        """The operator that attention runs in training, for the run log."""
+        """See `Learner`."""
         places = self.transformer.pos_embed  # (1, L, D)
         size = {"num_heads": self.num_heads, "tokens": places.shape[1]}
         return attention_report(places, kernel=self.attention, masked=True, **size)
 
-    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
+    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> PadObs:
         """Encode what is known of a batch; without `next_obs` the next observation counts as unknown."""
         mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
         seen, following = batch.known_places()
-        return Encoded(
+        return PadObs(
             current=self.encode_known(batch.obs, batch.obs_mask, seen, batch.obs_latents),
             latents=self.encode_known(batch.next_obs, mask, following if next_obs else None, batch.next_latents),
             next_mask=mask,
@@ -103,10 +110,10 @@ class PADPolicy(TokenizedPolicy):
         micro_batch = batch.micro_batch
         drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, micro_batch)
         timestep = drawn.to(batch.action.device)
-        signal = self._signals[timestep]
-        action, action_target = noise_at(encoded.action, known_action, signal, prediction, generator, micro_batch)
+        alpha = self._alphas_cumprod[timestep]
+        action, action_target = noise_at(encoded.action, known_action, alpha, prediction, generator, micro_batch)
         clean = encoded.latents - latent_reference(encoded.current, self.diffusion)
-        next_obs, next_target = noise_at(clean, known_next, signal, prediction, generator, micro_batch)
+        next_obs, next_target = noise_at(clean, known_next, alpha, prediction, generator, micro_batch)
         action_out, next_out = self.transformer(encoded.current, action, next_obs, timestep, encoded.action_mask)
         action_loss = masked_mse(action_out, action_target, known_action, micro_batch.known_actions)
         next_loss = masked_mse(next_out, next_target, known_next, micro_batch.known_frames)
@@ -119,7 +126,7 @@ class PADPolicy(TokenizedPolicy):
         )
 
     @torch.no_grad()
-    def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
+    def sample_encoded(self, encoded: PadObs, mode: Mode, generator: torch.Generator) -> Sample:
         """`sample` of a batch that is already encoded. Raises UserError when PAD has no such mode."""
         self.require(mode)
         action = _from_noise(encoded.action, generator, self.diffusion.clip_action)

@@ -7,9 +7,9 @@ H and W latent height and width, P patch tokens, L = S + P tokens, D features.
 import torch
 from torch import Tensor, nn
 
-from uwm.config import Kernel
 from uwm.model.blocks import AdaLNBlock, AdaLNHead, TimestepEmbedding, init_weights, silu_mlp
 from uwm.model.patchify import Patchifier
+from uwm.policies import Kernel
 
 
 class PadPatchifier(Patchifier):

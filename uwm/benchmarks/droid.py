@@ -38,7 +38,8 @@ def droid_run(recipe: str, root: Path) -> RunConfig:
     create_dataset(uri, DatasetSpec(cameras=found.data.cameras, action_dim=DROID_ACTION_DIM, val_percent=0))
     commit(uri, write_part(uri, generate(1, _STEPS), run_id="bench"))
     data = replace(found.data, datasets=[DatasetRef(uri=uri)], latents="bench", next_start=1)  # steps 0, 1 and 2, 3
-    return replace(found, data=data, tokenizer=TokenizerConfig(kind="sdxl", path=str(root / "vae")))
+    tokenizer = TokenizerConfig(kind="sdxl", path=str(root / "vae"))
+    return replace(found, data=data, policy=replace(found.policy, tokenizer=tokenizer))
 
 
 def published_sizes(config: RunConfig) -> RunConfig:

@@ -1,13 +1,15 @@
 """CPU time of several ways to do the same work, interleaved so that a busy machine slows all of them alike."""
 
+import json
 import multiprocessing
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -64,7 +66,7 @@ class WorkerCost(Cost):
 
 
 def interleave_workers(
-    openers: Mapping[str, Opener], *, rounds: int, size: int = 1
+    contenders: "Mapping[str, Opener | Script]", *, rounds: int, size: int = 1
 ) -> tuple[dict[str, WorkerCost], dict[str, str]]:
     """As `interleave`, but every contender has a fresh process, as a loader's worker has.
 
@@ -74,7 +76,10 @@ def interleave_workers(
         Costs of the contenders that run here, and why the others do not.
     """
     with ExitStack() as stack:
-        workers = {name: stack.enter_context(_Worker(opener)) for name, opener in openers.items()}
+        workers: dict[str, _Worker | _ScriptWorker] = {}
+        for name, each in contenders.items():
+            workers[name] = _ScriptWorker(each) if isinstance(each, Script) else _Worker(each)
+            stack.enter_context(workers[name])
         failed = {name: reason for name, worker in workers.items() if (reason := worker.failure())}
         seen: dict[str, list[tuple[float, float, float]]] = {name: [] for name in workers if name not in failed}
         for turn in range(rounds + 1):
@@ -90,6 +95,54 @@ def interleave_workers(
             growth_mb=resident[-1] - resident[0],
         )
     return costs, failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """A contender that runs in another interpreter.
+
+    Attributes:
+        command: starts it; it reads a line of JSON for each piece and answers with the CPU and wall seconds that the
+            piece took and its resident megabytes; to an empty list with its version.
+        version: how its version must begin.
+        ask: what it is asked for a piece of work.
+    """
+
+    command: Sequence[str]
+    version: str
+    ask: Callable[[int], Sequence[int]]
+
+
+class _ScriptWorker:
+    """The process of a script."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._process = subprocess.Popen(script.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def failure(self) -> str:
+        """Why it can't work; empty when it can."""
+        version = self._ask([])
+        return "" if str(version).startswith(self._script.version) else f"it has version {version or 'none'}"
+
+    def run(self, piece: int) -> tuple[float, float, float]:
+        """CPU and wall seconds of a piece of work, and the memory after it."""
+        cpu, wall, resident = self._ask(self._script.ask(piece))
+        return cpu, wall, resident
+
+    def _ask(self, question: Sequence[int]) -> Any:
+        assert self._process.stdin
+        assert self._process.stdout
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline() or "null")
 
 
 class _Worker:

@@ -2,7 +2,8 @@
 
 The policy is sampled from an encoded observation, whose own cost is `observation`; all modes include encoding.
 
-Published: every mode encodes what it needs, samples by itself, and computes the whole of AdaLN in every step. Ours: the
+Published: every mode encodes the observation, inverse dynamics the next one too, the truth that samples are compared
+with is encoded once; every mode samples by itself and computes the whole of AdaLN in every step. Ours: the
 observation's share of AdaLN once, all modes in one batch, and one encode or cached latents. The policy on action and
 register tokens is another model: it has to be trained with `model.token_dropout`.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from dataclasses import replace as with_fields
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -23,11 +25,8 @@ from uwm.config import RunConfig, replace
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
-from uwm.model.uwm import Encoded, UWMPolicy
+from uwm.model.uwm import UwmObs, UWMPolicy
 from uwm.policy import Mode, Sample
-
-_SHOWS = tuple(mode for mode in Mode if mode is not Mode.POLICY)
-"""Modes that take the next observation's latents, or are compared with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ def bench_sampling(*, batch: int = 1, rounds: int = 1, bf16: bool = False, evalu
 
 def _measure(config: RunConfig, size: int, rounds: int, bf16: bool, evaluation: bool) -> SamplingResult:
     ours = _policy(config)
-    plain = _twin(ours, diffusion=replace(config.diffusion, hoist=False))
+    plain = _twin(ours, diffusion=replace(ours.diffusion, precompute_modulation=False))
     dropped = _twin(ours, _token_dropout=0.5)
     images = _batch(config, size)
     seen = _seen(ours, images)
@@ -94,7 +93,7 @@ def _measure(config: RunConfig, size: int, rounds: int, bf16: bool, evaluation: 
     return SamplingResult(
         images=f"{height}x{width}",
         batch=size,
-        steps=config.diffusion.sample_steps,
+        steps=ours.diffusion.sample_steps,
         threads=torch.get_num_threads(),
         cpu_ms={name: round(cost.cpu_ms, 1) for name, cost in costs.items()},
         wall_ms={name: round(cost.wall_ms, 1) for name, cost in costs.items()},
@@ -111,7 +110,7 @@ def _measure(config: RunConfig, size: int, rounds: int, bf16: bool, evaluation: 
 def _policy(config: RunConfig) -> UWMPolicy:
     """The network with weights off zero, for at its start AdaLN is zero and every condition is ignored."""
     torch.manual_seed(0)
-    policy = UWMPolicy(config).eval()
+    policy = cast(UWMPolicy, config.policy.build(config.data)).eval()
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "adaLN_modulation" in name:
@@ -151,18 +150,19 @@ def _generator() -> torch.Generator:
 
 
 @torch.no_grad()
-def _seen(policy: UWMPolicy, batch: Batch) -> Encoded:
+def _seen(policy: UWMPolicy, batch: Batch) -> UwmObs:
     """The observation alone, which is what a robot has."""
     return policy.encode_batch(batch, next_obs=False)
 
 
 @torch.no_grad()
 def _one_by_one(policy: UWMPolicy, batch: Batch) -> Mapping[Mode, Sample]:
-    found = {}
+    samples = {}
     for mode in Mode:
-        encoded = policy.encode_batch(batch, next_obs=mode in _SHOWS)
-        found[mode] = policy.sample_encoded(encoded, mode, _generator())
-    return found
+        encoded = policy.encode_batch(batch, next_obs=mode is Mode.INVERSE)
+        samples[mode] = policy.sample_encoded(encoded, mode, _generator())
+    policy.encode(batch.next_obs)  # the truth that the next observations are compared with
+    return samples
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from dataclasses import replace as with_fields
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -63,7 +64,7 @@ def bench_step(recipe: str = "uwm", *, batch: int = 4, rounds: int = 1) -> StepR
 
 def _measure(config: RunConfig, recipe: str, batch: int, rounds: int) -> StepResult:
     torch.manual_seed(0)
-    policy = UWMPolicy(config)
+    policy = cast(UWMPolicy, config.policy.build(config.data))
     member = open_member(config.data.datasets[0], config.data)
     encode(member, config.data, policy.tokenizer, device=torch.device("cpu"))
     shape = latent_shape(config.data, policy.tokenizer)

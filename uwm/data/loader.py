@@ -66,6 +66,7 @@ class SegmentReader:
         latents: cached latents of each dataset, when training runs on them: then only the observation frames are
             read as images.
         actions: of each dataset in shared memory; None reads them from the store.
+        next_images: whether anyone looks at the images of the next observation; if not, they are not read.
         seed: of the run; with a sample's place it gives the sample's augmentation.
     """
 
@@ -76,19 +77,22 @@ class SegmentReader:
         latents: Sequence[LatentStore] = (),
         actions: Sequence[ActionTable | None] = (),
         seed: int = 0,
+        *,
+        next_images: bool = True,
     ) -> None:
         self._datasets = tuple(datasets)
         self._config = config
         self._specs = tuple(_spec_for(dataset, config) for dataset in datasets)
         self._views = tuple(_views(dataset, config) for dataset in datasets)
         self._latents = tuple(latents)
+        self._next_images = next_images and not latents
         self._actions = tuple(actions) or (None,) * len(self._datasets)
         self._seed = seed
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """(B, V, F, H0, W0, 3) of the frames of so many samples."""
         config = self._config
-        count = config.obs_frames if self._latents else config.obs_frames + config.next_frames
+        count = config.obs_frames + (config.next_frames if self._next_images else 0)
         return samples, len(config.cameras), count, *config.resize, 3
 
     def read(self, picks: Sequence[Pick], *, images: bool = True, out: Tensor | None = None) -> RawBatch:

@@ -169,7 +169,7 @@ def mixture_normalizer(members: Sequence[Member], action_dim: int, scale: Scale 
     No image is read. For `quantile` the actions are, all of them or an evenly spread sample of four million steps.
     """
     used = [member for member in members if member.action_steps(action_dim)]
-    actions = [_known_actions(member) for member in used] if scale == "quantile" else ()
+    actions = [known_actions(member) for member in used] if scale == "quantile" else ()
     return fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
 
 
@@ -193,7 +193,7 @@ def dataset_normalizer(
     return mixture_normalizer([member], dataset.spec.action_dim, scale)
 
 
-def _known_actions(member: Member) -> NDArray[np.float32]:
+def known_actions(member: Member) -> NDArray[np.float32]:
     """(n, A): every k-th known action, so that n stays within `_SAMPLE`."""
     dataset = member.dataset
     rows = [row for row in member.rows.tolist() if dataset.episodes.action_steps[row]]

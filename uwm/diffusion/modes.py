@@ -15,7 +15,6 @@ from torch import Tensor
 
 from uwm.config import DiffusionConfig
 from uwm.diffusion.samplers import make_sampler
-from uwm.diffusion.schedule import absent_timestep, clean_timestep, sampling_grid
 from uwm.policy import Mode, Sample
 
 Denoiser = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -81,14 +80,14 @@ def run_modes(
         modes: rows of `MODES`, M of them.
         action: (B, S, A) tensors.
         next_obs: (B, V, C, N, h, w) tensors.
-        config: grid, sampler, conventions and bounds.
+        config: timesteps, sampler, conventions and bounds.
 
     Returns:
         By mode, the modalities that it denoises; None for the others.
     """
-    actions = _Track([MODES[mode].action for mode in modes], action, config)
-    next_obses = _Track([MODES[mode].next_obs for mode in modes], next_obs, config)
-    for index, t in enumerate(sampling_grid(config)):
+    actions = _Trajectory([MODES[mode].action for mode in modes], action, config)
+    next_obses = _Trajectory([MODES[mode].next_obs for mode in modes], next_obs, config)
+    for index, t in enumerate(config.sampling_timesteps):
         action_out, next_out = denoiser(actions.x, next_obses.x, actions.timesteps(t), next_obses.timesteps(t))
         actions.step(index, action_out)
         next_obses.step(index, next_out)
@@ -102,20 +101,20 @@ def timestep_pairs(modes: Sequence[Mode], config: DiffusionConfig) -> Tensor:
     """All pairs (K, 2) of timesteps, of action and next observation, that sampling these modes can come to."""
 
     def timesteps(role: Role, t: int) -> tuple[int, ...]:
-        held = {Role.DENOISE: (t,), Role.CLEAN: (clean_timestep(config), absent_timestep(config))}
-        return held.get(role, (absent_timestep(config),))
+        held = {Role.DENOISE: (t,), Role.CLEAN: (config.clean_timestep, config.absent_timestep)}
+        return held.get(role, (config.absent_timestep,))
 
     pairs = {
         pair: None
-        for t in sampling_grid(config)
+        for t in config.sampling_timesteps
         for mode in modes
         for pair in product(timesteps(MODES[mode].action, t), timesteps(MODES[mode].next_obs, t))
     }
     return torch.tensor(list(pairs))
 
 
-class _Track:
-    """One modality on its way through the grid, in all modes."""
+class _Trajectory:
+    """One modality on its way from noise to a sample, in all modes."""
 
     def __init__(self, roles: Sequence[Role], modality: Modality, config: DiffusionConfig) -> None:
         self._roles = roles
@@ -128,11 +127,11 @@ class _Track:
         self._sampler = make_sampler(config, modality.clip, self.x.device)
 
     def timesteps(self, t: int) -> Tensor:
-        """(M B,) in the iteration at grid point `t`."""
+        """(M B,) when what is denoised is at timestep `t`."""
         return self._held.masked_fill(self._moves, t)
 
     def step(self, index: int, output: Tensor) -> None:
-        """Move what is denoised to the next grid point."""
+        """Move what is denoised to the next sampling timestep."""
         if Role.DENOISE in self._roles:
             self.x = torch.where(self._wide, self._sampler.step(index, self.x, output.float()), self.x)
 
@@ -142,6 +141,6 @@ class _Track:
 
 
 def _held_timesteps(role: Role, modality: Modality, config: DiffusionConfig) -> Tensor:
-    """(B,) timesteps of a modality that is clean or absent; one that is denoised has the grid's instead."""
-    absent = torch.full_like(modality.known, absent_timestep(config), dtype=torch.long)
-    return absent.masked_fill(modality.known, clean_timestep(config)) if role is Role.CLEAN else absent
+    """(B,) timesteps of a modality that is clean or absent; one that is denoised has the loop's instead."""
+    absent = torch.full_like(modality.known, config.absent_timestep, dtype=torch.long)
+    return absent.masked_fill(modality.known, config.clean_timestep) if role is Role.CLEAN else absent

@@ -1,4 +1,4 @@
-"""How a sample moves along the grid: DDIM, or DPM-Solver++ by diffusers. One sampler follows one tensor."""
+"""From one sampling timestep to the next: DDIM, or DPM-Solver++ by diffusers. One sampler follows one tensor."""
 
 import warnings
 from typing import Any, Protocol
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from uwm.config import DiffusionConfig
-from uwm.diffusion.schedule import clean_and_noise, ddim_step, sampling_grid, signal_table
+from uwm.diffusion.schedule import alphas_cumprod, clean_and_noise, ddim_step
 
 
 class Sampler(Protocol):
-    """Goes from one point of the sampling grid to the next; called for each in turn."""
+    """Goes from one sampling timestep to the next; called for each in turn."""
 
     def step(self, index: int, noisy: Tensor, output: Tensor) -> Tensor:
-        """The sample (B, ...) after grid point `index`, from the one at it and what the network predicts there."""
+        """The sample (B, ...) after the timestep at `index`, from the one at it and what the network predicts there."""
         ...
 
 
@@ -22,28 +22,28 @@ class Ddim:
     """Deterministic DDIM (Song et al. 2021, arXiv 2010.02502).
 
     Args:
-        config: grid and prediction.
+        config: timesteps and prediction.
         clip: bound of the predicted clean sample.
         device: of the samples.
     """
 
     def __init__(self, config: DiffusionConfig, clip: float | None, device: torch.device) -> None:
-        signals = signal_table(config)[list(sampling_grid(config))]
-        self._signals = torch.cat([signals, torch.ones(1)]).to(device)  # (steps + 1,); the last one is clean
+        visited = alphas_cumprod(config)[list(config.sampling_timesteps)]
+        self._alphas_cumprod = torch.cat([visited, torch.ones(1)]).to(device)  # (steps + 1,); the last one is clean
         self._prediction = config.prediction
         self._clip = clip
 
     def step(self, index: int, noisy: Tensor, output: Tensor) -> Tensor:
         """See `Sampler`."""
-        signal, ahead = self._signals[index : index + 1], self._signals[index + 1 : index + 2]
-        return ddim_step(noisy, output, signal=signal, next_signal=ahead, prediction=self._prediction, clip=self._clip)
+        alpha, following = self._alphas_cumprod[index : index + 1], self._alphas_cumprod[index + 1 : index + 2]
+        return ddim_step(noisy, output, alpha=alpha, next_alpha=following, prediction=self._prediction, clip=self._clip)
 
 
 class DpmSolver:
     """DPM-Solver++ of second order (Lu et al. 2022, arXiv 2211.01095), which remembers the step before.
 
     Args:
-        config: grid and prediction.
+        config: timesteps and prediction.
         clip: bound of the predicted clean sample.
         device: of the samples.
     """
@@ -51,8 +51,8 @@ class DpmSolver:
     def __init__(self, config: DiffusionConfig, clip: float | None, device: torch.device) -> None:
         from diffusers import DPMSolverMultistepScheduler  # costs seconds of CPU, so only when asked for
 
-        self._grid = sampling_grid(config)
-        self._signals = signal_table(config).to(device)
+        self._timesteps = config.sampling_timesteps
+        self._alphas_cumprod = alphas_cumprod(config).to(device)
         self._prediction = config.prediction
         self._clip = clip
         make: Any = DPMSolverMultistepScheduler
@@ -65,12 +65,12 @@ class DpmSolver:
         )
         with warnings.catch_warnings():  # diffusers converts tensors in a way that numpy 2 deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._scheduler.set_timesteps(timesteps=list(self._grid), device=device)
+            self._scheduler.set_timesteps(timesteps=list(self._timesteps), device=device)
 
     def step(self, index: int, noisy: Tensor, output: Tensor) -> Tensor:
         """See `Sampler`."""
-        t = self._grid[index]
-        clean, _ = clean_and_noise(noisy, output, self._signals[t : t + 1], self._prediction)
+        t = self._timesteps[index]
+        clean, _ = clean_and_noise(noisy, output, self._alphas_cumprod[t : t + 1], self._prediction)
         if self._clip is not None:
             clean = clean.clamp(-self._clip, self._clip)
         moved: Tensor = self._scheduler.step(clean, t, noisy).prev_sample

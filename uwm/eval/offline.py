@@ -252,6 +252,6 @@ def _settings(setup: EvaluationSetup, *, split: str, seed: int, batch_size: int,
         fps=member.dataset.episodes.row(setup.segments[0].episode).fps,
         seed=seed,
         batch_size=batch_size,
-        sample_steps=config.diffusion.sample_steps,
+        sample_steps=config.policy.diffusion.sample_steps if config.policy.diffusion else 1,
         requested=requested,
     )

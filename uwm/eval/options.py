@@ -16,7 +16,7 @@ class EvalOptions(BaseModel):
     split: Literal["train", "val"] = Field("val", description="train, or val for the held-out episodes.")
     collections: tuple[str, ...] = Field((), description="only these collections; all by default.")
     samples: int = Field(64, ge=1, description="segments to predict.")
-    seed: int = Field(0, description="of the samples and of the noise.")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="of the samples and of the noise.")
     steps: int | None = Field(None, ge=1, description="of sampling, instead of the checkpoint's own number.")
     device: str = Field("auto", description="auto takes CUDA when there is one.")
 

@@ -1,6 +1,7 @@
 """What an evaluation says: plain numbers with their uncertainty, JSON in and out, no torch."""
 
 import math
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
@@ -38,6 +39,18 @@ class Metric(StrEnum):
     def unit(self) -> str:
         """The unit, as text; empty for pure numbers."""
         return "dB" if self is Metric.PSNR else ""
+
+
+ACTION_METRICS = (Metric.ACTION_MSE, Metric.ACTION_L1)
+NEXT_METRICS = (Metric.LATENT_MSE, Metric.PIXEL_MSE, Metric.PSNR)
+METRICS_OF: Mapping[ModeName, tuple[Metric, ...]] = {
+    "forward": NEXT_METRICS,
+    "inverse": ACTION_METRICS,
+    "policy": ACTION_METRICS,
+    "video": NEXT_METRICS,
+    "joint": (*ACTION_METRICS, *NEXT_METRICS),
+}
+"""What is measured of a mode: what it predicts."""
 
 
 class Verdict(StrEnum):

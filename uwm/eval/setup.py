@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import SegmentId
@@ -23,7 +22,6 @@ from uwm.data.sampler import Pick
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
 from uwm.eval.result import Example
-from uwm.policies import build
 from uwm.policy import Mode, Policy, Sample
 
 
@@ -111,7 +109,7 @@ def open_evaluation_setup(
     return EvaluationSetup(
         checkpoint=loaded,
         policy=policy,
-        parameters=sum(parameter.numel() for parameter in cast(nn.Module, policy).parameters()),
+        parameters=sum(parameter.numel() for parameter in policy.parameters()),
         member=member,
         segments=segments,
         short_episodes=int((member.lengths <= last).sum()),
@@ -122,13 +120,11 @@ def open_evaluation_setup(
 
 def _policy(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Policy:
     """The policy of a checkpoint, with its averaged weights, ready to be sampled."""
-    network = build(checkpoint.config)
-    load_weights(network, checkpoint, ema=True)
-    network = network.to(device).eval()
-    cast_weights(network, precision)
-    if not isinstance(network, Policy):
-        raise TypeError(f"{type(network).__name__} is no policy")
-    return network
+    policy = checkpoint.config.policy.build(checkpoint.config.data)
+    load_weights(policy, checkpoint, ema=True)
+    policy = policy.to(device).eval()
+    cast_weights(policy, precision)
+    return policy
 
 
 def full_windows(rows: NDArray[np.int64], lengths: NDArray[np.int64], last: int, samples: int) -> tuple[SegmentId, ...]:
@@ -200,11 +196,13 @@ def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
     if steps is None:
         return checkpoint
     config = checkpoint.config
-    most = config.diffusion.train_timesteps
+    if config.policy.diffusion is None:
+        raise UserError(f"{checkpoint.path} predicts at once: policy {config.policy.kind} has no sampling steps")
+    most = config.policy.diffusion.train_timesteps
     if not 0 < steps <= most:
         raise UserError(f"{steps} sampling steps: this checkpoint takes 1 to {most}")
-    changed = change(config, diffusion=change(config.diffusion, sample_steps=steps))
-    return replace(checkpoint, config=changed)
+    policy = change(config.policy, diffusion=change(config.policy.diffusion, sample_steps=steps))
+    return replace(checkpoint, config=change(config, policy=policy))
 
 
 def _training_member(member: Member) -> Member:

@@ -136,11 +136,13 @@ def _opened(text: str, tokenizer: str) -> Opened:
 
 
 def _open(config: RunConfig) -> Opened:
+    if config.policy.tokenizer is None:
+        raise UserError(f"policy {config.policy.kind} takes no latents: there is nothing to encode")
     device = resolve_device(config.train.device)
     return Opened(
         config=config,
         members=tuple(open_member(ref, config.data, split=None) for ref in config.data.datasets),
-        tokenizer=load_tokenizer(config.tokenizer).to(device),
+        tokenizer=load_tokenizer(config.policy.tokenizer).to(device),
         device=device,
         dtype=resolve_precision(config.train.precision, device),
     )

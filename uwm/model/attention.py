@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storage_schemas.errors import UserError
-from uwm.config import Kernel
+from uwm.policies import Kernel
 
 _BACKENDS: Mapping[Kernel, SDPBackend] = MappingProxyType(
     {
@@ -115,7 +115,7 @@ def attention_op(
             F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], attn_mask=keys)
         except RuntimeError as error:
             raise UserError(
-                f"model.attention={kernel} does not run on {device} in {str(dtype).removeprefix('torch.')} with heads "
+                f"policy.attention={kernel} does not run on {device} in {str(dtype).removeprefix('torch.')} with heads "
                 f"of {head_dim} features{' and a mask' if masked else ''}: set it to auto"
             ) from error
     return next((name for name in record.names if name.startswith(_OP_PREFIX)), _OP_PREFIX + "attention_math")

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from storage_schemas.errors import UserError
 from uwm.config import AutoencoderConfig
 from uwm.data.batch import Batch
-from uwm.policy import LossOutput
+from uwm.policy import Learner, LossOutput
 
 _BOUND = 3.0
 _NOISE = 0.05
@@ -21,7 +20,7 @@ _MIN_UPDATE = 0.01
 _MIN_STD = 1e-3
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Learner):
     """Images to a few latent channels and back; latents have unit scale by stored statistics.
 
     The finest features live at half resolution (pixels are folded into channels), which makes it several times
@@ -30,9 +29,6 @@ class Autoencoder(nn.Module):
 
     Args:
         config: sizes; `width` features at half resolution, doubled at every further halving.
-
-    Raises:
-        UserError: when `downsample` is not a power of two of at least 2.
     """
 
     latent_mean: Tensor  # (C, 1, 1)
@@ -41,10 +37,7 @@ class Autoencoder(nn.Module):
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
-        halvings = config.downsample.bit_length() - 1
-        if halvings < 1 or config.downsample != 2**halvings:
-            raise UserError(f"autoencoder.downsample={config.downsample}: it must be 2, 4, 8 or a higher power of two")
-        widths = [config.width * 2**level for level in range(halvings)]
+        widths = [config.width * 2**level for level in range(config.downsample.bit_length() - 1)]
         self.channels = config.channels
         self.downsample = config.downsample
         self.encoder = _encoder(widths, config.depth, config.channels)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uwm.config import Kernel
 from uwm.model.attention import Attention
+from uwm.policies import Kernel
 
 _MAX_PERIOD = 10_000.0
 _NORM_EPS = 1e-6
@@ -98,8 +98,8 @@ class Mlp(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hoisted:
-    """What a modulation's first linear map makes of condition and timesteps, computed ahead."""
+class Precomputed:
+    """What a modulation's first linear map makes of condition and timesteps."""
 
     total: Tensor  # (B, outputs of that map)
 
@@ -118,17 +118,17 @@ class Modulation(nn.Sequential):
         maps = [nn.Linear(*narrow, bias=False), nn.Linear(rank, outputs)] if rank else [nn.Linear(*full)]
         super().__init__(nn.SiLU(), *maps)
 
-    def hoist(self, cond: Tensor) -> Tensor:
-        """The share of the leading inputs (B, less than G): W silu([g, t]) is a sum over g and t."""
+    def precompute(self, cond: Tensor) -> Tensor:
+        """What the leading inputs (B, less than G) add: W silu([g, t]) is a sum over g and t."""
         return F.linear(F.silu(cond), self._first.weight[:, : cond.shape[1]], self._first.bias)
 
-    def hoist_timesteps(self, timesteps: Tensor) -> Tensor:
-        """The share of the trailing inputs (K, the rest of G)."""
+    def precompute_timesteps(self, timesteps: Tensor) -> Tensor:
+        """What the trailing inputs (K, the rest of G) add."""
         return F.linear(F.silu(timesteps), self._first.weight[:, -timesteps.shape[1] :])
 
-    def forward(self, cond: Tensor | Hoisted) -> Tensor:
+    def forward(self, cond: Tensor | Precomputed) -> Tensor:
         """(B, G) or what was made of it ahead -> (B, outputs)."""
-        out = cond.total if isinstance(cond, Hoisted) else self._first(F.silu(cond))
+        out = cond.total if isinstance(cond, Precomputed) else self._first(F.silu(cond))
         return out if self[-1] is self._first else self[-1](out)
 
     @property
@@ -179,7 +179,7 @@ class AdaLNBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.adaLN_modulation = modulation or Modulation(cond_dim, 6 * dim)
 
-    def forward(self, x: Tensor, cond: Tensor | Hoisted, keys: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | Precomputed, keys: Tensor | None = None) -> Tensor:
         """(B, L, D), (B, G), the (B, L) tokens that may be looked at -> (B, L, D)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(cond).chunk(6, dim=1)  # 6 x (B, D)
         x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1), keys)
@@ -196,7 +196,7 @@ class AdaLNHead(nn.Module):
         self.linear = nn.Linear(dim, dim)
         self.adaLN_modulation = Modulation(cond_dim, 2 * dim)
 
-    def forward(self, x: Tensor, cond: Tensor | Hoisted) -> Tensor:
+    def forward(self, x: Tensor, cond: Tensor | Precomputed) -> Tensor:
         """(B, L, D), (B, G) -> (B, L, D)."""
         shift, scale = self.adaLN_modulation(cond).chunk(2, dim=1)  # 2 x (B, D)
         out: Tensor = self.linear(modulate(self.norm(x), shift, scale))  # (B, L, D)

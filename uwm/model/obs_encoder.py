@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from uwm.config import ObsEncoderConfig
 from uwm.data.batch import known_index
 from uwm.model.vit import VisionTransformer
+from uwm.policies import ObsEncoderConfig
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

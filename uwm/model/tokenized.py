@@ -4,19 +4,20 @@ Dimension letters: B batch, V views, N frames, H and W image height and width, C
 height and width, O current frames.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from storage_schemas.errors import UserError
-from uwm.config import DiffusionConfig, RunConfig
+from uwm.config import DataConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import MODES, Role
 from uwm.model.tokenizer import Tokenizer
-from uwm.policy import Encoded, Mode, Sample
+from uwm.policies import LatentDiffusionConfig, Patch
+from uwm.policy import EncodedObs, Mode, Policy, Sample
 
 
 class _Frozen:
@@ -29,21 +30,20 @@ class _Frozen:
         return self
 
 
-class TokenizedPolicy(nn.Module, ABC):
+class TokenizedPolicy(Policy):
     """A policy that holds its tokenizer, which is not part of its state.
 
     Args:
         tokenizer: what turns images into what the network predicts.
     """
 
-    modes: frozenset[Mode]
-
     def __init__(self, tokenizer: Tokenizer) -> None:
         super().__init__()
         self._frozen = _Frozen(tokenizer)
+        self.tokenizer_fingerprint = tokenizer.fingerprint
 
     @abstractmethod
-    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
+    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> EncodedObs:
         """Encode what is known of a batch, once for all modes; without `next_obs` that counts as unknown."""
 
     @abstractmethod
@@ -68,20 +68,10 @@ class TokenizedPolicy(nn.Module, ABC):
             encoded = self.encode_batch(batch, next_obs=MODES[mode].next_obs is Role.CLEAN)
         return self.sample_encoded(encoded, mode, generator)
 
-    def require(self, mode: Mode) -> None:
-        """Raise UserError when the policy has no such mode."""
-        if mode not in self.modes:
-            raise UserError(f"{type(self).__name__} has no mode {mode}: it has {', '.join(sorted(self.modes))}")
-
     @property
     def tokenizer(self) -> Tokenizer:
         """The frozen tokenizer."""
         return self._frozen.tokenizer
-
-    @property
-    def tokenizer_fingerprint(self) -> str:
-        """Identity of the tokenizer; weights trained on other latents do not fit."""
-        return self.tokenizer.fingerprint
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, V, N, 3, H, W) in [0, 1] -> latents (B, V, C, N, h, w)."""
@@ -121,35 +111,31 @@ class TokenizedPolicy(nn.Module, ABC):
         return self
 
 
-def latent_size(config: RunConfig, downsample: int) -> tuple[int, int, int]:
+def latent_size(data: DataConfig, patch: Patch, downsample: int) -> tuple[int, int, int]:
     """(N, h, w) of the latents.
 
     Raises:
         UserError: when the image is not divisible by the tokenizer's downsampling, or the latents by the patch.
     """
-    height, width = config.data.crop
-    patch = config.model.patch
-    frames = config.data.next_frames
+    (height, width), frames = data.crop, data.next_frames
     size = (frames, height // downsample, width // downsample)
     if height % downsample or width % downsample:
         raise UserError(f"data.crop {height}x{width} is not divisible by the tokenizer's downsampling of {downsample}")
     if any(latent % p for latent, p in zip(size, patch, strict=True)):
         raise UserError(
             f"latents of {size[0]} frames x {size[1]} x {size[2]} (data.next_frames {frames}, data.crop "
-            f"{height}x{width}, downsampling {downsample}) are not divisible by model.patch {patch}"
+            f"{height}x{width}, downsampling {downsample}) are not divisible by policy.patch {patch}"
         )
     return size
 
 
-def latent_reference(current: Tensor, config: DiffusionConfig) -> Tensor:
+def latent_reference(current: Tensor, config: LatentDiffusionConfig) -> Tensor:
     """What diffused latents are relative to: the last current frame's (B, V, C, 1, h, w), or zero."""
     last = current[:, :, :, -1:]  # (B, V, C, 1, h, w)
     return last if config.latent_target == "change" else torch.zeros_like(last)
 
 
-def same_frames(config: RunConfig, reason: str) -> None:
+def same_frames(data: DataConfig, reason: str) -> None:
     """Raise UserError when current and next frames differ in number."""
-    if config.data.obs_frames != config.data.next_frames:
-        raise UserError(
-            f"{reason}: data.obs_frames {config.data.obs_frames} must equal data.next_frames {config.data.next_frames}"
-        )
+    if data.obs_frames != data.next_frames:
+        raise UserError(f"{reason}: data.obs_frames {data.obs_frames} must equal data.next_frames {data.next_frames}")

@@ -152,9 +152,9 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     if config.kind == "identity":
         return IdentityTokenizer()
     if not config.path:
-        raise UserError(f"tokenizer.path is empty: the {config.kind} tokenizer needs the place of its weights")
+        raise UserError(f"policy.tokenizer.path is empty: the {config.kind} tokenizer needs the place of its weights")
     if config.kind == "sdxl":
-        return SdxlTokenizer(_load_sdxl(config.path), config.latent_scale)
+        return SdxlTokenizer(load_vae(config.path), config.latent_scale)
     return AutoencoderTokenizer(_load_autoencoder(Path(config.path)))
 
 
@@ -188,7 +188,8 @@ def _load_autoencoder(folder: Path) -> Autoencoder:
     return autoencoder
 
 
-def _load_sdxl(path: str) -> Any:
+def load_vae(path: str) -> Any:
+    """SDXL's `AutoencoderKL` from a folder or the hub. Raises UserError when it can't be loaded."""
     from diffusers import AutoencoderKL
 
     hub_id = path.count("/") == 1 and not Path(path).exists()

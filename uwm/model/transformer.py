@@ -10,38 +10,38 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from uwm.config import Kernel
 from uwm.model.blocks import (
     AdaLNBlock,
     AdaLNHead,
-    Hoisted,
     Modulation,
     Offset,
+    Precomputed,
     TimestepEmbedding,
     init_weights,
     mish_mlp,
 )
 from uwm.model.patchify import Patchifier
+from uwm.policies import Kernel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ahead:
+class PrecomputedModulation:
     """The first linear map of every modulation, for a loop in which only the timesteps change."""
 
     times: Tensor  # (K, 2) timesteps of action and next observation that can occur
-    shares: tuple[Tensor, ...]  # (B, ...) of the condition, for every modulation
+    conditions: tuple[Tensor, ...]  # (B, ...) what the condition adds, for every modulation
     tables: tuple[Tensor, ...]  # (K + 1, ...) of `times`; the last row is NaN, for timesteps that are none of them
 
-    def repeat(self, count: int) -> "Ahead":
+    def repeat(self, count: int) -> "PrecomputedModulation":
         """For the same batch so many times over."""
-        return replace(self, shares=tuple(share.repeat(count, 1) for share in self.shares))
+        return replace(self, conditions=tuple(part.repeat(count, 1) for part in self.conditions))
 
-    def at(self, timesteps: Tensor) -> list[Hoisted]:
+    def at(self, timesteps: Tensor) -> list[Precomputed]:
         """What the modulations of a step need; `timesteps` is (B, 2)."""
         match = (timesteps[:, None] == self.times).all(dim=2)  # (B, K)
         place = torch.where(match.any(dim=1), match.int().argmax(dim=1), len(self.times))
-        pairs = zip(self.shares, self.tables, strict=True)
-        return [Hoisted(total=share + table[place]) for share, table in pairs]
+        pairs = zip(self.conditions, self.tables, strict=True)
+        return [Precomputed(total=part + table[place]) for part, table in pairs]
 
 
 class DiffusionTransformer(nn.Module):
@@ -141,7 +141,7 @@ class DiffusionTransformer(nn.Module):
 
     def forward(
         self,
-        cond: Tensor | Ahead,
+        cond: Tensor | PrecomputedModulation,
         action: Tensor,
         next_obs: Tensor | None,
         action_t: Tensor,
@@ -152,7 +152,7 @@ class DiffusionTransformer(nn.Module):
         """Predict the noise (or the clean sample, or v) of both modalities.
 
         Args:
-            cond: (B, G) features of the current observation, or what `hoist` made of them.
+            cond: (B, G) features of the current observation, or what `precompute` made of them.
             action: (B, S, A) noisy actions.
             next_obs: (B, V, C, F, H, W) noisy latents; None leaves their tokens out of the sequence.
             action_t: (B,) integer timesteps of the actions.
@@ -174,16 +174,16 @@ class DiffusionTransformer(nn.Module):
         patches = x[:, self.action_len : self.action_len + self.obs_patchifier.num_patches]
         return action_out, self.obs_patchifier.decode(patches)
 
-    def hoist(self, cond: Tensor, times: Tensor) -> Ahead:
+    def precompute(self, cond: Tensor, times: Tensor) -> PrecomputedModulation:
         """Compute ahead what modulates a batch with the condition (B, G) at timesteps `times` (K, 2).
 
         At other timesteps the network answers NaN.
         """
         embedded = self.timestep_embedding(times)  # (K, timestep features)
-        tables = [modulation.hoist_timesteps(embedded) for modulation in self._modulations()]
-        return Ahead(
+        tables = [modulation.precompute_timesteps(embedded) for modulation in self._modulations()]
+        return PrecomputedModulation(
             times=times,
-            shares=tuple(modulation.hoist(cond) for modulation in self._modulations()),
+            conditions=tuple(modulation.precompute(cond) for modulation in self._modulations()),
             tables=tuple(torch.cat([table, torch.full_like(table[:1], torch.nan)]) for table in tables),
         )
 
@@ -204,10 +204,10 @@ class DiffusionTransformer(nn.Module):
         blocks = [block.adaLN_modulation for block in self.blocks] if shared is None else [shared]
         return [*blocks, self.head.adaLN_modulation]
 
-    def _conditions(self, cond: Tensor | Ahead, timesteps: Tensor) -> list[Tensor | Hoisted]:
+    def _conditions(self, cond: Tensor | PrecomputedModulation, timesteps: Tensor) -> list[Tensor | Precomputed]:
         """What each block and the head are conditioned on."""
-        each: list[Tensor | Hoisted]
-        if isinstance(cond, Ahead):
+        each: list[Tensor | Precomputed]
+        if isinstance(cond, PrecomputedModulation):
             each = [*cond.at(timesteps)]
         else:
             joined = torch.cat([cond, self.timestep_embedding(timesteps)], dim=1)  # (B, G + timestep features)

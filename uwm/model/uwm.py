@@ -11,22 +11,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from uwm.config import RunConfig
+from uwm.config import DataConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import MODES, Denoiser, Modality, Role, run_modes, timestep_pairs
-from uwm.diffusion.noise import randn_rows
-from uwm.diffusion.noising import Noised, masked_mse, noise_modality, sample_losses
-from uwm.diffusion.schedule import signal_table
+from uwm.diffusion.rng import randn_rows
+from uwm.diffusion.schedule import alphas_cumprod
+from uwm.diffusion.training import Noised, masked_mse, noise_modality, sample_losses
 from uwm.model.attention import attention_report, key_mask
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
-from uwm.model.transformer import Ahead, DiffusionTransformer
+from uwm.model.transformer import DiffusionTransformer, PrecomputedModulation
+from uwm.policies import UwmConfig
 from uwm.policy import LossOutput, Mode, Sample, SampleLosses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class UwmObs:
     """A batch as the transformer sees it; all modes of an evaluation can share one.
 
     Attributes:
@@ -53,6 +54,7 @@ class UWMPolicy(TokenizedPolicy):
 
     Args:
         config: sizes, tokenizer and diffusion conventions.
+        data: what a sample holds.
 
     Raises:
         UserError: when the tokenizer can't be loaded, image, tokenizer and patch sizes don't divide, or frames
@@ -60,46 +62,51 @@ class UWMPolicy(TokenizedPolicy):
     """
 
     modes: frozenset[Mode] = frozenset(Mode)
-    _signals: Tensor  # (T,)
+    _alphas_cumprod: Tensor  # (T,)
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: UwmConfig, data: DataConfig) -> None:
         super().__init__(load_tokenizer(config.tokenizer))
-        data, model, tokenizer = config.data, config.model, self.tokenizer
-        if model.current_latents:
-            same_frames(config, "model.current_latents joins frame to frame")
+        tokenizer = self.tokenizer
+        if config.current_latents:
+            same_frames(data, "policy.current_latents joins frame to frame")
         self.diffusion = config.diffusion
         self._relative = config.diffusion.latent_target == "change"
-        self._joined = model.current_latents
-        self._token_dropout = model.token_dropout
-        self.latent_shape = (len(data.cameras), tokenizer.channels, *latent_size(config, tokenizer.downsample))
+        self._joined = config.current_latents
+        self._token_dropout = config.token_dropout
+        image_shape = latent_size(data, config.patch, tokenizer.downsample)
+        self.latent_shape = (len(data.cameras), tokenizer.channels, *image_shape)
         self.obs_encoder = ObsEncoder(
-            model.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
+            config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
         self.transformer = DiffusionTransformer(
             global_cond_dim=self.obs_encoder.out_dim,
-            image_shape=self.latent_shape[2:],
-            patch_shape=model.patch,
+            image_shape=image_shape,
+            patch_shape=config.patch,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
             action_len=data.action_steps,
             action_dim=data.action_dim,
-            embed_dim=model.embed_dim,
-            timestep_embed_dim=model.timestep_embed_dim,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            mlp_ratio=model.mlp_ratio,
-            qkv_bias=model.qkv_bias,
-            num_registers=model.num_registers,
-            context_chans=tokenizer.channels if model.current_latents else 0,
-            adaln=model.adaln,
-            adaln_rank=model.adaln_rank,
+            embed_dim=config.embed_dim,
+            timestep_embed_dim=config.timestep_embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            num_registers=config.num_registers,
+            context_chans=tokenizer.channels if config.current_latents else 0,
+            adaln=config.adaln,
+            adaln_rank=config.adaln_rank,
             marked_steps=config.diffusion.train_timesteps if config.diffusion.absent_embedding else 0,
-            attention=model.attention,
+            attention=config.attention,
         )
-        self.register_buffer("_signals", signal_table(config.diffusion), persistent=False)
+        self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
+
+    def compile_network(self, mode: str) -> None:
+        """See `Learner`."""
+        self.transformer.compile(mode=mode)
 
     def attention_report(self) -> str:
-        """The operator that attention runs at the model's sizes, with device and type, for the run log."""
+        """See `Learner`."""
         network = self.transformer
         return attention_report(
             network.pos_embed,
@@ -109,7 +116,7 @@ class UWMPolicy(TokenizedPolicy):
             masked=self._token_dropout > 0,
         )
 
-    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Encoded:
+    def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> UwmObs:
         """Encode what is known of a batch.
 
         Args:
@@ -120,7 +127,7 @@ class UWMPolicy(TokenizedPolicy):
         seen, following = batch.known_places()
         looks_back = self._joined or self._relative
         current = self.encode_known(batch.obs, batch.obs_mask, seen if looks_back else None, batch.obs_latents)
-        return Encoded(
+        return UwmObs(
             cond=self.obs_encoder(batch.obs, batch.obs_mask, seen),
             latents=self.encode_known(batch.next_obs, mask, following if next_obs else None, batch.next_latents),
             current=current,
@@ -144,7 +151,7 @@ class UWMPolicy(TokenizedPolicy):
             noise_modality,
             generator=generator,
             config=self.diffusion,
-            signals=self._signals,
+            alphas_cumprod=self._alphas_cumprod,
             micro_batch=batch.micro_batch,
         )
         action = noised(encoded.action, known_action, dropped=marked, given=marked)
@@ -179,23 +186,21 @@ class UWMPolicy(TokenizedPolicy):
         noise = (noised.timestep / (self.diffusion.train_timesteps - 1)).clamp(0, 1)  # markers lie outside
         return sample_losses(output, noised.target, noised.counted, noise)
 
-    def sample_encoded(self, encoded: Encoded, mode: Mode, generator: torch.Generator) -> Sample:
+    def sample_encoded(self, encoded: UwmObs, mode: Mode, generator: torch.Generator) -> Sample:
         """`sample` of a batch that is already encoded, with its next observation when the mode takes it clean."""
         return self.sample_modes(encoded, (mode,), generator)[mode]
 
     @torch.no_grad()
-    def sample_modes(
-        self, encoded: Encoded, modes: Sequence[Mode], generator: torch.Generator
-    ) -> Mapping[Mode, Sample]:
+    def sample_modes(self, encoded: UwmObs, modes: Sequence[Mode], generator: torch.Generator) -> Mapping[Mode, Sample]:
         """Several modes in one batch, each as `sample_encoded` gives it with a generator in the same state."""
         known_action, known_next = _known(encoded)
         action = _modality(encoded.action, known_action, generator, self.diffusion.clip_action)
         reference = latent_reference(encoded.current, self.diffusion)
         next_obs = _modality(encoded.latents - reference, known_next, generator, self.diffusion.clip_latent)
-        cond: Tensor | Ahead = encoded.cond
-        if self.diffusion.hoist:
+        cond: Tensor | PrecomputedModulation = encoded.cond
+        if self.diffusion.precompute_modulation:
             times = timestep_pairs(modes, self.diffusion).to(encoded.cond.device)
-            cond = self.transformer.hoist(encoded.cond, times)
+            cond = self.transformer.precompute(encoded.cond, times)
         alone = [mode for mode in modes if self._token_dropout and mode is Mode.POLICY]
         found: dict[Mode, Sample] = {}
         for group in (alone, [mode for mode in modes if mode not in alone]):
@@ -206,15 +211,15 @@ class UWMPolicy(TokenizedPolicy):
 
     def _denoiser(
         self,
-        encoded: Encoded,
-        cond: Tensor | Ahead,
+        encoded: UwmObs,
+        cond: Tensor | PrecomputedModulation,
         modes: Sequence[Mode],
         known_action: Tensor,
         known_next: Tensor,
     ) -> Denoiser:
         """The network as the sampling loop calls it: with all modes in one batch."""
         count = len(modes)
-        conds = cond.repeat(count) if isinstance(cond, Ahead) else cond.repeat(count, 1)
+        conds = cond.repeat(count) if isinstance(cond, PrecomputedModulation) else cond.repeat(count, 1)
         if self._token_dropout and modes == [Mode.POLICY]:
 
             def policy(a: Tensor, o: Tensor, a_t: Tensor, o_t: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,11 +252,11 @@ class UWMPolicy(TokenizedPolicy):
         )
         return keys | ~keys.any(dim=1, keepdim=True)  # a sample that would see nothing sees everything
 
-    def _context(self, encoded: Encoded) -> Tensor | None:
+    def _context(self, encoded: UwmObs) -> Tensor | None:
         return encoded.current if self._joined else None
 
 
-def _known(encoded: Encoded) -> tuple[Tensor, Tensor]:
+def _known(encoded: UwmObs) -> tuple[Tensor, Tensor]:
     """Masks that broadcast over actions (B, S, 1) and latents (B, V, 1, N, 1, 1)."""
     return encoded.action_mask[:, :, None], encoded.next_mask[:, :, None, :, None, None]
 

@@ -14,8 +14,9 @@ from storage_schemas.errors import UserError
 from storage_schemas.location import sync_folder
 from uwm.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.config import RunConfig
+from uwm.overrides import apply_overrides, as_kind
 from uwm.policies import build
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.recipes import get_recipe
 from uwm.reference.pickle_check import Refused
 from uwm.reference.published import ASSUMED, Published, action_normalizer, ordered, sizes, take_apart
 from uwm.reference.torchfile import read_torch_file
@@ -65,7 +66,8 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
         published = take_apart(root)
         config = _configure(published, base, source, folder)
         weights = {kind: _read(published, config, stored) for kind, stored in _stored(published).items()}
-        if published.vae and config.tokenizer.path == str(folder / TOKENIZER_FOLDER):
+        tokenizer = config.policy.tokenizer
+        if published.vae and tokenizer and tokenizer.path == str(folder / TOKENIZER_FOLDER):
             write_vae(published.vae, folder / TOKENIZER_FOLDER)
         normalizer = action_normalizer(published.action_normalizer, config.data.action_dim, str(source))
     except Refused as error:
@@ -107,8 +109,8 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
 
 def _configure(published: Published, base: RunConfig, source: Path, folder: Path) -> RunConfig:
     """The run that the weights belong to."""
-    policy = published.layout.policy
-    values = base.model_dump(mode="json")
+    values: dict[str, Any] = base.model_dump(mode="json")
+    values["policy"] = as_kind(values["policy"], published.layout.policy)
     for name, value in sizes(published, base).items():
         *path, last = name.split(".")
         here = values
@@ -120,12 +122,10 @@ def _configure(published: Published, base: RunConfig, source: Path, folder: Path
     values["data"]["datasets"] = []
     if base.name == get_recipe("uwm_paper").name:
         values["name"] = folder.name
-    if published.vae and base.tokenizer == get_recipe("uwm_paper").tokenizer:
-        values["tokenizer"] |= {"path": str(folder / TOKENIZER_FOLDER), "latent_scale": _latent_scale(published.vae)}
+    tokenizer = values["policy"]["tokenizer"]
+    if published.vae and tokenizer and base.policy.tokenizer == get_recipe("uwm_paper").policy.tokenizer:
+        tokenizer |= {"path": str(folder / TOKENIZER_FOLDER), "latent_scale": _latent_scale(published.vae)}
     values["output"] = str(folder)
-    values["policy"] = policy
-    if policy == "pad":  # published too, see `DiffusionConfig.published`
-        values["diffusion"]["action_loss"] = "masked"
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
@@ -172,7 +172,7 @@ def _check(config: RunConfig, weights: Mapping[TensorKind, Mapping[str, Tensor]]
         ]
         if wrong:
             raise UserError(f"{source}: {len(wrong)} weights don't fit the network: {'; '.join(wrong[:3])}")
-    return str(getattr(model, "tokenizer_fingerprint", ""))
+    return model.tokenizer_fingerprint
 
 
 def write_vae(weights: Mapping[str, Tensor], folder: Path) -> None:

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
 from uwm.data.normalize import ActionNormalizer, NormalizerSource
+from uwm.policies import DpConfig
 from uwm.reference.torchfile import NumpyValue
 
 NETWORK = "noise_pred_net."
@@ -25,7 +27,7 @@ VAE = "obs_encoder.vae."
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before names."""
 EMA_KEYS = ("ema", "ema_model", "model_ema")
-ASSUMED = ("model.num_heads", "data.action_steps", "data.obs_frames", "data.next_frames", "data.cameras", "data.crop")
+ASSUMED = ("policy.num_heads", "data.action_steps", "data.obs_frames", "data.next_frames", "data.cameras", "data.crop")
 """Settings that weights don't tell, or not alone."""
 
 
@@ -158,15 +160,16 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
         condition = shapes["blocks.0.adaLN_modulation.1.weight"][1] - timestep
         found: dict[str, object] = {
             "data.action_dim": shapes[layout.action_in][1],
-            "model.embed_dim": width,
-            "model.mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
-            "model.timestep_embed_dim": timestep,
-            "model.depth": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
-            "model.qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
-            "model.num_registers": shapes["registers"][1] if "registers" in shapes else 0,
+            "policy.embed_dim": width,
+            "policy.mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
+            "policy.timestep_embed_dim": timestep,
+            "policy.depth": 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks.")),
+            "policy.qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         }
+        if "registers" in shapes:
+            found["policy.num_registers"] = shapes["registers"][1]
         if "obs_patchifier.patch_encoder.weight" in shapes:
-            found["model.patch"] = shapes["obs_patchifier.patch_encoder.weight"][2:]
+            found["policy.patch"] = shapes["obs_patchifier.patch_encoder.weight"][2:]
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"not the published {layout.policy}: its weights lack {error}") from error
     steps = tokens if "obs_patchifier.patch_encoder.weight" not in shapes else base.data.action_steps
@@ -175,9 +178,9 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
     views = len(base.data.cameras)
     if condition:
         kind, features = _encoder(weights)
-        found |= {"model.obs_encoder.kind": kind, "model.obs_encoder.embed_dim": features}
+        found |= {"policy.obs_encoder.kind": kind, "policy.obs_encoder.embed_dim": features}
         views = _views(condition, features, base)
-    if "model.patch" in found:
+    if "policy.patch" in found:
         patches = tokens - shapes.get("registers", (0, 0))[1] - steps
         found["data.crop"] = _crop(patches, views, shapes["obs_patchifier.patch_encoder.weight"][2:], base)
     return found
@@ -232,7 +235,7 @@ def ordered(layout: Layout, weights: Mapping[str, Tensor], config: RunConfig) ->
     """Weights with the columns of the condition in this house's order, (view, frame, feature)."""
     if not layout.frame_major:
         return dict(weights)
-    data, features = config.data, config.model.obs_encoder.embed_dim
+    data, features = config.data, cast(DpConfig, config.policy).obs_encoder.embed_dim
     images = torch.arange(data.obs_frames * len(data.cameras) * features)
     order = images.view(data.obs_frames, len(data.cameras), features).transpose(0, 1).flatten()
 

@@ -76,6 +76,7 @@ class MicroBatchReader:
                 run.latents,
                 [share_actions(member.dataset, member.rows) for member in run.members],
                 run.config.train.seed,
+                next_images=run.config.reads_next_obs,
             ),
             mixture_sampler(run.members, run.config.train.seed),
             start=run.position,

@@ -8,13 +8,13 @@ from pathlib import Path
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
-from uwm.config import Config, DatasetRef, RunConfig, TrainConfig, replace
+from uwm.config import Config, DatasetRef, RunConfig, TokenizerConfig, TrainConfig, replace
 
 FREE_TO_CHANGE = frozenset(
     {
         "output",
         "init_from",
-        "tokenizer.path",
+        "policy.tokenizer.path",
         "data.workers",
         "data.prefetch",
         "optim.decay_steps",
@@ -30,8 +30,8 @@ FREE_TO_CHANGE = frozenset(
         "train.eval_every",
         "train.eval_samples",
         "train.compile",
-        "model.attention",
-        "diffusion.hoist",
+        "policy.attention",
+        "policy.diffusion.precompute_modulation",
         "train.batch_size",
         "train.accumulate",
         "train.processes",
@@ -72,18 +72,19 @@ def resolve_paths(config: RunConfig) -> RunConfig:
     Raises:
         UserError: when a finetuning run names no parent, or a checkpoint or tag is missing.
     """
+    config.check_warmup()
     if config.stage == "finetune" and not config.init_from:
         raise UserError("a finetuning run starts from a checkpoint: set init_from=<run folder or checkpoint>")
     changes: dict[str, object] = {"data": replace(config.data, datasets=[_pinned(ref) for ref in config.data.datasets])}
-    tokenizer = config.tokenizer
+    tokenizer = own_tokenizer(config)
     if config.init_from:
         parent = resolve_checkpoint(config.init_from).absolute()
         changes["init_from"] = str(parent)
-        if by_checkpoint(config) and not tokenizer.path:
-            tokenizer = load_checkpoint(parent).config.tokenizer
-    if by_checkpoint(config):
+        if tokenizer and not tokenizer.path:
+            tokenizer = load_checkpoint(parent).config.policy.tokenizer
+    if tokenizer:
         path = resolve_checkpoint(tokenizer.path).absolute() if tokenizer.path else ""
-        changes["tokenizer"] = replace(tokenizer, path=str(path))
+        changes["policy"] = replace(config.policy, tokenizer=replace(tokenizer, path=str(path)))
     return replace(config, **changes)
 
 
@@ -138,7 +139,7 @@ def _differences(config: RunConfig, found: Checkpoint, processes: int) -> list[s
     recorded = found.state.tokenizer_checkpoint
     tokenizer = tokenizer_origin(config)
     if (tokenizer and tokenizer.identity) != (recorded and recorded.identity):
-        changed.append("its tokenizer (tokenizer.path)")
+        changed.append("its tokenizer (policy.tokenizer.path)")
     return changed
 
 
@@ -172,11 +173,13 @@ def _identity(path: str) -> str:
     return origin(path).identity if path else ""
 
 
-def by_checkpoint(config: RunConfig) -> bool:
-    """Whether the run's tokenizer is a checkpoint of ours."""
-    return config.stage != "tokenizer" and config.tokenizer.kind == "autoencoder"
+def own_tokenizer(config: RunConfig) -> TokenizerConfig | None:
+    """The run's tokenizer when it is a checkpoint of this project, which the path names or a parent is to name."""
+    tokenizer = config.policy.tokenizer
+    return tokenizer if config.stage != "tokenizer" and tokenizer and tokenizer.kind == "autoencoder" else None
 
 
 def tokenizer_origin(config: RunConfig) -> Origin | None:
     """The checkpoint that the run's tokenizer is, if it is one."""
-    return origin(config.tokenizer.path) if by_checkpoint(config) and config.tokenizer.path else None
+    tokenizer = own_tokenizer(config)
+    return origin(tokenizer.path) if tokenizer and tokenizer.path else None

@@ -7,7 +7,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from storage_schemas.errors import UserError
 from uwm.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
@@ -19,11 +18,12 @@ from uwm.device import autocast, resolve_precision, set_matmul
 from uwm.events import DatasetUse
 from uwm.policy import Learner
 from uwm.train.distributed import World
+from uwm.train.finetuning import check_meaning, check_shapes, parents_normalizer, share_beyond
 from uwm.train.optim import WeightAverage, make_optimizer, restore_optimizer
 from uwm.train.parallel import Engine, parallelize
 from uwm.train.resume import step_samples, tokenizer_origin
 
-Build = Callable[[RunConfig], nn.Module]
+Build = Callable[[RunConfig], Learner]
 
 
 @dataclass(kw_only=True)
@@ -34,8 +34,10 @@ class Run:
     """With dataset versions, parent and tokenizer paths filled in."""
     members: tuple[Member, ...]
     normalizer: ActionNormalizer
+    share_beyond: float
+    """Of the training steps, in the worst dimension: with actions beyond the range of a parent's normalizer."""
     world: World
-    model: nn.Module
+    model: Learner
     """Its parameters are shards when FSDP divides it."""
     engine: Engine
     """The model's loss, over all processes."""
@@ -101,18 +103,23 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
     set_matmul(config.train.matmul)
     model = _make_model(config, build, device)
     parent = load_checkpoint(config.init_from) if config.init_from and not found else None
-    base = found or parent
-    if base:
-        _check_base(base, config, _text(model, "tokenizer_fingerprint"))
-        load_weights(model, base, ema=not found)
-    attention = _attention(model, device, dtype)
+    if found:
+        check_shapes(found, config, model.tokenizer_fingerprint)
+        load_weights(model, found, ema=False)
+    elif parent:
+        check_meaning(parent, config, model.tokenizer_fingerprint)
+        load_weights(model, parent, ema=True)
+    normalizer, beyond = _choose_normalizer(members, config, found, parent)
+    with autocast(device, dtype):
+        attention = model.attention_report()
     engine = parallelize(model, config.train, world, device, dtype)
     optimizer = make_optimizer(model, config.optim)
     average = WeightAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
     run = Run(
         config=config,
         members=members,
-        normalizer=_choose_normalizer(members, config, found, parent),
+        normalizer=normalizer,
+        share_beyond=beyond,
         world=world,
         model=model,
         engine=engine,
@@ -121,7 +128,7 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
         device=device,
         dtype=dtype,
         parent=Origin(path=str(parent.path), identity=parent.identity) if parent else None,
-        tokenizer=_text(model, "tokenizer_fingerprint"),
+        tokenizer=model.tokenizer_fingerprint,
         tokenizer_checkpoint=tokenizer_origin(config),
         attention=attention,
         code_revision=code_revision(),
@@ -144,24 +151,14 @@ def _go_on(run: Run, found: Checkpoint) -> None:
     run.position = found.state.position
 
 
-def _make_model(config: RunConfig, build: Build, device: torch.device) -> nn.Module:
+def _make_model(config: RunConfig, build: Build, device: torch.device) -> Learner:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = build(config)
-    if not isinstance(model, Learner):
-        raise TypeError(f"{type(model).__name__} has no loss")
     model = model.to(device).train()
     if config.train.compile != "off":
-        compile_transformer(model, config.train.compile)
+        model.compile_network(config.train.compile)
     return model
-
-
-def compile_transformer(model: nn.Module, mode: str) -> None:
-    """Compile the denoiser in place; its parameters keep their names. Raises UserError when there is none."""
-    transformer = getattr(model, "transformer", None)
-    if not isinstance(transformer, nn.Module):
-        raise UserError(f"train.compile={mode}: a {type(model).__name__} has no transformer to compile")
-    transformer.compile(mode=mode)
 
 
 def _open_data(config: RunConfig, found: Checkpoint | None) -> tuple[Member, ...]:
@@ -174,17 +171,15 @@ def _open_data(config: RunConfig, found: Checkpoint | None) -> tuple[Member, ...
     return members
 
 
-def _latents(members: tuple[Member, ...], config: RunConfig, model: nn.Module) -> tuple[LatentStore, ...]:
+def _latents(members: tuple[Member, ...], config: RunConfig, model: Learner) -> tuple[LatentStore, ...]:
     """The cached latents that the run declares. Raises UserError when a dataset has none that fit."""
     if not config.data.latents:
         return ()
-    shape = getattr(model, "latent_shape", None)
-    if shape is None:
+    if model.latent_shape is None:
         raise UserError("this run takes no cached latents: leave data.latents empty")
-    _, channels, _, height, width = shape
-    seed, tokenizer = config.train.seed, _text(model, "tokenizer_fingerprint")
-    latent = channels, height, width
-    return tuple(open_latents(member, config.data, tokenizer, latent, seed=seed) for member in members)
+    _, channels, _, height, width = model.latent_shape
+    latent, tokenizer = (channels, height, width), model.tokenizer_fingerprint
+    return tuple(open_latents(member, config.data, tokenizer, latent, seed=config.train.seed) for member in members)
 
 
 def _with_versions(config: RunConfig, members: tuple[Member, ...]) -> RunConfig:
@@ -193,27 +188,21 @@ def _with_versions(config: RunConfig, members: tuple[Member, ...]) -> RunConfig:
 
 def _choose_normalizer(
     members: tuple[Member, ...], config: RunConfig, found: Checkpoint | None, parent: Checkpoint | None
-) -> ActionNormalizer:
-    """A run keeps its own bounds, a finetuning run its parent's, unless the parent saw no actions."""
+) -> tuple[ActionNormalizer, float]:
+    """A run's own from before, else its parent's, else one of its data; and the share of actions beyond a parent's."""
     if found:
-        return found.normalizer
-    if parent and parent.normalizer.count:
-        return parent.normalizer
-    bound, scale = config.diffusion.clip_action, config.data.action_scale
-    if scale == "z_score" and config.stage != "tokenizer" and bound is not None and bound <= 1:
-        raise UserError("data.action_scale=z_score needs actions beyond 1: set diffusion.clip_action to 5 or to none")
+        return found.normalizer, 0.0
+    if parent and (normalizer := parents_normalizer(parent, config)):
+        return normalizer, share_beyond(normalizer, members, config)
+    diffusion, scale = config.policy.diffusion, config.data.action_scale
+    bound = diffusion.clip_action if diffusion and config.stage != "tokenizer" else None
+    if scale == "z_score" and bound is not None and bound <= 1:
+        raise UserError(
+            "data.action_scale=z_score needs actions beyond 1: set policy.diffusion.clip_action to 5 or to null"
+        )
     if config.data.normalizer_split == "all":
         members = tuple(open_member(member.ref, config.data, split=None) for member in members)
-    return mixture_normalizer(members, config.data.action_dim, scale)
-
-
-def _check_base(base: Checkpoint, config: RunConfig, tokenizer: str) -> None:
-    if base.state.tokenizer != tokenizer:
-        raise UserError(f"{base.path} was trained on latents of another tokenizer: {base.state.tokenizer}")
-    if base.normalizer.action_dim != config.data.action_dim:
-        raise UserError(
-            f"{base.path} has {base.normalizer.action_dim} action dimensions, the run {config.data.action_dim}"
-        )
+    return mixture_normalizer(members, config.data.action_dim, scale), 0.0
 
 
 def _use(member: Member, action_dim: int) -> DatasetUse:
@@ -227,19 +216,6 @@ def _use(member: Member, action_dim: int) -> DatasetUse:
         segments=len(member.sampler((0,))),
         action_steps=member.action_steps(action_dim),
     )
-
-
-def _text(model: nn.Module, name: str) -> str:
-    return str(getattr(model, name, ""))
-
-
-def _attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> str:
-    """What attention runs on, for networks that can tell."""
-    report = getattr(model, "attention_report", None)
-    if report is None:
-        return "none"
-    with autocast(device, dtype):
-        return str(report())
 
 
 def code_revision() -> str:

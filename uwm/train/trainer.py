@@ -300,4 +300,5 @@ def _started(run: Run) -> log.TrainStarted:
         datasets=run.uses,
         code_revision=run.code_revision,
         processes=run.world.size,
+        share_beyond=run.share_beyond,
     )

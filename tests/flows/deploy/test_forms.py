@@ -2,7 +2,7 @@ import pytest
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 
-from flows.deploy.forms import as_form
+from flows.deploy.forms import parameters_form
 from flows.pipeline import pretrain_then_finetune
 
 SCHEMA = parameter_schema(pretrain_then_finetune).model_dump(exclude_unset=True)
@@ -10,7 +10,7 @@ NEEDED = {"pretrain": "debug", "finetune": "debug"}
 
 
 def test_what_may_be_left_out_is_a_blank_field() -> None:
-    form = as_form(SCHEMA)
+    form = parameters_form(SCHEMA)
     assert form["definitions"]["EvalOptions"]["properties"]["samples"]["default"] == 64
     assert "default" not in form["definitions"]["EvalOptions"]["properties"]["steps"]
     assert form["properties"]["pretrain_settings"]["default"] == {"data": []}
@@ -19,7 +19,7 @@ def test_what_may_be_left_out_is_a_blank_field() -> None:
 
 
 def test_what_has_to_be_given_stays_as_it_is() -> None:
-    form = as_form(SCHEMA)
+    form = parameters_form(SCHEMA)
     assert form["required"] == SCHEMA["required"] == ["pretrain", "finetune"]
     assert form["properties"]["pretrain"] == SCHEMA["properties"]["pretrain"]
     assert (
@@ -30,11 +30,25 @@ def test_what_has_to_be_given_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"hours": None}, {"hours": 2, "finetune_settings": {"steps": None, "lr": 0.1}}])
 def test_the_server_takes_from_the_form_what_the_flow_takes(given: dict[str, object]) -> None:
-    validate({**NEEDED, **given}, as_form(SCHEMA), raise_on_error=True)
+    validate({**NEEDED, **given}, parameters_form(SCHEMA), raise_on_error=True)
     pretrain_then_finetune.validate_parameters({**NEEDED, **given})
 
 
-@pytest.mark.parametrize("wrong", [{"hours": "long"}, {"pretrain_settings": {"steps": 0}}, {"pretrain": "nonsense"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"hours": "long"},
+        {"hours": -1},
+        {"pretrain": "nonsense"},
+        {"pretrain_settings": {"steps": 0}},
+        {"pretrain_settings": {"name": "a b"}},
+        {"pretrain_settings": {"stepz": 1}},
+        {"overrides": ["train.steps"]},
+        {"options": {"samples": 0}},
+        {"options": {"split": "test"}},
+        {"nonsense": 1},
+    ],
+)
 def test_the_server_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        validate({**NEEDED, **wrong}, as_form(SCHEMA), raise_on_error=True)
+        validate({**NEEDED, **wrong}, parameters_form(SCHEMA), raise_on_error=True)

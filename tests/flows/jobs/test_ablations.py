@@ -15,12 +15,12 @@ def test_a_study_goes_on_where_it_stood(store: Path, capsys: pytest.CaptureFixtu
         assert run(["ablate", "debug", str(store), *given, *options]) == 0
         return dict(json.loads(capsys.readouterr().out))
 
-    first = study("model.num_registers=8", "--seeds", "1")
+    first = study("policy.num_registers=8", "--seeds", "1")
     assert (first["runs"], first["reused"]) == (2, 0)
     log = Path("study/results.jsonl").read_text()
     assert [json.loads(line)["run"] for line in log.splitlines()] == ["base", "registers-0"]
 
-    again = study("model.num_registers=8", "--seeds", "1")
+    again = study("policy.num_registers=8", "--seeds", "1")
     assert (again["runs"], again["reused"]) == (2, 2)
     assert Path("study/results.jsonl").read_text() == log
     assert Path("study/ablations.md").read_text().startswith("| ablation | level |")

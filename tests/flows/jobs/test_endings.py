@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from endings import WAIT_SECONDS, Marked
 
+from flows.runtime.server import Server, client_environment, local_server
 from uwm.checkpoint import load_checkpoint
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import get_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")]
 
@@ -33,12 +35,13 @@ def started(tmp_path: Path, store: str) -> Iterator[Callable[..., tuple[subproce
     """Starts `uwm train` in the test's folder, and ends what is left of it."""
     running: list[tuple[subprocess.Popen[bytes], Marked]] = []
 
-    def begin(*pairs: str) -> tuple[subprocess.Popen[bytes], Marked]:
+    def begin(*pairs: str, server: Server | None = None) -> tuple[subprocess.Popen[bytes], Marked]:
         marked = Marked()
+        variables = {**marked.environment, **(client_environment(server) if server else {})}
         settings = (f"data.datasets.0.uri={store}", f"output={tmp_path / 'run'}", *SETTINGS, *pairs)
         apply_overrides(get_recipe("debug"), settings)  # a mistake in them is this test's
-        command = [*UWM, "train", "debug", *settings, "--no-flow"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=marked.environment)
+        command = [*UWM, "train", "debug", *settings, "--flow" if server else "--no-flow"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, env=variables)
         running.append((process, marked))
         return running[-1]
 
@@ -88,3 +91,18 @@ def test_a_training_whose_words_nobody_reads_goes_on_to_its_end(
     process.stderr = None
     assert process.wait(WAIT_SECONDS) == 0
     assert saved_step(tmp_path / "run") == 8
+
+
+@pytest.mark.server
+def test_a_training_whose_server_is_lost_goes_on_to_its_end(
+    tmp_path: Path,
+    started: Callable[..., tuple[subprocess.Popen[bytes], Marked]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    with local_server(tmp_path / "prefect", port=0) as server:
+        process, _ = started("train.steps=300", server=server)
+        wait_for_steps(tmp_path / "run", 2)
+        server.process.kill()
+        process.communicate(timeout=3 * WAIT_SECONDS)
+    assert saved_step(tmp_path / "run") == 300

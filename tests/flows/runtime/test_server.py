@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from endings import Marked
 
 from flows.runtime.server import configured_api_url, environment, free_port, is_healthy, require_server
 from storage_schemas.errors import UserError
@@ -148,3 +149,20 @@ def test_a_private_server_and_its_client_heed_nothing_in_their_surroundings(tmp_
     assert (folder / "private" / "prefect.db").stat().st_size
     assert not away.exists()
     assert sorted(path.name for path in folder.iterdir()) == [".env", "prefect.toml", "private", "pyproject.toml"]
+
+
+@pytest.mark.slow
+@pytest.mark.server
+def test_a_private_server_does_not_outlive_a_starter_that_is_killed(tmp_path: Path) -> None:
+    script = "import time\nfrom flows.runtime.server import local_server\n"
+    script += "with local_server('private', port=0):\n    print('up', flush=True)\n    time.sleep(600)\n"
+    marked = Marked()
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=tmp_path, env=marked.environment, stdout=subprocess.PIPE, text=True
+    ) as starter:
+        assert starter.stdout is not None
+        assert starter.stdout.readline() == "up\n"
+        assert len(marked.processes()) > 2
+        starter.kill()
+        starter.wait()
+        marked.wait()

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from pipelines.checks.content import CHECKS, COVERED, Finding, check_episode, check_times, picture, samples
+from pipelines.checks.content import COVERED, Finding, check_episode, check_times, picture, samples
 from pipelines.checks.duplicates import Seen
 from pipelines.checks.quality import BadDataError
+from pipelines.names import CHECKS
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
 
 CAMERAS = ("left", "wrist")

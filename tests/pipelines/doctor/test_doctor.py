@@ -228,12 +228,6 @@ def test_only_the_black_clips_of_a_film_are_left_out(tmp_path: Path, write_video
     assert [(r.source_uri.rpartition("#")[2], r.reason) for r in report.quarantined] == [("clip=1", "black")]
 
 
-def test_unknown_filters_are_refused(clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="did you mean static"):
-        ingest(str(clips), str(tmp_path / "store"), IngestOptions(reject=("statik",)))
-    assert not (tmp_path / "store").exists()
-
-
 @pytest.fixture
 def store(tmp_path: Path, make_episode: Callable[..., Episode]) -> str:
     uri = str(tmp_path / "store")

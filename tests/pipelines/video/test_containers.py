@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from video_maker import Recipe, write
 
 from pipelines.checks.quality import BadDataError
 from pipelines.video.containers import check_whole
@@ -51,4 +52,63 @@ def test_a_flipped_bit_in_matroska_shows(tmp_path: Path, write_video: Callable[.
     data = bytearray(write_video(tmp_path / "video", format="matroska").read_bytes())
     data[len(data) // 2] ^= 1
     with pytest.raises(BadDataError, match="crc_mismatch"):
+        check_whole(io.BytesIO(data), len(data))
+
+
+def whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        return check_whole(file, path.stat().st_size).whole
+
+
+@pytest.mark.parametrize("format", ["mp4", "matroska", "avi", "asf", "flv", "ogg", "gif"])
+def test_containers_that_show_by_their_bytes_that_they_are_whole(tmp_path: Path, format: str) -> None:  # noqa: A002
+    codec = {"ogg": "libvpx", "gif": "gif", "asf": "wmv2", "flv": "flv"}.get(format, "mpeg4")
+    path = write(tmp_path / "video", Recipe(format=format, codec=codec))
+    assert whole(path)
+    path.write_bytes(path.read_bytes()[:-200])
+    if format == "ogg":  # a stream that was recorded may lack its last page
+        assert not whole(path)
+    else:
+        with pytest.raises(BadDataError, match="truncated"):
+            whole(path)
+
+
+@pytest.mark.parametrize(
+    "rest", [b"\0\0\1\0insv" + bytes(90), bytes(200), bytes(range(200)), b"8db42d694ccc418790edff439fe026bf"]
+)
+def test_bytes_behind_the_last_box_are_not_a_cut_box(tmp_path: Path, rest: bytes) -> None:
+    path = write(tmp_path / "video", Recipe(format="mp4", codec="mpeg4"))
+    path.write_bytes(path.read_bytes() + rest)
+    assert whole(path)
+
+
+def test_a_cut_box_behind_the_others_is_one(tmp_path: Path) -> None:
+    path = write(tmp_path / "video", Recipe(format="mp4", codec="mpeg4"))
+    path.write_bytes(path.read_bytes() + b"\0\0\1\0mdat" + bytes(9))
+    with pytest.raises(BadDataError, match="truncated"):
+        whole(path)
+
+
+@pytest.mark.parametrize(
+    ("format", "codec"), [("mp4", "mpeg4"), ("flv", "flv"), ("asf", "wmv2"), ("nut", "mpeg4"), ("apng", "apng")]
+)
+def test_files_that_were_glued_together_are_named(tmp_path: Path, format: str, codec: str) -> None:  # noqa: A002
+    path = write(tmp_path / "video", Recipe(format=format, codec=codec))
+    data = path.read_bytes()
+    assert check_whole(io.BytesIO(data), len(data)).left_out == ()
+    (named,) = check_whole(io.BytesIO(data + data), 2 * len(data)).left_out
+    assert f"byte {len(data)}" in named
+
+
+def test_a_fragment_without_its_init_segment(tmp_path: Path) -> None:
+    path = write(tmp_path / "video", Recipe(format="mp4", codec="mpeg4", mux={"movflags": "frag_keyframe+empty_moov"}))
+    data = path.read_bytes()
+    fragment = data[data.index(b"moof") - 4 :]
+    with pytest.raises(BadDataError, match="no_init_segment"):
+        check_whole(io.BytesIO(fragment), len(fragment))
+
+
+def test_an_animated_webp_is_named() -> None:
+    data = b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0\x02" + bytes(40)
+    with pytest.raises(BadDataError, match="animated WebP"):
         check_whole(io.BytesIO(data), len(data))

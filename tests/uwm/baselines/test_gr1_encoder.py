@@ -5,10 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uwm.baselines.gr1_encoder import Gr1ImageEncoder, PerceiverResampler
-from uwm.config import Gr1Config
+from uwm.policies import Gr1EncoderConfig
 
 DIM, HEADS, HEAD_DIM = 16, 2, 4
-CONFIG = Gr1Config(resampler_latents=3, resampler_depth=2, resampler_heads=HEADS, resampler_head_dim=HEAD_DIM)
+CONFIG = Gr1EncoderConfig(
+    kind="vit_small", resampler_latents=3, resampler_depth=2, resampler_heads=HEADS, resampler_head_dim=HEAD_DIM
+)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -49,7 +51,7 @@ def test_the_resampler_equals_a_plain_reference() -> None:
 
 def encoder() -> Gr1ImageEncoder:
     torch.manual_seed(0)
-    network = Gr1ImageEncoder("vit_small", CONFIG, image_size=(16, 24), views=2, frames=2, embed_dim=DIM)
+    network = Gr1ImageEncoder(CONFIG, image_size=(16, 24), views=2, frames=2, embed_dim=DIM)
     with torch.no_grad():
         network.pos_shift.copy_(draw(*network.pos_shift.shape))
         network.pos_scale.copy_(draw(*network.pos_scale.shape, seed=1))

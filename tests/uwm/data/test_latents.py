@@ -97,9 +97,8 @@ def read(run: RunConfig, *, cached: bool) -> RawBatch:
 def test_the_loss_is_that_of_encoding_online_with_the_same_crops(run: RunConfig, changes: dict[str, object]) -> None:
     variants = int(str(changes.pop("variants", 3)))
     target = changes.pop("target", "absolute")
-    run = with_config(
-        run, data=with_config(run.data, **changes), diffusion=with_config(run.diffusion, latent_target=target)
-    )
+    diffusion = with_config(run.policy.diffusion, latent_target=target)
+    run = with_config(run, data=with_config(run.data, **changes), policy=with_config(run.policy, diffusion=diffusion))
     encoded(run, variants=variants)
     cached = read(run, cached=True)
     online = replace(read(run, cached=False), draws=cached.draws)

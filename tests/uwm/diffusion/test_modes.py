@@ -8,7 +8,8 @@ from torch import Tensor
 
 from uwm.config import DiffusionConfig
 from uwm.diffusion.modes import MODES, Denoiser, Modality, Role, run
-from uwm.diffusion.schedule import absent_timestep, noise_from_clean, sampling_grid, signal_table
+from uwm.diffusion.schedule import alphas_cumprod, noise_from_clean
+from uwm.policies import UwmDiffusionConfig
 from uwm.policy import Mode
 
 ACTION = (2, 4, 3)
@@ -35,7 +36,7 @@ def oracle(action: Tensor, next_obs: Tensor, config: DiffusionConfig) -> Denoise
     """The network that knows both clean samples."""
 
     def answer(noisy: Tensor, clean: Tensor, t: Tensor) -> Tensor:
-        return clean if config.prediction == "sample" else noise_from_clean(noisy, clean, signal_table(config)[t])
+        return clean if config.prediction == "sample" else noise_from_clean(noisy, clean, alphas_cumprod(config)[t])
 
     return lambda a, o, ta, to: (answer(a, action, ta), answer(o, next_obs, to))
 
@@ -45,7 +46,7 @@ def test_every_mode_has_a_row() -> None:
 
 
 @pytest.mark.parametrize("mode", list(Mode))
-@pytest.mark.parametrize("make", [DiffusionConfig, DiffusionConfig.published])
+@pytest.mark.parametrize("make", [UwmDiffusionConfig, UwmDiffusionConfig.published])
 def test_each_modality_plays_its_role(mode: Mode, make: Callable[[], DiffusionConfig]) -> None:
     config, calls = make(), list[tuple[Tensor, ...]]()
     action, next_obs = modality(ACTION, 0), modality(LATENT, 10)
@@ -56,10 +57,10 @@ def test_each_modality_plays_its_role(mode: Mode, make: Callable[[], DiffusionCo
         times = [call[2 + column].tolist() for call in calls]
         assert (result is not None) == (role is Role.DENOISE)
         if role is Role.DENOISE:
-            assert times == [[t, t] for t in sampling_grid(config)]
+            assert times == [[t, t] for t in config.sampling_timesteps]
             assert torch.equal(calls[0][column], given.noise)
         else:
-            fixed = 0 if role is Role.CLEAN else absent_timestep(config)
+            fixed = 0 if role is Role.CLEAN else config.absent_timestep
             held = given.clean if role is Role.CLEAN else given.noise
             assert times == [[fixed, fixed]] * config.sample_steps
             assert all(torch.equal(call[column], held) for call in calls)
@@ -91,4 +92,4 @@ def test_a_sample_without_its_condition_counts_as_absent() -> None:
     config, calls = DiffusionConfig(), list[tuple[Tensor, ...]]()
     action = modality(ACTION, 0, known=(True, False))
     run(recorder(calls), Mode.FORWARD, action, modality(LATENT, 10), config)
-    assert calls[0][2].tolist() == [0, absent_timestep(config)]
+    assert calls[0][2].tolist() == [0, config.absent_timestep]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from uwm.config import DiffusionConfig
 from uwm.diffusion.samplers import make_sampler
-from uwm.diffusion.schedule import clean_and_noise, sampling_grid, signal_table, target
+from uwm.diffusion.schedule import alphas_cumprod, clean_and_noise, target
 
 MEAN, STD = 0.4, 0.5
 CPU = torch.device("cpu")
@@ -16,42 +16,42 @@ def noise(seed: int = 0) -> Tensor:
     return torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(seed))
 
 
-def best_guess(noisy: Tensor, signal: Tensor) -> Tensor:
+def best_guess(noisy: Tensor, alpha: Tensor) -> Tensor:
     """The expected clean sample of a Gaussian of MEAN and STD, given a noisy one."""
-    share = signal.sqrt() * STD**2 / (signal * STD**2 + 1 - signal)
-    return MEAN + share * (noisy - signal.sqrt() * MEAN)
+    share = alpha.sqrt() * STD**2 / (alpha * STD**2 + 1 - alpha)
+    return MEAN + share * (noisy - alpha.sqrt() * MEAN)
 
 
 def sample(config: DiffusionConfig, start: Tensor) -> Tensor:
     """The sampler with a perfect network of the configured prediction."""
-    signals, x = signal_table(config), start
+    table, x = alphas_cumprod(config), start
     sampler = make_sampler(config, None, CPU)
-    for index, t in enumerate(sampling_grid(config)):
-        signal = signals[t : t + 1]
-        clean = best_guess(x, signal)
-        added = (x - signal.sqrt() * clean) / (1 - signal).sqrt()
-        x = sampler.step(index, x, target(clean, added, signal, config.prediction))
+    for index, t in enumerate(config.sampling_timesteps):
+        alpha = table[t : t + 1]
+        clean = best_guess(x, alpha)
+        added = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+        x = sampler.step(index, x, target(clean, added, alpha, config.prediction))
     return x
 
 
-def exact(start: Tensor, signal: Tensor) -> Tensor:
-    """Where the probability flow takes `start` at `signal`: it keeps each value's place among its quantiles."""
-    spread = (signal * STD**2 + 1 - signal).sqrt()
-    return MEAN + STD * (start - signal.sqrt() * MEAN) / spread
+def exact(start: Tensor, alpha: Tensor) -> Tensor:
+    """Where the probability flow takes `start` at `alpha`: it keeps each value's place among its quantiles."""
+    spread = (alpha * STD**2 + 1 - alpha).sqrt()
+    return MEAN + STD * (start - alpha.sqrt() * MEAN) / spread
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
 @pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
 def test_every_sampler_comes_near_the_exact_flow(name: str, prediction: str) -> None:
     config = DiffusionConfig(sampler=name, prediction=prediction, sample_steps=50)
-    truth = exact(noise(), signal_table(config)[99])
+    truth = exact(noise(), alphas_cumprod(config)[99])
     assert (sample(config, noise()) - truth).abs().max() < 0.06
 
 
 def test_dpm_solver_gets_nearer_in_few_steps() -> None:
     def error(name: str) -> float:
         config = DiffusionConfig(sampler=name, prediction="sample", sample_steps=8)
-        return float((sample(config, noise()) - exact(noise(), signal_table(config)[99])).abs().mean())
+        return float((sample(config, noise()) - exact(noise(), alphas_cumprod(config)[99])).abs().mean())
 
     assert error("dpmsolver++") < error("ddim") / 2
 
@@ -66,9 +66,9 @@ def test_dpm_solver_agrees_with_diffusers(prediction: str) -> None:
     reference = DPMSolverMultistepScheduler(
         num_train_timesteps=100, beta_schedule="squaredcos_cap_v2", prediction_type=kind
     )
-    reference.set_timesteps(timesteps=list(sampling_grid(config)))
+    reference.set_timesteps(timesteps=list(config.sampling_timesteps))
     sampler, expected, actual = make_sampler(config, None, CPU), noise(), noise()
-    for index, t in enumerate(sampling_grid(config)):
+    for index, t in enumerate(config.sampling_timesteps):
         output = 0.3 * noise(t + 1)
         expected = reference.step(output, t, expected).prev_sample
         actual = sampler.step(index, actual, output)
@@ -87,10 +87,10 @@ def test_the_clean_estimate_is_bounded(name: str) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v"])
 @pytest.mark.parametrize("t", [5, 50, 95])
 def test_every_prediction_stands_for_the_same_clean_sample(prediction: str, t: int) -> None:
-    signal = signal_table(DiffusionConfig())[t : t + 1]
+    alpha = alphas_cumprod(DiffusionConfig())[t : t + 1]
     clean, added = noise(1), noise(2)
-    noisy = signal.sqrt() * clean + (1 - signal).sqrt() * added
-    found = clean_and_noise(noisy, target(clean, added, signal, prediction), signal, prediction)
+    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * added
+    found = clean_and_noise(noisy, target(clean, added, alpha, prediction), alpha, prediction)
     torch.testing.assert_close(found[0], clean, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found[1], added, atol=1e-4, rtol=1e-4)
 
@@ -109,10 +109,10 @@ def test_v_prediction_agrees_with_diffusers_ddim(spacing: str) -> None:
     )
     reference.set_timesteps(config.sample_steps)
     sampler, expected, actual = make_sampler(config, None, CPU), noise(), noise()
-    for index, t in enumerate(sampling_grid(config)):
+    for index, t in enumerate(config.sampling_timesteps):
         expected = reference.step(noise(t + 1), t, expected).prev_sample
         actual = sampler.step(index, actual, noise(t + 1))
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
     velocity = reference.get_velocity(noise(1), noise(2), torch.tensor([5, 50, 95, 0]))
-    ours = target(noise(1), noise(2), signal_table(config)[torch.tensor([5, 50, 95, 0])], "v")
+    ours = target(noise(1), noise(2), alphas_cumprod(config)[torch.tensor([5, 50, 95, 0])], "v")
     torch.testing.assert_close(ours, velocity, atol=1e-6, rtol=0)

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from uwm.config import DiffusionConfig
 from uwm.diffusion.schedule import (
-    absent_timestep,
     add_noise,
+    alphas_cumprod,
     clean_from_noise,
     ddim_step,
     noise_from_clean,
-    sampling_grid,
-    signal_table,
 )
+from uwm.policies import UwmDiffusionConfig
 
 SHAPE = (3, 4, 5)
 
@@ -30,7 +29,7 @@ def test_signal_agrees_with_diffusers(timesteps: int) -> None:
     from diffusers import DDPMScheduler
 
     reference = DDPMScheduler(num_train_timesteps=timesteps, beta_schedule="squaredcos_cap_v2")
-    table = signal_table(DiffusionConfig(train_timesteps=timesteps))
+    table = alphas_cumprod(DiffusionConfig(train_timesteps=timesteps))
     torch.testing.assert_close(table, reference.alphas_cumprod, atol=1e-6, rtol=0)
     assert (table.diff() < 0).all()
 
@@ -41,7 +40,7 @@ def test_add_noise_agrees_with_diffusers() -> None:
     reference = DDPMScheduler(num_train_timesteps=100, beta_schedule="squaredcos_cap_v2")
     timestep = torch.tensor([0, 40, 99])
     expected = reference.add_noise(noise(0), noise(1), timestep)
-    actual = add_noise(noise(0), noise(1), signal_table(DiffusionConfig())[timestep])
+    actual = add_noise(noise(0), noise(1), alphas_cumprod(DiffusionConfig())[timestep])
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
 
 
@@ -61,7 +60,7 @@ def test_ddim_loop_agrees_with_diffusers(prediction: str, spacing: str, clip: fl
         clip_sample_range=clip or 1.0,
     )
     reference.set_timesteps(config.sample_steps)
-    grid, table = sampling_grid(config), signal_table(config)
+    grid, table = config.sampling_timesteps, alphas_cumprod(config)
     assert list(grid) == reference.timesteps.tolist()
     expected = actual = noise(0)
     for index, t in enumerate(grid):
@@ -70,18 +69,18 @@ def test_ddim_loop_agrees_with_diffusers(prediction: str, spacing: str, clip: fl
         ahead = table[grid[index + 1]] if index + 1 < len(grid) else torch.tensor(1.0)
         expected = reference.step(noise(t), t, expected).prev_sample
         actual = ddim_step(
-            actual, noise(t), signal=table[t].view(1), next_signal=ahead.view(1), prediction=prediction, clip=clip
+            actual, noise(t), alpha=table[t].view(1), next_alpha=ahead.view(1), prediction=prediction, clip=clip
         )
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_first_step_survives_an_imperfect_noise_prediction() -> None:
     """At t = 99 a noise error of 1% would become an error of 25 in the clean sample."""
-    table = signal_table(DiffusionConfig())
+    table = alphas_cumprod(DiffusionConfig())
     start = noise(0)
     predicted = start + 0.01 * noise(1)
     ahead = ddim_step(
-        start, predicted, signal=table[99].view(1), next_signal=table[89].view(1), prediction="epsilon", clip=None
+        start, predicted, alpha=table[99].view(1), next_alpha=table[89].view(1), prediction="epsilon", clip=None
     )
     torch.testing.assert_close(ahead, start, atol=0.1, rtol=0)
 
@@ -89,12 +88,12 @@ def test_first_step_survives_an_imperfect_noise_prediction() -> None:
 @given(st.integers(0, 98), st.integers(0, 2**32 - 1))
 def test_noise_and_clean_invert_add_noise(t: int, seed: int) -> None:
     clean, added = noise(seed), noise(seed + 1)
-    signal = signal_table(DiffusionConfig())[t].view(1)
-    noisy = add_noise(clean, added, signal)
-    tolerance = 1e-5 / signal.sqrt().item()
-    torch.testing.assert_close(clean_from_noise(noisy, added, signal), clean, atol=tolerance, rtol=1e-3)
-    tolerance = 1e-5 / (1 - signal).sqrt().item()
-    torch.testing.assert_close(noise_from_clean(noisy, clean, signal), added, atol=tolerance, rtol=1e-3)
+    alpha = alphas_cumprod(DiffusionConfig())[t].view(1)
+    noisy = add_noise(clean, added, alpha)
+    tolerance = 1e-5 / alpha.sqrt().item()
+    torch.testing.assert_close(clean_from_noise(noisy, added, alpha), clean, atol=tolerance, rtol=1e-3)
+    tolerance = 1e-5 / (1 - alpha).sqrt().item()
+    torch.testing.assert_close(noise_from_clean(noisy, clean, alpha), added, atol=tolerance, rtol=1e-3)
 
 
 @given(st.integers(2, 1000), st.data())
@@ -102,13 +101,13 @@ def test_grids_fall_and_stay_inside(timesteps: int, data: st.DataObject) -> None
     steps = data.draw(st.integers(1, timesteps))
     for spacing in ("trailing", "leading"):
         config = DiffusionConfig(train_timesteps=timesteps, sample_steps=steps, spacing=spacing)
-        grid = sampling_grid(config)
+        grid = config.sampling_timesteps
         assert len(grid) == steps
         assert all(a > b for a, b in pairwise(grid))
         assert 0 <= grid[-1] <= grid[0] < timesteps
-    assert sampling_grid(DiffusionConfig(train_timesteps=timesteps, sample_steps=steps))[0] == timesteps - 1
+    assert DiffusionConfig(train_timesteps=timesteps, sample_steps=steps).sampling_timesteps[0] == timesteps - 1
 
 
 def test_conventions() -> None:
-    assert absent_timestep(DiffusionConfig()) == 99
-    assert absent_timestep(DiffusionConfig.published()) == 90
+    assert UwmDiffusionConfig().absent_timestep == 99
+    assert UwmDiffusionConfig.published().absent_timestep == 90

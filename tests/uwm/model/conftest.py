@@ -6,16 +6,9 @@ import pytest
 import torch
 from batches import image_batch
 
-from uwm.config import (
-    AutoencoderConfig,
-    DataConfig,
-    DiffusionConfig,
-    ModelConfig,
-    ObsEncoderConfig,
-    RunConfig,
-    TokenizerConfig,
-)
+from uwm.config import AutoencoderConfig, DataConfig, RunConfig, TokenizerConfig
 from uwm.data.batch import Batch
+from uwm.policies import ObsEncoderConfig, UwmConfig
 
 
 @pytest.fixture
@@ -24,7 +17,7 @@ def tiny() -> RunConfig:
     return RunConfig(
         name="tiny",
         data=DataConfig(cameras=("left", "wrist"), action_dim=3, action_steps=4, resize=(16, 24), crop=(16, 24)),
-        model=ModelConfig(
+        policy=UwmConfig(
             embed_dim=32,
             timestep_embed_dim=16,
             depth=2,
@@ -32,10 +25,9 @@ def tiny() -> RunConfig:
             num_registers=2,
             patch=(2, 8, 8),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=16),
+            tokenizer=TokenizerConfig(kind="identity"),
         ),
-        tokenizer=TokenizerConfig(kind="identity"),
         autoencoder=AutoencoderConfig(width=8, depth=1, downsample=8),
-        diffusion=DiffusionConfig(),
     )
 
 

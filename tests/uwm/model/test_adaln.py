@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from uwm.config import ModelConfig, RunConfig, replace
-from uwm.model.blocks import Hoisted, Modulation
+from uwm.config import RunConfig, replace
+from uwm.model.blocks import Modulation, Precomputed
 from uwm.model.transformer import DiffusionTransformer
 from uwm.model.uwm import UWMPolicy
+from uwm.policies import UwmConfig
 
 SIZES = ("full", "low_rank", "shared")
 
@@ -59,7 +60,7 @@ def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 def test_a_hoisted_modulation_is_the_same_sum(rank: int) -> None:
     torch.manual_seed(0)
     modulation, cond, timesteps = Modulation(32, 12, rank=rank), torch.randn(5, 24), torch.randn(5, 8)
-    hoisted = modulation(Hoisted(total=modulation.hoist(cond) + modulation.hoist_timesteps(timesteps)))
+    hoisted = modulation(Precomputed(total=modulation.precompute(cond) + modulation.precompute_timesteps(timesteps)))
     torch.testing.assert_close(hoisted, modulation(torch.cat([cond, timesteps], dim=1)), atol=1e-6, rtol=1e-5)
 
 
@@ -68,10 +69,10 @@ def test_a_hoisted_modulation_is_the_same_sum(rank: int) -> None:
 def test_hoisting_changes_no_output(adaln: str) -> None:
     made, (cond, *rest) = network(adaln), inputs()
     times = torch.stack(rest[-2:], dim=1)
-    plain, hoisted = made(cond, *rest), made(made.hoist(cond, times.flip(0)), *rest)
+    plain, hoisted = made(cond, *rest), made(made.precompute(cond, times.flip(0)), *rest)
     for a, b in zip(plain, hoisted, strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
-    foreign = made(made.hoist(cond, times[:1]), *rest)[0]
+    foreign = made(made.precompute(cond, times[:1]), *rest)[0]
     assert foreign[0].isfinite().all()
     assert foreign[1:].isnan().all(), "timesteps that were not announced can't pass unnoticed"
 
@@ -89,16 +90,16 @@ def test_condition_and_timesteps_reach_every_block(adaln: str) -> None:
 
 @pytest.mark.parametrize("adaln", SIZES)
 def test_every_block_starts_as_identity(tiny: RunConfig, adaln: str) -> None:
-    policy = UWMPolicy(replace(tiny, model=replace(tiny.model, adaln=adaln)))
-    cond = torch.randn(2, policy.obs_encoder.out_dim + tiny.model.timestep_embed_dim)
+    policy = UWMPolicy(replace(tiny.policy, adaln=adaln), tiny.data)
+    cond = torch.randn(2, policy.obs_encoder.out_dim + tiny.policy.timestep_embed_dim)
     shared, block = policy.transformer.shared_modulation, policy.transformer.blocks[0]
-    x = torch.randn(2, 5, tiny.model.embed_dim)
+    x = torch.randn(2, 5, tiny.policy.embed_dim)
     assert torch.equal(block(x, cond if shared is None else shared(cond)), x)
 
 
 def test_sizes_at_published_scale() -> None:
     """AdaLN is 76% of the published transformer's 384.9 M parameters, and a few per cent of the others'."""
-    published = ModelConfig()
+    published = UwmConfig()
     inputs, outputs = 6 * published.obs_encoder.embed_dim + published.timestep_embed_dim, 6 * published.embed_dim
     with torch.device("meta"):
         counts = {

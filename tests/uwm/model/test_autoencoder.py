@@ -6,7 +6,6 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from storage_schemas.errors import UserError
 from uwm.config import AutoencoderConfig, RunConfig, replace
 from uwm.data.batch import Batch
 from uwm.model.autoencoder import Autoencoder
@@ -95,9 +94,3 @@ def test_downsampling(downsample: int) -> None:
     latents = autoencoder.encode(images)
     assert latents.shape == (2, 5, 32 // downsample, 48 // downsample)
     assert autoencoder.decode(latents).shape == images.shape
-
-
-@pytest.mark.parametrize("downsample", [1, 6, 0])
-def test_bad_downsampling_is_named(downsample: int) -> None:
-    with pytest.raises(UserError, match=f"downsample={downsample}"):
-        Autoencoder(AutoencoderConfig.model_construct(width=4, depth=1, channels=4, downsample=downsample))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from storage_schemas.errors import UserError
-from uwm.config import ObsEncoderConfig
 from uwm.model.obs_encoder import ObsEncoder
+from uwm.policies import ObsEncoderConfig
 
 SIZE = (64, 112)
 

@@ -1,4 +1,4 @@
-"""Modes in one batch, hoisted conditions, sampling without next-observation tokens, bf16 weights."""
+"""Modes in one batch, precomputed modulation, sampling without next-observation tokens, bf16 weights."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from uwm.config import DiffusionConfig, ModelConfig, RunConfig, replace
+from uwm.config import RunConfig, replace
 from uwm.data.batch import Batch
 from uwm.model.uwm import UWMPolicy
+from uwm.policies import UwmDiffusionConfig
 from uwm.policy import Mode, Sample
 
 MakeBatch = Callable[..., Batch]
 VARIANTS = {
-    "published": (ModelConfig(), DiffusionConfig.published()),
-    "corrected": (ModelConfig(), DiffusionConfig()),
-    "seeing": (ModelConfig(current_latents=True), DiffusionConfig(latent_target="change", prediction="sample")),
-    "dropout": (ModelConfig(token_dropout=0.3, adaln="shared"), DiffusionConfig(prediction="v")),
-    "marked": (ModelConfig(adaln="low_rank", adaln_rank=4), DiffusionConfig(absent_embedding=True)),
-    "solver": (ModelConfig(), DiffusionConfig(sampler="dpmsolver++", sample_steps=4)),
+    "published": ({}, UwmDiffusionConfig.published()),
+    "corrected": ({}, UwmDiffusionConfig()),
+    "seeing": ({"current_latents": True}, UwmDiffusionConfig(latent_target="change", prediction="sample")),
+    "dropout": ({"token_dropout": 0.3, "adaln": "shared"}, UwmDiffusionConfig(prediction="v")),
+    "marked": ({"adaln": "low_rank", "adaln_rank": 4}, UwmDiffusionConfig(absent_embedding=True)),
+    "solver": ({}, UwmDiffusionConfig(sampler="dpmsolver++", sample_steps=4)),
 }
 
 
@@ -29,11 +30,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def variant(tiny: RunConfig, name: str, **diffusion: object) -> UWMPolicy:
     """A woken policy of one of VARIANTS at the tiny size."""
-    model, conventions = VARIANTS[name]
-    options = ("current_latents", "token_dropout", "adaln", "adaln_rank")
-    changed = replace(tiny.model, **{option: getattr(model, option) for option in options})
+    settings, conventions = VARIANTS[name]
     torch.manual_seed(0)
-    policy = UWMPolicy(replace(tiny, model=changed, diffusion=replace(conventions, **diffusion)))
+    policy = UWMPolicy(replace(tiny.policy, **settings, diffusion=replace(conventions, **diffusion)), tiny.data)
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator(parameter.numel())))
@@ -69,10 +68,10 @@ def test_modes_in_one_batch_are_those_one_by_one(tiny: RunConfig, batch: Batch, 
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_hoisting_samples_the_same(tiny: RunConfig, batch: Batch, name: str) -> None:
-    hoisted, plain = (variant(tiny, name, hoist=hoist) for hoist in (True, False))
+def test_precomputed_modulation_samples_the_same(tiny: RunConfig, batch: Batch, name: str) -> None:
+    precomputed, plain = (variant(tiny, name, precompute_modulation=precompute) for precompute in (True, False))
     for mode in (Mode.POLICY, Mode.JOINT):
-        near(hoisted.sample(batch, mode, generator()), plain.sample(batch, mode, generator()))
+        near(precomputed.sample(batch, mode, generator()), plain.sample(batch, mode, generator()))
 
 
 def test_five_modes_call_the_network_once_per_step(tiny: RunConfig, batch: Batch) -> None:
@@ -123,8 +122,8 @@ def test_masked_tokens_of_an_absent_view_change_nothing(tiny: RunConfig, batch: 
 
 
 def test_a_sample_that_would_see_nothing_sees_everything(tiny: RunConfig, make_batch: MakeBatch) -> None:
-    model = replace(tiny.model, token_dropout=0.9, num_registers=0)
-    policy, batch = UWMPolicy(replace(tiny, model=model)), make_batch()
+    config = replace(tiny.policy, token_dropout=0.9, num_registers=0)
+    policy, batch = UWMPolicy(config, tiny.data), make_batch()
     for mask in (batch.obs_mask, batch.next_mask, batch.action_mask):
         mask[:2] = False
     output = policy.loss(batch, generator())

@@ -85,13 +85,8 @@ def test_sdxl_from_a_local_folder(tmp_path: Path) -> None:
 
 
 def test_a_policy_on_autoencoder_latents(tiny: RunConfig, checkpoint: Path, make_batch: Callable[..., Batch]) -> None:
-    policy = UWMPolicy(
-        replace(
-            tiny,
-            tokenizer=TokenizerConfig(kind="autoencoder", path=str(checkpoint)),
-            model=replace(tiny.model, patch=(2, 1, 1)),
-        )
-    )
+    tokenizer = TokenizerConfig(kind="autoencoder", path=str(checkpoint))
+    policy = UWMPolicy(replace(tiny.policy, tokenizer=tokenizer, patch=(2, 1, 1)), tiny.data)
     assert policy.tokenizer_fingerprint.startswith("autoencoder-")
     assert not any("tokenizer" in key or "autoencoder" in key for key in policy.state_dict())
     batch = make_batch()

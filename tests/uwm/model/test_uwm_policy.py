@@ -9,11 +9,11 @@ import torch
 from batches import with_masks
 
 from storage_schemas.errors import UserError
-from uwm.config import DataConfig, DiffusionConfig, ModelConfig, RunConfig, replace
+from uwm.config import DataConfig, RunConfig, replace
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import MODES, Role
 from uwm.model.uwm import UWMPolicy
-from uwm.policies import build
+from uwm.policies import UwmConfig, UwmDiffusionConfig, build
 from uwm.policy import Mode, Policy
 
 MakeBatch = Callable[..., Batch]
@@ -21,6 +21,10 @@ MakeBatch = Callable[..., Batch]
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def with_diffusion(config: RunConfig, diffusion: UwmDiffusionConfig) -> UWMPolicy:
+    return UWMPolicy(replace(config.policy, diffusion=diffusion), config.data)
 
 
 def wake(policy: UWMPolicy) -> UWMPolicy:
@@ -34,17 +38,14 @@ def wake(policy: UWMPolicy) -> UWMPolicy:
 @pytest.fixture
 def seeing(tiny: RunConfig) -> RunConfig:
     """The variant that sees the current latents and diffuses their change."""
-    return replace(
-        tiny,
-        model=replace(tiny.model, current_latents=True),
-        diffusion=DiffusionConfig(latent_target="change", prediction="sample"),
-    )
+    diffusion = UwmDiffusionConfig(latent_target="change", prediction="sample")
+    return replace(tiny, policy=replace(tiny.policy, current_latents=True, diffusion=diffusion))
 
 
 @pytest.fixture(params=["tiny", "seeing"])
 def policy(request: pytest.FixtureRequest) -> UWMPolicy:
     torch.manual_seed(0)
-    return wake(UWMPolicy(request.getfixturevalue(request.param)))
+    return wake(build(request.getfixturevalue(request.param)))
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_action_free_video_gives_no_action_loss_and_no_gradient(policy: UWMPolic
 
 
 def test_published_action_loss_averages_over_action_free_samples(tiny: RunConfig, make_batch: MakeBatch) -> None:
-    policy = UWMPolicy(replace(tiny, diffusion=DiffusionConfig.published()))
+    policy = with_diffusion(tiny, UwmDiffusionConfig.published())
     batch = make_batch()
     batch.action_mask[:] = False
     assert policy.loss(batch, generator()).logs["action_loss"] > 0
@@ -146,7 +147,7 @@ def test_all_randomness_comes_from_the_generator(policy: UWMPolicy, make_batch: 
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 @pytest.mark.parametrize("mode", list(Mode))
 def test_sample_shapes_and_conditions(tiny: RunConfig, make_batch: MakeBatch, mode: Mode, prediction: str) -> None:
-    policy = wake(UWMPolicy(replace(tiny, diffusion=DiffusionConfig(prediction=prediction, clip_latent=3.0))))
+    policy = wake(with_diffusion(tiny, UwmDiffusionConfig(prediction=prediction, clip_latent=3.0)))
     batch, other = make_batch(), make_batch(seed=9)
     sample = policy.sample(batch, mode, generator())
     roles = MODES[mode]
@@ -187,11 +188,11 @@ def test_it_runs_in_bf16_autocast(policy: UWMPolicy, make_batch: MakeBatch) -> N
 
 def test_state_holds_no_tokenizer_and_moves_to_a_copy(tiny: RunConfig, make_batch: MakeBatch) -> None:
     torch.manual_seed(0)
-    policy = UWMPolicy(tiny)
+    policy = build(tiny)
     assert {key.split(".")[0] for key in policy.state_dict()} == {"obs_encoder", "transformer"}
     average = copy.deepcopy(policy)
     assert average.tokenizer is policy.tokenizer
-    other = UWMPolicy(tiny)
+    other = build(tiny)
     other.load_state_dict(policy.state_dict())
     assert torch.equal(other.loss(make_batch(), generator()).loss, policy.loss(make_batch(), generator()).loss)
 
@@ -211,16 +212,16 @@ def test_attention_report_names_operator_device_and_type(policy: UWMPolicy) -> N
 def test_sizes_that_do_not_divide_are_named(
     tiny: RunConfig, data: dict[str, object], model: dict[str, object], said: tuple[str, ...]
 ) -> None:
-    config = replace(tiny, data=replace(tiny.data, **data), model=replace(tiny.model, **model))
+    config = replace(tiny, data=replace(tiny.data, **data), policy=replace(tiny.policy, **model))
     with pytest.raises(UserError) as caught:
-        UWMPolicy(config)
+        build(config)
     assert all(number in str(caught.value) for number in said)
 
 
 def test_it_learns_a_batch(tiny: RunConfig, make_batch: MakeBatch) -> None:
     """From scratch, the default initialization must let both losses fall quickly."""
     torch.manual_seed(0)
-    policy = UWMPolicy(replace(tiny, diffusion=DiffusionConfig(prediction="sample")))
+    policy = with_diffusion(tiny, UwmDiffusionConfig(prediction="sample"))
     optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
     batch, draws, losses = make_batch(), generator(), []
     for _ in range(150):
@@ -237,7 +238,7 @@ def test_published_sizes_build_the_published_network() -> None:
     """171 tokens and 384.9 M parameters with the published DROID settings, built without memory."""
     from uwm.model.transformer import DiffusionTransformer
 
-    data, model = DataConfig(), ModelConfig()
+    data, model = DataConfig(), UwmConfig()
     with torch.device("meta"):
         network = DiffusionTransformer(
             global_cond_dim=len(data.cameras) * data.obs_frames * model.obs_encoder.embed_dim,
@@ -261,7 +262,7 @@ def test_published_sizes_build_the_published_network() -> None:
 
 def test_change_is_relative_to_the_last_current_frame(seeing: RunConfig, make_batch: MakeBatch) -> None:
     """An untrained head predicts a change of zero, which is a copy of the current frame."""
-    policy = UWMPolicy(replace(seeing, diffusion=replace(seeing.diffusion, sample_steps=1)))
+    policy = with_diffusion(seeing, replace(seeing.policy.diffusion, sample_steps=1))
     torch.nn.init.zeros_(policy.transformer.obs_patchifier.patch_decoder.weight)
     batch = make_batch()
     predicted = policy.sample(batch, Mode.VIDEO, generator()).next_obs
@@ -273,4 +274,4 @@ def test_change_is_relative_to_the_last_current_frame(seeing: RunConfig, make_ba
 def test_current_latents_need_as_many_frames_as_are_predicted(seeing: RunConfig) -> None:
     data = replace(seeing.data, obs_frames=3)
     with pytest.raises(UserError, match="current_latents"):
-        UWMPolicy(replace(seeing, data=data))
+        build(replace(seeing, data=data))

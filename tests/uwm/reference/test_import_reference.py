@@ -16,8 +16,9 @@ from uwm.config import replace
 from uwm.diffusion.modes import Modality, run
 from uwm.eval.offline import evaluate
 from uwm.eval.sample import sample
+from uwm.overrides import apply_overrides
 from uwm.policy import Mode
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.recipes import get_recipe
 from uwm.reference.importer import import_reference
 from uwm.reference.published import LAYOUTS, VAE, Layout, ordered, renamed, take_apart
 from uwm.train.trainer import train
@@ -29,7 +30,7 @@ Write = Callable[..., Path]
 Content = dict[str, Any]
 Golden = Callable[[str], dict[str, Tensor]]
 
-BASELINE_SETTINGS = ("model.num_heads=4", "data.cameras=left,wrist", "data.crop=64,64")
+BASELINE_SETTINGS = ("policy.num_heads=4", "data.cameras=left,wrist", "data.crop=64,64")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -51,14 +52,14 @@ def test_the_imported_network_is_the_published_one(
                 mode,
                 action,
                 next_obs,
-                config.diffusion,
+                config.policy.diffusion,
             )
             for name, value in (("action", sample.action), ("next_obs", sample.next_obs)):
                 if value is not None:
                     torch.testing.assert_close(value, golden[f"mode_{mode}_{name}"], atol=TOLERANCE, rtol=0)
     assert (made.policy, made.step) == ("uwm", 12)
-    assert made.assumed["model.num_heads"] == 4
-    assert (config.data.crop, config.data.action_dim, config.model.depth) == ((64, 64), 5, 2)
+    assert made.assumed["policy.num_heads"] == 4
+    assert (config.data.crop, config.data.action_dim, config.policy.depth) == ((64, 64), 5, 2)
     torch.testing.assert_close(
         normalizer.denormalize(torch.ones(5)), torch.tensor([0.6, 1.0, 1.0, 4.0, 0.25]), msg=str(normalizer)
     )
@@ -120,8 +121,8 @@ def test_an_imported_run_is_not_overwritten(
         ({"obs_encoder.vae.vae.decoder.conv_in.weight": None}, (), "no AutoencoderKL"),
         ({}, ("data.cameras=one",), "Set data.obs_frames and data.cameras"),
         ({}, ("data.action_steps=5",), "make no square image"),
-        ({}, ("model.num_heads=5",), "not divisible by num_heads"),
-        ({}, ("model.heads=5",), "no setting|model"),
+        ({}, ("policy.num_heads=5",), "not divisible by num_heads"),
+        ({}, ("policy.heads=5",), "no setting|policy"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(
@@ -166,7 +167,7 @@ def test_baselines_are_imported(
 ) -> None:
     made = import_reference(write(baseline(name)), tmp_path / "run", BASELINE_SETTINGS)
     config = load_checkpoint(tmp_path / "run").config
-    assert (made.policy, config.policy, config.data.action_steps) == (name, name, 4)
+    assert (made.policy, config.policy.kind, config.data.action_steps) == (name, name, 4)
     loaded = load_policy(tmp_path / "run", "cpu").policy.state_dict()
     expected = {key: value for key, value in golden_params(name).items() if name == "pad" or "adaLN" not in key}
     assert len(expected) > 10  # DP's modulations are sorted, see below
@@ -175,7 +176,7 @@ def test_baselines_are_imported(
 
 def test_columns_of_dp_are_sorted_by_view(settings: tuple[str, ...]) -> None:
     layout = next(layout for layout in LAYOUTS if layout.frame_major)
-    config = apply_overrides(get_recipe("uwm_paper"), [*settings, "model.obs_encoder.embed_dim=6"])
+    config = apply_overrides(get_recipe("uwm_paper"), [*settings, "policy=dp", "policy.obs_encoder.embed_dim=6"])
     features = torch.arange(24.0).view(2, 2, 6)  # (frame, view, feature)
     weight = torch.randn(3, 32)
     condition = torch.cat([features.flatten(), torch.ones(8)])
@@ -199,11 +200,15 @@ def test_an_import_is_finetuned_evaluated_and_sampled(
     import_reference(file, tmp_path / "run", settings if name == "uwm" else BASELINE_SETTINGS)
     imported = load_checkpoint(tmp_path / "run")
     data, uri = imported.config.data, make_store("store", (24, 21), action_dim=5)
+    policy = imported.config.policy
+    unbounded = replace(policy.diffusion, clip_action=None)  # the store's actions leave the file's range
     config = replace(
         imported.config,
+        policy=replace(policy, diffusion=unbounded),
         name="tuned",
         stage="finetune",
         init_from=str(tmp_path / "run"),
+        init_changes=("data.next_start",),
         output=str(tmp_path / "tuned"),
         data=replace(data, datasets=[{"uri": uri}], resize=data.crop, next_start=3, workers=0),
         train=replace(imported.config.train, steps=1, batch_size=1, device="cpu", threads=1, track=()),

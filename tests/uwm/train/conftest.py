@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
-from uwm.policy import LossOutput
+from uwm.policy import Learner, LossOutput
 
 
-class TinyLearner(nn.Module):
+class TinyLearner(Learner):
     """Predicts noised actions from the mean colour; keeps the positions' trace in what it saw."""
 
     tokenizer_fingerprint = "none"

@@ -35,16 +35,16 @@ TOLERANCE = 1e-6
 
 LEARNERS: dict[str, tuple[str, ...]] = {
     "uwm": (),
-    "uwm-all-actions": ("diffusion.action_loss=all",),
-    "uwm-token-dropout": ("model.token_dropout=0.4", "diffusion.prediction=v"),
-    "uwm-marked": ("diffusion.absent_embedding=true", "diffusion.marked_share=0.3"),
-    "uwm-low-rank": ("model.adaln=low_rank", "model.adaln_rank=4"),
-    "uwm-shared": ("model.adaln=shared", "model.token_dropout=0.4"),
-    "uwm-seeing": ("model.current_latents=true", "diffusion.latent_target=change"),
+    "uwm-all-actions": ("policy.diffusion.action_loss=all",),
+    "uwm-token-dropout": ("policy.token_dropout=0.4", "policy.diffusion.prediction=v"),
+    "uwm-marked": ("policy.diffusion.absent_embedding=true", "policy.diffusion.marked_share=0.3"),
+    "uwm-low-rank": ("policy.adaln=low_rank", "policy.adaln_rank=4"),
+    "uwm-shared": ("policy.adaln=shared", "policy.token_dropout=0.4"),
+    "uwm-seeing": ("policy.current_latents=true", "policy.diffusion.latent_target=change"),
     "pad": ("policy=pad",),
     "dp": ("policy=dp",),
-    "dp_unet": ("policy=dp_unet",),
-    "gr1": ("policy=gr1", "model.obs_encoder.kind=vit_small"),
+    "dp_unet": ("policy=dp_unet", "policy.widths=16,32"),
+    "gr1": ("policy=gr1", "policy.obs_encoder.kind=vit_small", "policy.decoder.patch=8", "policy.decoder.heads=2"),
 }
 """What the trainer trains: every policy, and UWM with every setting that changes what its loss counts or reaches."""
 
@@ -210,7 +210,7 @@ def test_checkpointed_activations_are_computed_twice_and_give_the_same_weights(
     once = len(calls)
     again = load_checkpoint(train(debug_run(uri, "train.checkpoint_activations=true", output="again")))
     assert len(calls) - once == 2 * once == 16
-    assert kept.state.files["model.safetensors"] == again.state.files["model.safetensors"]
+    assert kept.state.files["policy.safetensors"] == again.state.files["policy.safetensors"]
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -8,23 +8,18 @@ from batches import raw_batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uwm.config import (
-    DataConfig,
-    Gr1Config,
-    ModelConfig,
-    ObsEncoderConfig,
-    OptimConfig,
-    RunConfig,
-    TokenizerConfig,
-    UnetConfig,
-    replace,
-)
+from uwm.config import DataConfig, OptimConfig, RunConfig, TokenizerConfig, replace
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
-from uwm.policies import build
+from uwm.overrides import as_kind
+from uwm.policies import ObsEncoderConfig, UwmConfig, build
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
 
+OF_KIND = {
+    "dp_unet": {"widths": (8, 16)},
+    "gr1": {"obs_encoder": {"kind": "vit_small"}, "decoder": {"patch": 8, "heads": 2}},
+}
 WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::item", "aten::is_nonzero", "aten::masked_select"}
 
 
@@ -48,7 +43,7 @@ def config() -> RunConfig:
     return RunConfig(
         name="tiny",
         data=DataConfig(cameras=("left", "wrist"), action_dim=3, action_steps=4, resize=(16, 24), crop=(16, 24)),
-        model=ModelConfig(
+        policy=UwmConfig(
             embed_dim=32,
             timestep_embed_dim=16,
             depth=1,
@@ -56,10 +51,8 @@ def config() -> RunConfig:
             patch=(2, 8, 8),
             obs_encoder=ObsEncoderConfig(kind="small", embed_dim=16),
             token_dropout=0.2,
-            unet=UnetConfig(widths=(8, 16)),
-            gr1=Gr1Config(patch=8, decoder_heads=2),
+            tokenizer=TokenizerConfig(kind="identity"),
         ),
-        tokenizer=TokenizerConfig(kind="identity"),
         optim=OptimConfig(ema_decay=0.9),
     )
 
@@ -91,9 +84,8 @@ def update(policy: nn.Module, batch: Batch, optimizer: torch.optim.Optimizer, av
     [("uwm", True), ("uwm", False), ("pad", True), ("pad", False), ("dp", False), ("dp_unet", False), ("gr1", False)],
 )
 def test_an_update_waits_for_nothing(config: RunConfig, name: str, cached: bool) -> None:
-    kind = "vit_small" if name == "gr1" else "small"
-    model = replace(config.model, obs_encoder=ObsEncoderConfig.model_validate({"kind": kind, "embed_dim": 16}))
-    policy = build(replace(config, policy=name, model=model))
+    settings = as_kind(config.policy.model_dump(), name) | OF_KIND.get(name, {})
+    policy = build(replace(config, policy=settings))
     optimizer, average = make_optimizer(policy, config.optim), WeightAverage(policy, config.optim.ema_decay)
     identity = ActionNormalizer.identity(3)
     batch = training_batch(samples(cached=cached), config.data, identity, device=torch.device("cpu"))

@@ -14,8 +14,9 @@ from storage_schemas.errors import UserError
 from uwm.checkpoint import load_checkpoint
 from uwm.config import OptimConfig, RunConfig
 from uwm.device import set_matmul
+from uwm.policies import build
+from uwm.recipes import get_recipe
 from uwm.train.optim import make_optimizer
-from uwm.train.setup import compile_transformer
 from uwm.train.trainer import train
 
 MakeRun = Callable[..., RunConfig]
@@ -93,8 +94,8 @@ def test_published_steps_copy_their_losses(
 
 
 def test_only_a_transformer_compiles() -> None:
-    with pytest.raises(UserError, match=r"train\.compile=default: a Linear has no transformer"):
-        compile_transformer(nn.Linear(2, 2), "default")
+    with pytest.raises(UserError, match=r"train\.compile=default: UnetPolicy has no transformer"):
+        build(get_recipe("debug_dp_unet")).compile_network("default")
 
 
 def test_cuda_graphs_take_no_accumulated_batches(debug_run: MakeRun) -> None:

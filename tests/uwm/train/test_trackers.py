@@ -15,7 +15,8 @@ from uwm.config import RunConfig, replace
 from uwm.eval.files import ExampleArrays, save_evaluation
 from uwm.eval.result import Evaluation
 from uwm.events import Evaluated, TrainProgress, TrainStarted
-from uwm.recipes import apply_overrides, get_recipe
+from uwm.overrides import apply_overrides
+from uwm.recipes import get_recipe
 from uwm.report.pictures import Pictures, pictures_of
 from uwm.train.trackers import Trackers, settings
 

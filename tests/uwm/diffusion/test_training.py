@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from uwm.config import DiffusionConfig
 from uwm.data.batch import MicroBatch
-from uwm.diffusion.noising import Noised, masked_mse, noise_modality
-from uwm.diffusion.schedule import signal_table
+from uwm.diffusion.schedule import alphas_cumprod
+from uwm.diffusion.training import Noised, masked_mse, noise_modality
+from uwm.policies import UwmDiffusionConfig
 
-CONFIG = DiffusionConfig(prediction="sample", absent_embedding=True)
-SIGNALS = signal_table(CONFIG)
+CONFIG = UwmDiffusionConfig(prediction="sample", absent_embedding=True)
+ALPHAS_CUMPROD = alphas_cumprod(CONFIG)
 CHANCES = [(0.0, 0.0), (0.5, 0.0), (0.3, 0.3)]
 
 
@@ -29,7 +29,7 @@ def noise_part(
         known,
         generator=draws,
         config=CONFIG,
-        signals=SIGNALS,
+        alphas_cumprod=ALPHAS_CUMPROD,
         micro_batch=micro_batch,
         dropped=chance[0],
         given=chance[1],

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from uwm.config import DiffusionConfig
 from uwm.data.batch import MicroBatch
-from uwm.diffusion.noise import rand_rows, randint_rows, randn_rows
-from uwm.diffusion.schedule import absent_timestep, add_noise, clean_timestep, target
+from uwm.diffusion.rng import rand_rows, randint_rows, randn_rows
+from uwm.diffusion.schedule import add_noise, target
+from uwm.policies import UwmDiffusionConfig
 from uwm.policy import SampleLosses
 
 
@@ -37,8 +37,8 @@ def noise_modality(
     known: Tensor,
     *,
     generator: torch.Generator,
-    config: DiffusionConfig,
-    signals: Tensor,
+    config: UwmDiffusionConfig,
+    alphas_cumprod: Tensor,
     micro_batch: MicroBatch,
     dropped: float = 0.0,
     given: float = 0.0,
@@ -50,7 +50,7 @@ def noise_modality(
         known: bool, broadcasts over `clean`.
         generator: source of timesteps, noise and of what is dropped or given.
         config: conventions.
-        signals: (T,) `signal_table`.
+        alphas_cumprod: (T,) of the schedule.
         micro_batch: which part of a step the samples are.
         dropped: share of the samples that are made absent.
         given: share of the samples that the network sees clean, and marked so; there is nothing to predict in them.
@@ -60,13 +60,13 @@ def noise_modality(
     if dropped:
         present = present & (rand_rows(len(clean), generator, micro_batch).to(clean.device) >= dropped)
     # Training marks absence with the last timestep, whatever sampling does, unless there is a marker for it.
-    absent = absent_timestep(config) if config.absent_embedding else config.train_timesteps - 1
+    absent = config.absent_timestep if config.absent_embedding else config.train_timesteps - 1
     timestep = torch.where(present, drawn, absent)
     shown = counted = known & _wide(present, known)
-    noisy, goal = noise_at(clean, shown, signals[drawn], config.prediction, generator, micro_batch)
+    noisy, goal = noise_at(clean, shown, alphas_cumprod[drawn], config.prediction, generator, micro_batch)
     if given:
         bare = present & (rand_rows(len(clean), generator, micro_batch).to(clean.device) < given)
-        timestep = timestep.masked_fill(bare, clean_timestep(config))
+        timestep = timestep.masked_fill(bare, config.clean_timestep)
         noisy = torch.where(shown & _wide(bare, known), clean, noisy)
         counted = shown & ~_wide(bare, known)
     return Noised(
@@ -83,7 +83,7 @@ def noise_modality(
 def noise_at(
     clean: Tensor,
     known: Tensor,
-    signal: Tensor,
+    alpha: Tensor,
     prediction: str,
     generator: torch.Generator,
     micro_batch: MicroBatch,
@@ -93,7 +93,7 @@ def noise_at(
     Args:
         clean: (B, ...) samples.
         known: bool, broadcasts over `clean`.
-        signal: (B,) a_t of each sample.
+        alpha: (B,) a_t of each sample.
         prediction: what the network is to predict, see `target`.
         generator: source of the noise.
         micro_batch: which part of a step the samples are.
@@ -102,8 +102,8 @@ def noise_at(
         The noisy samples and what is to be predicted, both (B, ...).
     """
     noise = randn_rows(clean, generator, micro_batch)
-    noisy = torch.where(known, add_noise(clean, noise, signal), noise)
-    return noisy, target(clean, noise, signal, prediction)
+    noisy = torch.where(known, add_noise(clean, noise, alpha), noise)
+    return noisy, target(clean, noise, alpha, prediction)
 
 
 def masked_mse(output: Tensor, target: Tensor, known: Tensor, count: float) -> Tensor:
