@@ -15,14 +15,14 @@ from functools import lru_cache
 
 from pipelines.checks.content import Sketches
 from pipelines.checks.filters import Filter
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.options import IngestOptions
-from pipelines.source import SourceReader, SourceRef
+from pipelines.source import SourceReader, SourceRef, episodes_of
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.store.parts import write_part
+from storage_schemas.store.parts import check_fits, write_part
 
 _MAX_BYTES = 256 << 20
 _MAX_STEPS = 20_000
@@ -86,6 +86,7 @@ class ConvertedRef:
     candidates: tuple[Candidate, ...] = ()
     rejection: Rejection | None = None
     """Why nothing of it can be stored."""
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,10 +150,14 @@ class _Converter:
 
     def _convert(self, ref: SourceRef) -> ConvertedRef:
         candidates: list[Candidate] = []
+        left_out: list[LeftOut] = []
         try:
             self._filter.check_reference(ref)
-            for episode in self.reader.read(ref):
-                candidates.append(self._candidate(ref, episode))
+            for item in episodes_of(self.reader, ref):
+                if isinstance(item, LeftOut):
+                    left_out.append(item)
+                    continue
+                candidates.append(self._candidate(ref, item))
                 if self._full():
                     self._flush()
         except BadDataError as error:
@@ -168,10 +173,14 @@ class _Converter:
             steps=sum(candidate.length for candidate in good),
             rejected=len(candidates) - len(good),
         )
-        return ConvertedRef(ref=ref, candidates=tuple(candidates))
+        return ConvertedRef(ref=ref, candidates=tuple(candidates), left_out=tuple(left_out))
 
     def _candidate(self, ref: SourceRef, episode: Episode) -> Candidate:
         meta = episode.meta
+        try:
+            check_fits(episode, self.batch.spec)
+        except ValueError as error:
+            raise BadDataError("misfit", str(error)) from error
         double = self._kept.get((meta.episode_id, ref.fingerprint))  # what is decided of it is decided of this one
         if double:
             return replace(double, source_uri=meta.source_uri, row=None)

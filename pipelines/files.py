@@ -1,18 +1,19 @@
 """Find and open raw files: local ones under any name, and those of any fsspec file system.
 
-Nothing here follows links to folders or opens anything but regular files, so loops, pipes and devices can't hang it.
+Every folder is listed once and nothing but regular files is opened, so loops, pipes and devices can't hang it.
 """
 
 import glob
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 from urllib.parse import unquote_to_bytes
 
-from pipelines.checks.quality import Rejection
+from pipelines.checks.quality import LeftOut, Rejection
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
 
@@ -69,21 +70,57 @@ def raw_path(uri: str) -> str:
     return os.fsdecode(unquote_to_bytes(uri.partition("#")[0]))
 
 
-def find(source: str, wanted: Callable[[str], bool]) -> list[SourceFile | Rejection]:
-    """The files of a file, a folder or a glob, sorted by path.
+def find(
+    source: str, wanted: Callable[[str], bool], beside: Collection[str] = ()
+) -> list[SourceFile | Rejection | LeftOut]:
+    """The files of a file, a folder or a glob, sorted by path, and in the end what else is in the folder.
 
     Args:
         source: a local path or fsspec URI of a file, a folder (searched at any depth) or a glob.
         wanted: which file names of a folder are of interest.
+        beside: file names that say something about those of interest.
 
     Raises:
         UserError: when there is nothing at `source`.
     """
     place = locate(source)
-    found = sorted(_local(place.path, wanted) if place.is_local else _remote(place, wanted), key=_path)
+    others: Counter[str] = Counter()
+
+    def is_wanted(name: str) -> bool:
+        if not wanted(name):
+            others[_kind(name)] += name not in beside
+        return wanted(name)
+
+    found = sorted(_local(place.path, is_wanted) if place.is_local else _remote(place, is_wanted), key=_path)
     if not found and not place.exists() and not glob.has_magic(place.path):
         raise UserError(f"there is nothing at {printable(source)}")
-    return found
+    counted = [f"{count} {'file' if count == 1 else 'files'} {kind}" for kind, count in others.most_common() if count]
+    return [*found, *(LeftOut(source_uri=printable(place.uri), what=what) for what in counted)]
+
+
+def _kind(name: str) -> str:
+    suffix = name[1:].rpartition(".")[2] if "." in name[1:] else ""
+    return f"*.{printable(suffix)}" if 0 < len(suffix) <= 10 else "without a suffix"
+
+
+def walk(path: str) -> Iterator[str | OSError]:
+    """The paths of all that is in a folder and is no folder; folders behind links too, each folder once.
+
+    What lies in the folder itself comes before what is behind links, so that it has its plain name where it has both.
+    """
+    errors: list[OSError] = []
+    visited: set[tuple[int, int]] = set()
+    roots = deque([path])
+    while roots:
+        for folder, folders, names in os.walk(roots.popleft(), onerror=errors.append):
+            info = os.stat(folder)  # noqa: PTH116 - names need not be UTF-8
+            if (info.st_dev, info.st_ino) in visited:
+                folders.clear()
+                continue
+            visited.add((info.st_dev, info.st_ino))
+            roots += [link for name in folders if os.path.islink(link := f"{folder.rstrip('/')}/{name}")]  # noqa: PTH114
+            yield from (f"{folder.rstrip('/')}/{name}" for name in names)
+    yield from errors
 
 
 def _path(found: SourceFile | Rejection) -> str:
@@ -91,24 +128,18 @@ def _path(found: SourceFile | Rejection) -> str:
 
 
 def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
-    if os.path.isdir(path):  # noqa: PTH112 - pathlib's walk of 3.11 has no error callback
-        yield from _walk(path, wanted)
+    if os.path.isdir(path):  # noqa: PTH112
+        for item in walk(path):
+            if isinstance(item, OSError):
+                yield _unusable(str(item.filename), "unreadable", f"can't list the folder: {item.strerror}")
+            elif wanted(item.rpartition("/")[2]):
+                yield _regular(item)
     elif os.path.lexists(path):
         yield _regular(path)
     elif glob.has_magic(path):
         for name in glob.iglob(path, recursive=True, include_hidden=True):  # noqa: PTH207
             if not os.path.isdir(name):  # noqa: PTH112
                 yield _regular(name)
-
-
-def _walk(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
-    errors: list[OSError] = []
-    for folder, _, names in os.walk(path, onerror=errors.append, followlinks=False):
-        for name in names:
-            if wanted(name):
-                yield _regular(f"{folder.rstrip('/')}/{name}")
-    for error in errors:
-        yield _unusable(str(error.filename), "unreadable", f"can't list the folder: {error.strerror}")
 
 
 def _regular(path: str) -> SourceFile | Rejection:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pipelines.files import printable
+from pipelines.files import printable, walk
 from pipelines.sources.registry import is_of
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
@@ -56,9 +56,8 @@ def take_snapshot(source: str) -> FolderSnapshot:
 
 
 def _local(root: str) -> Iterator[tuple[str, tuple[int, int]]]:
-    for folder, _, names in os.walk(root):
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118 - names need not be UTF-8
+    for path in walk(root):
+        if isinstance(path, str):
             try:
                 info = os.lstat(path)
             except FileNotFoundError:  # it was renamed or removed meanwhile

@@ -18,19 +18,20 @@ from dataclasses import InitVar, dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipelines.checks.filters import Filter
-from pipelines.checks.quality import Rejection
+from pipelines.checks.quality import LeftOut, Rejection
 from pipelines.convert import Batch, Candidate, Converted, ConvertedRef, Counts, convert
 from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
-from storage_schemas.catalog.commits import Committer, commit
-from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, withdrawn_fingerprints
+from storage_schemas.catalog.commits import Committer, commit, start_dataset
+from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, release, withdrawn_fingerprints
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.catalog.table import create_dataset, dataset_exists
 from storage_schemas.errors import UserError
 from storage_schemas.executors import in_order
 from storage_schemas.location import locate
+from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.dataset import Dataset, open_dataset
 
 _BATCH_BYTES = 4 << 30
@@ -68,12 +69,19 @@ class IngestReport:
     steps: int
     """Steps of the episodes added or replaced."""
     quarantined: tuple[Rejection, ...]
+    left_out: tuple[LeftOut, ...]
+    """What the source holds beside the format's data; of a file that is there already it is not said again."""
     seconds: float
     source_uri: str
     source_format: str
     source_fingerprint: str
     """Hash over the fingerprints of all references."""
     run_id: str
+
+    @property
+    def nothing_good(self) -> bool:
+        """Whether all that the source has was turned away."""
+        return bool(self.quarantined) and not self.added + self.replaced + self.present
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +90,16 @@ class _Plan:
 
     refs: tuple[SourceRef, ...]
     rejected: tuple[Rejection, ...]
+    left_out: tuple[LeftOut, ...]
     todo: tuple[SourceRef, ...]
+    known: frozenset[str]
+    """Fingerprints of what is stored already."""
     present: int
     """Episodes of references that need not be read."""
     taken: dict[str, tuple[str, str]]
     """Fingerprint and reference URI by id of the episodes that this source has given the dataset."""
     stale: dict[str, tuple[str, ...]]
-    """Episodes by reference URI that came from an earlier content of the file, which the source has no more."""
+    """Episodes by reference URI that came from an earlier content of its file or record, which the source lost."""
 
 
 def ingest(
@@ -116,13 +127,12 @@ def ingest(
         UserError: when there is nothing to read or the dataset does not fit the source.
     """
     started = time.monotonic()
-    dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
-    reader = open_source(source, options, dataset.spec if dataset else None)
+    dataset = _opened(store_uri)
+    reader = open_source(source, options, None if dataset is None else dataset.spec)
     filters = Filter(reader, reader.unwanted if options.reject is None else frozenset(options.reject))
-    dataset = dataset or _create(store_uri, reader, options.val_percent)
-    _check_fits(dataset, reader, options.val_percent)
+    spec = _spec(dataset, reader, options.val_percent)
     plan = _plan(reader, dataset, filters)
-    if plan.todo:
+    if plan.todo and dataset is not None:
         filters.remember(dataset)
     location = locate(source)
     blank = Batch(
@@ -130,16 +140,21 @@ def ingest(
         options=options.model_copy(update={"format": reader.format}),
         reject=filters.names,
         store_uri=locate(store_uri).uri,
-        spec=dataset.spec,
+        spec=spec,
         run_id=run_id or uuid.uuid4().hex,
         refs=(),
     )
-    ledger = _Ledger(dataset, blank.run_id, plan, filters)
-    _record(store_uri, plan.rejected, blank.run_id)
+    source_uri = printable(location.uri)
+    quarantine = _Quarantine(store_uri=store_uri, run_id=blank.run_id, source=f"{reader.format} {source_uri}")
+    ledger = _Ledger(store_uri, dataset, spec, plan, filters, quarantine)
+    quarantine.add(plan.rejected)
     batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, options.batch_episodes)]
     for converted in _converted(batches, reader, executor, in_flight, ledger, progress):
         ledger.take(converted)
     ledger.close()
+    if not ledger.version and not dataset_exists(store_uri):
+        create_dataset(store_uri, spec)
+    quarantine.release(plan, (*plan.rejected, *ledger.rejected))
     return IngestReport(
         store_uri=blank.store_uri,
         version=ledger.version,
@@ -148,12 +163,19 @@ def ingest(
         present=ledger.total["present"] + plan.present,
         steps=ledger.total["steps"],
         quarantined=(*plan.rejected, *ledger.rejected),
+        left_out=(*plan.left_out, *ledger.left_out),
         seconds=time.monotonic() - started,
-        source_uri=printable(location.uri),
+        source_uri=source_uri,
         source_format=reader.format,
         source_fingerprint=_fingerprint(plan),
         run_id=blank.run_id,
     )
+
+
+def _opened(store_uri: str) -> Dataset | None:
+    """The dataset; None as well when it never had an episode, so that no source has decided yet what it holds."""
+    dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
+    return None if dataset is None or not dataset.version else dataset
 
 
 def _cut(refs: Sequence[SourceRef], count: int) -> Iterator[tuple[SourceRef, ...]]:
@@ -192,49 +214,56 @@ def _converted(
         yield converted
 
 
-def _create(store_uri: str, reader: SourceReader, val_percent: int | None) -> Dataset:
+def _spec(dataset: Dataset | None, reader: SourceReader, val_percent: int | None) -> DatasetSpec:
+    """What the dataset's episodes share: a new one's as the source has it, which must fit one that is there."""
     spec = reader.spec()
-    spec = spec if val_percent is None else replace(spec, val_percent=val_percent)
-    return Dataset(locate(store_uri), create_dataset(store_uri, spec))
-
-
-def _check_fits(dataset: Dataset, reader: SourceReader, val_percent: int | None) -> None:
-    spec, stored = reader.spec(), dataset.spec
+    if dataset is None:
+        return spec if val_percent is None else replace(spec, val_percent=val_percent)
+    stored = dataset.spec
     if spec.action_dim != stored.action_dim:
         raise UserError(f"{dataset.uri} has {stored.action_dim}-dim actions, the source {spec.action_dim}: use another")
     if strange := set(spec.cameras) - set(stored.cameras):
         raise UserError(f"{dataset.uri} has no camera {', '.join(sorted(strange))}: use another dataset")
     if val_percent is not None and val_percent != stored.val_percent:
         raise UserError(f"{dataset.uri} holds out {stored.val_percent}%, which can't be changed to {val_percent}%")
+    return stored
 
 
-def _plan(reader: SourceReader, dataset: Dataset, filters: Filter) -> _Plan:
+def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Plan:
     """List the source and compare it with the dataset, without reading a payload."""
     listed = list(reader.refs())
     refs = tuple(filters.identified(item) for item in listed if isinstance(item, SourceRef))
     current = {ref.uri: ref.fingerprint for ref in refs}
     fingerprints = set(current.values())
-    withdrawn = withdrawn_fingerprints(dataset.uri, dataset.episodes)
-    stored = zip(*(dataset.episodes.column(n) for n in ("source_uri", "source_fingerprint", "episode_id")), strict=True)
+    withdrawn = set() if dataset is None else withdrawn_fingerprints(dataset.uri, dataset.episodes)
     known: Counter[str] = Counter()
     taken: dict[str, tuple[str, str]] = {}
     stale: dict[str, list[str]] = {}
-    for uri, fingerprint, episode_id in stored:
+    for uri, fingerprint, episode_id in _stored(dataset):
         if fingerprint in fingerprints:
             known[fingerprint] += 1
             taken[episode_id] = fingerprint, uri
-        elif uri not in current and (file := uri.rpartition("#")[0]) in current:
-            stale.setdefault(file, []).append(episode_id)
+        elif (place := uri if uri in current else uri.rpartition("#")[0]) in current:
+            stale.setdefault(place, []).append(episode_id)
     copies = filters.copies(refs, dict(taken.values()))
     done = known.keys() | withdrawn
     return _Plan(
         refs=tuple(ref for ref in refs if ref.uri not in copies),
         rejected=(*(item for item in listed if isinstance(item, Rejection)), *copies.values()),
+        left_out=tuple(item for item in listed if isinstance(item, LeftOut)),
         todo=tuple(ref for ref in refs if ref.fingerprint not in done and ref.uri not in copies),
+        known=frozenset(known),
         present=known.total(),
         taken=taken,
         stale={uri: tuple(ids) for uri, ids in stale.items()},
     )
+
+
+def _stored(dataset: Dataset | None) -> Iterator[tuple[str, str, str]]:
+    """URI, fingerprint and id of the episodes that are there."""
+    columns = ("source_uri", "source_fingerprint", "episode_id")
+    if dataset is not None:
+        yield from zip(*(dataset.episodes.column(name) for name in columns), strict=True)
 
 
 def _fingerprint(plan: _Plan) -> str:
@@ -243,56 +272,82 @@ def _fingerprint(plan: _Plan) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _record(store_uri: str, rejections: tuple[Rejection, ...] | list[Rejection], run_id: str) -> None:
-    now = datetime.now(UTC)
-    rows = [
-        QuarantineRow(
-            source_uri=r.source_uri,
-            fingerprint=r.fingerprint,
-            reason=r.reason,
-            detail=r.detail,
-            run_id=run_id,
-            time=now,
-        )
-        for r in rejections
-    ]
-    if rows:
-        add_quarantine(store_uri, rows)
+@dataclass(frozen=True, kw_only=True)
+class _Quarantine:
+    """What this run turns away, beside the dataset."""
+
+    store_uri: str
+    run_id: str
+    source: str
+
+    def add(self, rejections: Sequence[Rejection]) -> None:
+        """Write down what was turned away, as far as it is new."""
+        now = datetime.now(UTC)
+        rows = [
+            QuarantineRow(
+                source_uri=r.source_uri,
+                fingerprint=r.fingerprint,
+                reason=r.reason,
+                detail=r.detail,
+                run_id=self.run_id,
+                time=now,
+                source=self.source,
+            )
+            for r in rejections
+        ]
+        if rows:
+            add_quarantine(self.store_uri, rows)
+
+    def release(self, plan: "_Plan", rejections: Sequence[Rejection]) -> None:
+        """Let go what this source was turned away for before and is not any more."""
+        turned_away = {(r.source_uri, r.fingerprint, r.reason) for r in rejections}
+        files = {ref.file.uri for ref in plan.refs}
+
+        def is_over(entry: QuarantineRow) -> bool:
+            looked_at = entry.source == self.source or entry.source_uri.partition("#")[0] in files
+            return looked_at and entry.fingerprint not in plan.known and entry.key not in turned_away
+
+        release(self.store_uri, is_over)
 
 
 @dataclass
 class _Ledger:
     """Takes converted batches in the order of the plan and commits what is good of them."""
 
-    dataset: InitVar[Dataset]
-    """The dataset as it was before the run."""
-    run_id: str
+    store_uri: str
+    dataset: InitVar[Dataset | None]
+    """As it was before the run; None when the first commit is to start it."""
+    spec: DatasetSpec
     plan: _Plan
     filters: Filter
+    quarantine: _Quarantine
     version: int = field(init=False)
     """The dataset's, after the last commit."""
     rejected: list[Rejection] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
     _done: Counts = field(default_factory=Counts)
-    _uri: str = field(init=False)
-    _committer: Committer = field(init=False)
+    _committer: Committer | None = None
     _retired: list[str] = field(init=False)
     _rows: list[EpisodeRow] = field(default_factory=list)
     _unrecorded: list[Rejection] = field(default_factory=list)
 
-    def __post_init__(self, dataset: Dataset) -> None:
-        self._uri, self.version = dataset.uri, dataset.version
-        self._committer = Committer(dataset.uri)
-        todo = {ref.uri for ref in self.plan.todo}  # a file may have become a copy of another, with nothing to read
-        self._retired = [key for uri, ids in self.plan.stale.items() if uri not in todo for key in ids]
+    def __post_init__(self, dataset: Dataset | None) -> None:
+        self.version = 0 if dataset is None else dataset.version
+        # a file may have become a copy of another, with nothing to read; of a record that means nothing, for a set that
+        # is built again shuffles them
+        unread = self.plan.stale.keys() - {ref.uri for ref in self.plan.todo}
+        self._retired = [key for uri in sorted(unread) if "#" not in uri for key in self.plan.stale[uri]]
 
     def take(self, converted: Converted) -> None:
         """Judge a batch and make what is good of it visible, whole references at once."""
         for item in converted.refs:
+            self.left_out += item.left_out
             if rejection := item.rejection or self._conflict(item):
                 self._unrecorded.append(rejection)
             else:
-                self._retired += self.plan.stale.get(item.ref.uri, ())
+                stale = self.plan.stale.get(item.ref.uri, ())
+                self._retired += [key for key in stale if key not in self.plan.taken]
                 for candidate in item.candidates:
                     self._take(item.ref, candidate)
         self._done += converted.counts
@@ -301,11 +356,15 @@ class _Ledger:
     def close(self) -> None:
         """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
+            if self._committer is None:
+                if not self.version:  # with its first commit, so that a source of which nothing is good decides nothing
+                    start_dataset(self.store_uri, self.spec)
+                self._committer = Committer(self.store_uri)
             result = commit(self._committer, self._rows, retire=self._retired)
             self.version = result.version
             self.total.update(added=result.added, replaced=result.replaced, present=result.present)
             self.total["steps"] += sum(row.length for row in self._rows)
-        _record(self._uri, self._unrecorded, self.run_id)
+        self.quarantine.add(self._unrecorded)
         self.rejected += self._unrecorded
         self._rows, self._retired, self._unrecorded = [], [], []
 

@@ -1,5 +1,6 @@
 """What every source of episodes offers: references that are cheap to list, and episodes read one by one."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
@@ -61,17 +62,33 @@ class SourceReader(Protocol):
         """The dataset that this source would start: its cameras and action."""
         ...
 
-    def refs(self) -> Iterator[SourceRef | Rejection]:
+    def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
         """All references, in a stable order; what is seen to be broken while listing comes as a rejection."""
         ...
 
-    def read(self, ref: SourceRef) -> Iterator[Episode]:
-        """The episodes of a reference, in order.
+    def read(self, ref: SourceRef) -> Iterator[Episode | LeftOut]:
+        """The episodes of a reference, in order, and what else it holds.
 
         Raises:
             BadDataError: when the reference is bad; episodes that were yielded before must be dropped too.
         """
         ...
+
+
+_ODD = (ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+"""What a reader stumbles over in a record that no check foresaw."""
+
+
+def episodes_of(reader: SourceReader, ref: SourceRef) -> Iterator[Episode | LeftOut]:
+    """The episodes of a reference, in order, and what else it holds, so that one odd record ends nothing but itself.
+
+    Raises:
+        BadDataError: as the reader does, and "odd" where it fails in a way that it should have foreseen.
+    """
+    try:
+        yield from reader.read(ref)
+    except _ODD as error:
+        raise BadDataError("odd", f"it can't be read: {type(error).__name__}: {error}") from error
 
 
 @runtime_checkable

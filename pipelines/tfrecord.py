@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipelines.checks.quality import BadDataError
 
 _HEADER, _FOOTER = 12, 4
+_GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,9 @@ def scan(file: BinaryIO, size: int) -> Iterator[Record | BadDataError]:
             yield BadDataError("truncated", f"{len(header)} bytes at the end, where a header has {_HEADER}")
             return
         length, good = _length(header)
+        if not position and not good and header.startswith(_GZIP):
+            yield BadDataError("gzip", "the file is compressed with gzip, in which no record can be sought: unpack it")
+            return
         end = position + _HEADER + length + _FOOTER
         if end > size:
             yield _overrun(length, size - position - _HEADER - _FOOTER, good)
@@ -129,11 +133,11 @@ class Example:
         """The byte strings of a feature. Raises BadDataError "missing_field"."""
         return tuple(self._get(key).bytes_list.value)
 
-    def numbers(self, key: str) -> NDArray[np.float32]:
-        """The floats or integers of a feature as one flat array. Raises BadDataError "missing_field"."""
+    def numbers(self, key: str) -> NDArray[Any]:
+        """The floats (float32) or integers (int64) of a feature, a flat array. Raises BadDataError "missing_field"."""
         feature = self._get(key)
         if feature.WhichOneof("kind") == "int64_list":
-            return np.array(feature.int64_list.value, np.float32)
+            return np.array(feature.int64_list.value, np.int64)
         packed = b"".join(feature.float_list.value)
         if not packed and feature.float_list.ByteSize():  # a writer that does not pack, which the format allows
             plain = _message("PlainFloatList").FromString(feature.float_list.SerializeToString())

@@ -7,7 +7,7 @@ height and width of an image in pixels. Images are RGB, uint8, channels last, up
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class Episode:
     action: NDArray[np.float32]  # (T, A)
     action_mask: NDArray[np.bool_]  # (T,)
     frames: Mapping[str, Frames]  # camera name -> T frames; a camera that is absent is a missing view
-    state: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)  # name -> (T, D)
+    state: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # name -> (T, D), float32 or int64
 
     def __post_init__(self) -> None:
         length = len(self.action)
@@ -82,8 +82,10 @@ class Episode:
             if len(frames) != length:
                 raise ValueError(f"camera {name!r} has {len(frames)} frames for {length} steps")
         for name, values in self.state.items():
-            if values.ndim != 2 or len(values) != length or values.dtype != np.float32:
-                raise ValueError(f"state {name!r} must be float32 ({length}, D), not {values.dtype} {values.shape}")
+            if values.ndim != 2 or len(values) != length or values.dtype not in (np.float32, np.int64):
+                raise ValueError(
+                    f"state {name!r} must be float32 or int64 ({length}, D), not {values.dtype} {values.shape}"
+                )
 
     def __len__(self) -> int:
         return len(self.action)

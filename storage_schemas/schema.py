@@ -12,7 +12,15 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from storage_schemas.errors import UserError
 
@@ -69,10 +77,17 @@ class FrameArray(_Model):
 
 
 class StateArray(_Model):
-    """One field of numbers, float32 (T, D), at `state/<name>`."""
+    """One field of numbers (T, D) at `state/<name>`."""
 
     name: str
     dim: int = Field(ge=0)
+    dtype: Literal["float32", "int64"] = "float32"
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_dtype(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As it was written before there were integers, so that older parts are what their schema says."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if (key, value) != ("dtype", "float32")}
 
 
 class StoreSchema(_Model):
@@ -106,7 +121,10 @@ class StoreSchema(_Model):
             NumberArray(name="action", dtype=np.dtype("<f4"), width=self.action_dim),
             NumberArray(name="mask/action", dtype=np.dtype(bool), width=None),
             NumberArray(name="mask/view", dtype=np.dtype(bool), width=len(self.cameras)),
-            *(NumberArray(name=f"state/{s.name}", dtype=np.dtype("<f4"), width=s.dim) for s in self.state),
+            *(
+                NumberArray(name=f"state/{s.name}", dtype=np.dtype(s.dtype).newbyteorder("<"), width=s.dim)
+                for s in self.state
+            ),
         ]
         return {array.name: array for array in arrays}
 
@@ -205,7 +223,8 @@ _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 
 def _number_array(array: NumberArray, steps: int) -> dict[str, Any]:
     shape = list(array.shape(steps))
-    kind, fill = ("bool", False) if array.dtype == np.bool_ else ("float32", 0.0)
+    kind = array.dtype.name
+    fill = array.dtype.type(0).item()
     bytes_codec = {"name": "bytes"} if kind == "bool" else _LITTLE
     names = ["step", "view" if array.name == "mask/view" else "d"][: len(shape)]
     return _array(shape, [max(1, n) for n in shape], kind, fill, [bytes_codec, {"name": "crc32c"}], names)

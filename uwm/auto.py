@@ -76,10 +76,10 @@ class AutoPolicy:
         """
         if dtype not in DTYPES:
             raise UserError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-        place = resolve_device(device)
+        where = resolve_device(device)
         policy, config, normalizer = load_bundle(path)[:3] if is_bundle(path) else load_policy(path, "cpu")
-        cast_weights(policy.to(place), cast(Precision, dtype))
-        return cls(policy, config, normalizer, place)
+        cast_weights(policy.to(where), cast(Precision, dtype))
+        return cls(policy, config, normalizer, where)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -193,8 +193,8 @@ class AutoPolicy:
         return frames, mask
 
     def _physical(self, action: Tensor) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = self.normalizer.denormalize(action.double()).float().cpu().numpy()
-        return found
+        physical: NDArray[np.float32] = self.normalizer.denormalize(action.double()).float().cpu().numpy()
+        return physical
 
     def _pictures(self, frames: Tensor) -> dict[str, NDArray[np.uint8]]:
         """Images (V, N, 3, H, W) in [0, 1] by camera."""

@@ -139,34 +139,34 @@ def load_bundle(path: str | Path) -> Bundle:
     Raises:
         UserError: when a file is missing, cut short, changed, or of another version; one line.
     """
-    place = Path(path).absolute()
-    manifest = read_document(locate(place / MANIFEST_FILE), Manifest, hint="name the folder of a bundle")
+    folder = Path(path).absolute()
+    manifest = read_document(locate(folder / MANIFEST_FILE), Manifest, hint="name the folder of a bundle")
     if manifest != manifest.sealed():
-        raise DamagedError(f"bundle {place} is damaged: {MANIFEST_FILE} is not the file that was exported")
+        raise DamagedError(f"bundle {folder} is damaged: {MANIFEST_FILE} is not the file that was exported")
     for name, expected in manifest.files.items():
-        file = place / name
+        file = folder / name
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not file.is_file():
-            raise DamagedError(f"bundle {place} is damaged: {name} is missing")
+            raise DamagedError(f"bundle {folder} is damaged: {name} is missing")
         if sha256_file(file) != expected:
-            raise DamagedError(f"bundle {place} is damaged: {name} is not the file that was exported")
+            raise DamagedError(f"bundle {folder} is damaged: {name} is not the file that was exported")
     needed = [name for name in ("model.safetensors", "config.json", "normalizer.json") if name not in manifest.files]
     if needed:
-        raise DamagedError(f"bundle {place} is damaged: {needed[0]} is missing")
-    config = read_document(locate(place / "config.json"), RunConfig)
-    normalizer = read_document(locate(place / "normalizer.json"), ActionNormalizer)
+        raise DamagedError(f"bundle {folder} is damaged: {needed[0]} is missing")
+    config = read_document(locate(folder / "config.json"), RunConfig)
+    normalizer = read_document(locate(folder / "normalizer.json"), ActionNormalizer)
     tokenizer = config.policy.tokenizer
     if tokenizer and tokenizer.path == TOKENIZER:
-        tokenizer = replace(tokenizer, path=str(place / TOKENIZER))
+        tokenizer = replace(tokenizer, path=str(folder / TOKENIZER))
         config = replace(config, policy=replace(config.policy, tokenizer=tokenizer))
     policy = config.policy.build(config.data)
     try:
-        weights = load_file(place / "model.safetensors")
+        weights = load_file(folder / "model.safetensors")
         policy.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise UserError(f"bundle {place}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"bundle {folder}: {' '.join(str(error).split())[:200]}") from error
     if policy.tokenizer_fingerprint != manifest.tokenizer:
         raise UserError(
-            f"bundle {place} needs the tokenizer {manifest.tokenizer}; "
+            f"bundle {folder} needs the tokenizer {manifest.tokenizer}; "
             f"{tokenizer.path if tokenizer else 'its policy'} has {policy.tokenizer_fingerprint}"
         )
     return Bundle(policy.eval(), config, normalizer, manifest)

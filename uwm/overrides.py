@@ -24,8 +24,8 @@ def apply_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
     """
     values: dict[str, Any] = config.model_dump(mode="json")
     for pair in pairs:
-        name, found, text = pair.partition("=")
-        if not found:
+        name, equals, text = pair.partition("=")
+        if not equals:
             raise UserError(f"{pair!r} is no setting: write name=value, for example train.steps=100")
         if name in ("policy", "policy.kind"):
             values["policy"] = as_kind(values["policy"], text)

@@ -97,8 +97,8 @@ class ActionDiffusionConfig(DiffusionConfig):
     )
 
 
-class _Trunk(PolicyConfig):
-    """A transformer."""
+class TransformerConfig(PolicyConfig):
+    """A policy whose network is a transformer."""
 
     embed_dim: int = Field(768, gt=0)
     depth: int = Field(12, gt=0)
@@ -117,16 +117,16 @@ class _Trunk(PolicyConfig):
         return f"width {self.embed_dim}, depth {self.depth}, {self.num_heads} heads"
 
 
-class _AdaLNTrunk(_Trunk):
-    """A transformer whose blocks are modulated by diffusion timesteps."""
+class AdaLNConfig(TransformerConfig):
+    """A policy whose transformer's blocks are modulated by diffusion timesteps."""
 
     timestep_embed_dim: int = Field(512, ge=4, multiple_of=2)
-    mlp_ratio: float = Field(4.0, gt=0)
-    qkv_bias: bool = True
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden features of feed-forward networks per feature")
+    qkv_bias: bool = Field(True, description="whether the attention projection has a bias")
 
 
 @register_policy
-class UwmConfig(_AdaLNTrunk):
+class UwmConfig(AdaLNConfig):
     """Unified World Model: a timestep for each modality, all five modes."""
 
     about: ClassVar[str] = (
@@ -159,7 +159,7 @@ class UwmConfig(_AdaLNTrunk):
 
 
 @register_policy
-class PadConfig(_AdaLNTrunk):
+class PadConfig(AdaLNConfig):
     """PAD: actions and next latents at one timestep; it sees the current latents."""
 
     about: ClassVar[str] = (
@@ -176,7 +176,7 @@ class PadConfig(_AdaLNTrunk):
 
 
 @register_policy
-class DpConfig(_AdaLNTrunk):
+class DpConfig(AdaLNConfig):
     """Diffusion Policy as a transformer: actions only."""
 
     about: ClassVar[str] = f"{_DIFFUSION_POLICY}: a transformer that denoises actions."
@@ -231,6 +231,11 @@ class Gr1EncoderConfig(Settings):
     resampler_heads: int = Field(4, gt=0)
     resampler_head_dim: int = Field(128, gt=0)
 
+    @property
+    def latents_per_image(self) -> int:
+        """Tokens of an image: the class token's and the resampled ones."""
+        return 1 + self.resampler_latents
+
 
 class Gr1DecoderConfig(Settings):
     """What makes images of GR-1's tokens."""
@@ -241,7 +246,7 @@ class Gr1DecoderConfig(Settings):
 
 
 @register_policy
-class Gr1Config(_Trunk):
+class Gr1Config(TransformerConfig):
     """GR-1 without language: actions and next images by regression."""
 
     about: ClassVar[str] = (

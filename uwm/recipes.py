@@ -301,7 +301,7 @@ def get_recipe(name: str) -> RunConfig:
     Raises:
         UserError: when there is no such recipe; it suggests the nearest.
     """
-    found = RECIPES.get(name.replace("-", "_"))
-    if not found:
+    function = RECIPES.get(name.replace("-", "_"))
+    if not function:
         raise UserError(f"unknown recipe {name!r}{nearest(name, RECIPES)}; there are {', '.join(RECIPES)}")
-    return found()
+    return function()

@@ -29,7 +29,8 @@ def ingest(
 ) -> int:
     """Bring robot episodes or videos into a store as a new version.
 
-    Ingesting again adds only what is new. Bad records are quarantined with a reason and never stop the rest.
+    Ingesting again adds only what is new. Bad records are quarantined with a reason and never stop the rest; exit code
+    2 when nothing else was there.
     Batches are spread over processes or a cluster with --runner or --cluster; the result is the same.
 
     Example: uwm ingest examples/data/droid runs/droid --format droid-rlds
@@ -41,7 +42,7 @@ def ingest(
         say_json(result.report)
     else:
         show_ingested(result)
-    return 0
+    return 2 if result.report.nothing_good else 0
 
 
 def show_ingested(result: "Ingested") -> None:
@@ -49,6 +50,8 @@ def show_ingested(result: "Ingested") -> None:
     report = result.report
     for rejection in report.quarantined:
         note(f"quarantined: {rejection.source_uri}: {rejection.reason}: {rejection.detail}")
+    for item in report.left_out:
+        note(f"left out: {item.source_uri}: {item.what}")
     done = f"{count(report.added, 'episode')} added, {report.replaced} replaced, {report.present} there already"
     say(f"{report.store_uri} is at version {report.version}: {done}, {len(report.quarantined)} quarantined")
 

@@ -12,6 +12,7 @@ from storage_schemas.documents import read_document
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.location import locate
+from uwm.earlier_configs import upgraded
 from uwm.events import DatasetUse
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ def of_checkpoint(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     Raises:
         UserError: when the checkpoint can't be read or is another one by now.
     """
-    state, config = _read(record, "state.json", _State), _read(record, "config.json", dict[str, Any])
+    state, config = _read(record, "state.json", _State), _settings(record)
     if state.digest != record.identity:
         raise UserError(f"{record.uri} is another checkpoint by now")
     metrics = [(name.replace("_", " "), f"{value:.5g}") for name, value in state.metrics.items()]
@@ -43,10 +44,12 @@ def of_checkpoint(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     for parent in record.upstream:
         known = graph.records.get(parent)
         if known and kind_of(parent) == "checkpoint" and known.facts.get("stage") != "tokenizer":
-            sections.append(
-                _difference(f"Settings that differ from {parent}", config, _read(known, "config.json", dict[str, Any]))
-            )
+            sections.append(_difference(f"Settings that differ from {parent}", config, _settings(known)))
     return sections
+
+
+def _settings(record: LineageRecord) -> Mapping[str, Any]:
+    return upgraded(_read(record, "config.json", dict[str, Any]))
 
 
 def _trained_on(state: _State) -> Section:
@@ -76,9 +79,8 @@ def _against_recipe(config: Mapping[str, Any]) -> Section:
 def _difference(title: str, settings: Mapping[str, Any], others: Mapping[str, Any]) -> Section:
     mine, theirs = flat(settings), flat(others)
     names = [name for name in {**theirs, **mine} if not name.startswith(_ELSEWHERE)]
-    rows = [
-        (name, mine.get(name) or "-", theirs.get(name) or "-") for name in names if mine.get(name) != theirs.get(name)
-    ]
+    both = [(name, mine.get(name) or "-", theirs.get(name) or "-") for name in names]
+    rows = [row for row in both if row[1] != row[2]]
     return table(title, ("setting", "here", "there"), rows, text="" if rows else "None.")
 
 

@@ -36,7 +36,7 @@ def run_child(command: Sequence[str], on_line: Callable[[str], None], *, grace: 
     killed, the child gets SIGTERM too (`flows.runtime.end_with_parent`).
 
     Raises:
-        UserError: when the child ends with exit code 2; its last line on stderr is the message.
+        UserError: when the child ends with exit code 2; its last line on stderr with `error: ` is the message.
         ChildError: when it ends with any other error.
         SystemExit: when SIGTERM or SIGHUP ended it, with the code of a shell.
     """
@@ -81,8 +81,9 @@ def _raise_for_exit_code(code: int, errors: str) -> None:
     if code == 0:
         return
     if code == 2:
-        last = errors.splitlines()[-1] if errors else "the process refused its arguments without saying why"
-        raise UserError(last.removeprefix("error: "))
+        lines = errors.splitlines() or ["the process refused its arguments without saying why"]
+        said = [line for line in lines if line.startswith("error: ")]  # libraries may warn after it
+        raise UserError((said or lines)[-1].removeprefix("error: "))
     for number in STOP_SIGNALS:
         if code in (128 + number, -number):
             raise SystemExit(128 + number)

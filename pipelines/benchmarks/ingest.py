@@ -18,7 +18,7 @@ from pipelines.ingest import ingest
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef
 from pipelines.sources.registry import open_source
-from storage_schemas.episode import EncodedFrames
+from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.store.frames import decode_frames, encode_frames
 from storage_schemas.synthetic import generate
 
@@ -54,6 +54,7 @@ def bench_ingest(source: str | None = None, *, episodes: int = 8, steps: int = 1
             for ref in reader.refs()
             if isinstance(ref, SourceRef)
             for episode in reader.read(ref)
+            if isinstance(episode, Episode)
             for frames in episode.frames.values()
             if isinstance(frames, EncodedFrames)
         ]

@@ -1,10 +1,11 @@
 """Checks of what a source claims; each failure has a reason that the quarantine counts by.
 
-Letters: T steps. All checks raise `BadDataError`; none decodes an image.
+Letters: T steps. All checks raise `BadDataError`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,15 @@ class Rejection:
     """One line to read."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What a source holds and is not read, though nothing is wrong with it: it is counted and named."""
+
+    source_uri: str
+    what: str
+    """A few words, such as "3 files *.json"."""
+
+
 class BadDataError(Exception):
     """A source is not what it says. Whoever knows which one was read turns it into a `Rejection`."""
 
@@ -38,7 +48,7 @@ class BadDataError(Exception):
         self.detail = " ".join(detail.split())
 
 
-def check_finite(values: Mapping[str, NDArray[np.float32]]) -> None:
+def check_finite(values: Mapping[str, NDArray[Any]]) -> None:
     """No field holds NaN or infinity, reason "non_finite"."""
     for name, array in values.items():
         if not np.isfinite(array).all():
@@ -66,7 +76,7 @@ def check_flags(is_first: NDArray[np.bool_], is_last: NDArray[np.bool_]) -> None
 
 
 def check_jpegs(camera: str, jpegs: Sequence[bytes]) -> tuple[int, int]:
-    """Every frame is a whole JPEG and all have one size.
+    """Every frame is a whole JPEG, down to its last compressed byte, and all have one size.
 
     The frames of one encoder share their header, so only the first, and those whose header differs, are parsed.
 
@@ -74,19 +84,24 @@ def check_jpegs(camera: str, jpegs: Sequence[bytes]) -> tuple[int, int]:
         Height and width in pixels.
 
     Raises:
-        BadDataError: "not_a_jpeg", "truncated_jpeg", "not_rgb", "frame_size_mismatch", "too_large".
+        BadDataError: "not_a_jpeg", "truncated_jpeg", "not_rgb", "frame_size_mismatch", "too_large", "corrupt".
     """
+    from storage_schemas.store.frames import check_compressed
+
     size, header = (0, 0), b""
     for step, jpeg in enumerate(jpegs):
         if not jpeg.endswith(_EOI) and not jpeg.rstrip(b"\0").endswith(_EOI):
             reason = "truncated_jpeg" if jpeg.startswith(_SOI) else "not_a_jpeg"
             raise BadDataError(reason, f"{camera}: frame {step} of {len(jpeg)} bytes has no JPEG end marker")
-        if header and jpeg.startswith(header):
-            continue
-        found, parsed = _jpeg_size(camera, step, jpeg)
-        if step and found != size:
-            raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {found}, frame 0 is {size}")
-        size, header = found, parsed
+        if not header or not jpeg.startswith(header):
+            found, header = _jpeg_size(camera, step, jpeg)
+            if step and found != size:
+                raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {found}, frame 0 is {size}")
+            size = found
+        try:
+            check_compressed(jpeg)
+        except ValueError as error:
+            raise BadDataError("corrupt", f"{camera}: frame {step} can't be decoded: {error}") from error
     return size
 
 

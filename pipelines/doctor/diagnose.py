@@ -12,10 +12,10 @@ from typing import Any
 
 from pipelines.checks.content import Finding, check_episode, check_times, picture
 from pipelines.checks.duplicates import Seen
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
-from pipelines.source import SourceReader, SourceRef, Timed
+from pipelines.source import SourceReader, SourceRef, Timed, episodes_of
 from pipelines.sources.registry import open_source
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.catalog.table import dataset_exists
@@ -141,6 +141,9 @@ class _Examination:
         before = self.episodes, self.steps
         try:
             for episode in self.target.read(item):
+                if isinstance(episode, LeftOut):
+                    self.findings.append(left_out(episode))
+                    continue
                 self.episodes, self.steps = self.episodes + 1, self.steps + len(episode)
                 self.findings += self._check(episode)
             self.findings += self.target.timing(item)
@@ -171,6 +174,11 @@ def fatal(rejection: Rejection) -> Finding:
     return Finding(reason=rejection.reason, detail=rejection.detail, source_uri=rejection.source_uri, fatal=True)
 
 
+def left_out(item: LeftOut) -> Finding:
+    """What is not read of a source, as a finding."""
+    return Finding(reason="left_out", detail=item.what, source_uri=item.source_uri)
+
+
 class _Source:
     """A source as a target."""
 
@@ -179,22 +187,23 @@ class _Source:
     def __init__(self, reader: SourceReader) -> None:
         self._reader = reader
         listed = list(reader.refs())
-        self._rejected = [item for item in listed if isinstance(item, Rejection)]
+        self._first = [fatal(item) for item in listed if isinstance(item, Rejection)]
+        self._first += [left_out(item) for item in listed if isinstance(item, LeftOut)]
         self.items: Sequence[SourceRef] = [item for item in listed if isinstance(item, SourceRef)]
         self.format = reader.format
         self.cameras: Collection[str] = reader.spec().cameras
 
     def at_first(self) -> Iterator[Finding]:
         """What shows while listing."""
-        return map(fatal, self._rejected)
+        return iter(self._first)
 
     def identity(self, ref: SourceRef) -> tuple[str, str]:
         """Its name, and what is equal for equal bytes."""
         return ref.uri, ref.content
 
-    def read(self, ref: SourceRef) -> Iterator[Episode]:
+    def read(self, ref: SourceRef) -> Iterator[Episode | LeftOut]:
         """Its episodes."""
-        return self._reader.read(ref)
+        return episodes_of(self._reader, ref)
 
     def timing(self, ref: SourceRef) -> Iterator[Finding]:
         """What its clock shows."""

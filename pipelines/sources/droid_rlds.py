@@ -1,13 +1,15 @@
 """DROID in RLDS: TFRecord files as tensorflow-datasets writes them, one record per episode, without TensorFlow.
 
-The fields come from `features.json`; where that is absent, from the first readable record. JPEG bytes pass through
-untouched. Letters: T steps, D dimensions of a field.
+The fields come from `features.json`; where that is absent, from all records. JPEG bytes pass through untouched.
+
+An episode of DROID is known by where it was recorded, any other by its content: builders of different robots give
+records the same names and places, and a set that is built again shuffles them.
 """
 
 import hashlib
-import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,34 +17,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.checks import quality
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile, find, printable
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
+from pipelines.sources.rlds_fields import (
+    PNG,
+    Fields,
+    declared_fields,
+    fields_of,
+    instructions_of,
+    numbers_of,
+    pixels_of,
+)
 from pipelines.tfrecord import Example, Record, check_record, scan
 from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS, DROID_FPS, droid_action
 from storage_schemas.documents import find_document
-from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
+from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta, Frames
 from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location
-from storage_schemas.schema import DatasetSpec, check_field_names
+from storage_schemas.schema import DatasetSpec
 
+_UNFINISHED = re.compile(r"\..*|.*(\.gstmp|\.part|\.partial|\.tmp|\.incomplete|\.crdownload|\.aria2)", re.DOTALL)
+"""Names under which rsync, gsutil and others write what is not complete yet."""
 _SHARD = re.compile(r"(?P<stem>.+-(?P<split>[^-]+)\.tfrecord)-(?P<index>\d{5,})-of-(?P<total>\d{5,})")
-_MAX_JSON = 1 << 24
-_MAX_DIM = 1 << 20
+_RECORDED = len(("lab", "success", "day", "time"))
 _STRUCTURE = ("is_first", "is_last")  # checked, then implied by the episode's length
 _VELOCITY, _GRIPPER = "action_dict/cartesian_velocity", "action_dict/gripper_position"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fields:
-    """What the records of a folder hold, by name without the leading `steps/`."""
-
-    cameras: tuple[str, ...]
-    """Keys of the image fields, such as `observation/wrist_image_left`."""
-    numbers: Mapping[str, int]
-    """Name of each numeric field and its D."""
-    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +74,16 @@ class DroidRlds:
 
     def __init__(self, source: str, *, collection: str | None = None) -> None:
         self._collection = collection
-        found = find(source, is_mine)
-        self._unusable = [item for item in found if isinstance(item, Rejection)]
         shards: dict[str, list[SourceFile]] = {}
-        for file in found:
-            if isinstance(file, SourceFile) and is_mine(file.name):
+        self._unusable: list[Rejection | LeftOut] = []
+        for file in find(source, is_mine, beside=("features.json", "dataset_info.json")):
+            if not isinstance(file, SourceFile):
+                self._unusable.append(file)
+            elif _UNFINISHED.fullmatch(file.name):
+                self._unusable.append(
+                    _rejection(file.uri, file.size, "unfinished", "its name is that of a download under way")
+                )
+            elif is_mine(file.name):
                 shards.setdefault(file.folder, []).append(file)
         if not shards:
             raise UserError(f"{printable(source)} holds no TFRecord file: is it another --format?")
@@ -92,7 +98,7 @@ class DroidRlds:
             cameras=DROID_CAMERAS if set(cameras) <= set(DROID_CAMERAS) else cameras, action_dim=DROID_ACTION_DIM
         )
 
-    def refs(self) -> Iterator[SourceRef | Rejection]:
+    def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
         """One reference per record, found by seeking over the framing; the fingerprint is its length and checksum."""
         yield from self._unusable
         for folder in self._folders.values():
@@ -111,29 +117,31 @@ class DroidRlds:
         steps = len(example.numbers("steps/is_first"))
         if steps == 0:
             raise BadDataError("empty", "the episode has no steps")
-        _check_declared(example, folder.fields)
-        state = _numbers(example, folder.fields, steps)
+        fields = folder.fields
+        fields.check(example)
+        state = numbers_of(example, fields, steps)
+        if missing := [name for name in (*_STRUCTURE, _VELOCITY, _GRIPPER) if name not in state]:
+            raise BadDataError("missing_field", f"the record has no steps/{missing[0]}")
         quality.check_flags(state["is_first"][:, 0] != 0, state["is_last"][:, 0] != 0)
         quality.check_finite(state)
-        missing = [name for name in (_VELOCITY, _GRIPPER) if name not in state]
-        if missing:
-            raise BadDataError("missing_field", f"the action needs {missing[0]}")
-        place = ref.uri.removeprefix(printable(ref.file.folder))
-        lab, success, identity = _identity(example, fallback=f"{folder.name}{place}")
+        frames = {_camera(key): _frames(example, key, steps) for key in fields.of(example, fields.cameras)}
+        if not frames:
+            raise BadDataError("no_camera", "the record has no image")
+        lab, success, identity = _recorded(example)
         return Episode(
             meta=EpisodeMeta(
-                episode_id=hashlib.sha256(f"droid\0{identity}".encode()).hexdigest()[:32],
+                episode_id=hashlib.sha256((identity or f"record\0{ref.fingerprint}").encode()).hexdigest()[:32],
                 source_uri=ref.uri,
                 source_format=self.format,
                 source_fingerprint=ref.fingerprint,
                 collection=self._collection or lab or folder.name,
                 fps=DROID_FPS,
-                language=_language(example, folder.fields),
+                language=instructions_of(example),
                 success=success,
             ),
-            action=droid_action(state[_VELOCITY], state[_GRIPPER]),
+            action=_action(state),
             action_mask=np.ones(steps, np.bool_),
-            frames={_camera(key): _frames(example, key, steps) for key in folder.fields.cameras},
+            frames=frames,
             state={name: values for name, values in state.items() if name not in _STRUCTURE},
         )
 
@@ -200,16 +208,31 @@ def _open_folder(shards: list[SourceFile], whole: bool) -> _Folder:
             problems.append(_rejection(f"{uri}dataset_info.json", 0, error.reason, error.detail))
     names = {shard.name for shard in shards}
     if whole:
-        expected = sorted({*records, *(sibling for shard in names for sibling in _siblings(shard))} - names)
-        problems += [_rejection(f"{uri}{e}", 0, "missing_shard", "the shard is not in its folder") for e in expected]
+        problems += _missing(uri, names, {*records, *(sibling for shard in names for sibling in _siblings(shard))})
     fields = None
     if isinstance(features, dict):
         try:
-            fields = _declared(features)
+            fields = declared_fields(features)
         except BadDataError as error:
             problems.append(_rejection(f"{uri}features.json", 0, error.reason, error.detail))
-    fields = fields or _inferred(shards)
+    fields = fields or fields_of(_readable(shards))
+    for key, what in fields.left_out.items():
+        problems.append(_rejection(f"{uri}#{key}", 0, "not_a_picture", f"it holds {what}: stored without it"))
     return _Folder(name=name, fields=fields, records=records, shards=tuple(shards), problems=tuple(problems))
+
+
+def _missing(uri: str, names: set[str], expected: set[str]) -> Iterator[Rejection]:
+    """One verdict on all shards that are not in their folder."""
+    missing = sorted(expected - names)
+    if len(missing) == 1:
+        yield _rejection(f"{uri}{printable(missing[0])}", 0, "missing_shard", "the shard is not in its folder")
+    elif missing:
+        detail = f"{len(missing)} of {len(expected)} shards are not in their folder, such as {missing[0]}"
+        yield Rejection(source_uri=uri, fingerprint=_digest(missing), reason="missing_shard", detail=detail)
+
+
+def _digest(names: list[str]) -> str:
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
 def _read_json(place: Location) -> dict[str, Any] | Rejection | None:
@@ -245,132 +268,45 @@ def _siblings(shard: str) -> list[str]:
     return [f"{match['stem']}-{index:05d}-of-{match['total']}" for index in range(int(match["total"]))]
 
 
-def _declared(features: dict[str, Any]) -> Fields:
-    """The fields that `features.json` declares under `steps`.
-
-    Raises:
-        BadDataError: "bad_metadata", when a feature is of no known kind or has no possible shape or name.
-    """
-    cameras, numbers, texts = [], {}, []
-    try:
-        for key, node in _leaves(features, ""):
-            name = key.removeprefix("steps/")
-            if name == key:
-                continue
-            if "image" in node:
-                cameras.append(name)
-            elif "text" in node or node["tensor"]["dtype"] in ("string", "object"):
-                texts.append(name)
-            else:
-                numbers[name] = _dim(node["tensor"].get("shape", {}).get("dimensions", []))
-        check_field_names(list(numbers))
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise BadDataError("bad_metadata", f"a feature makes no sense: {type(error).__name__}: {error}") from error
-    if not numbers:
-        raise BadDataError("bad_metadata", "it declares no number under steps")
-    return Fields(cameras=tuple(cameras), numbers=numbers, texts=tuple(texts))
-
-
-def _dim(dimensions: list[Any]) -> int:
-    dim = math.prod(int(size) for size in dimensions)
-    if not 0 <= dim <= _MAX_DIM:
-        raise ValueError(f"a shape of {dimensions}")
-    return dim
-
-
-def _leaves(node: dict[str, Any], key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    if "featuresDict" in node:
-        for name, child in node["featuresDict"]["features"].items():
-            yield from _leaves(child, f"{key}/{name}" if key else name)
-    elif "sequence" in node:
-        yield from _leaves(node["sequence"]["feature"], key)
-    else:
-        yield key, node
-
-
-def _inferred(shards: list[SourceFile]) -> Fields:
-    """The fields of the first readable record of at least one step."""
+def _readable(shards: list[SourceFile]) -> Iterator[Example]:
+    """All records that can be read."""
     for shard in shards:
         for ref in _list_shard(shard, None):
-            try:
+            with suppress(BadDataError, OSError):
                 if isinstance(ref, SourceRef):
-                    data = ref.file.read(ref.offset, ref.length)
-                    return _fields_of(Example(check_record(data, ref.length, ref.checksum)))
-            except BadDataError:
-                continue
-    raise UserError(f"{shards[0].uri}: no readable record, and no features.json beside it")
+                    yield Example(check_record(ref.file.read(ref.offset, ref.length), ref.length, ref.checksum))
 
 
-def _fields_of(example: Example) -> Fields:
-    steps = len(example.numbers("steps/is_first"))
-    if steps == 0:
-        raise BadDataError("empty", "the episode has no steps")
-    cameras, numbers, texts = [], {}, []
-    for key in example.names():
-        name = key.removeprefix("steps/")
-        if name == key:
-            continue
-        strings = example.byte_strings(key)
-        if not strings:
-            numbers[name] = len(example.numbers(key)) // steps
-        elif strings[0].startswith(b"\xff\xd8"):
-            cameras.append(name)
-        else:
-            texts.append(name)
-    return Fields(cameras=tuple(cameras), numbers=numbers, texts=tuple(texts))
+def _action(state: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The action (T, 10) of one arm. Raises BadDataError "action_dim"."""
+    for name, dim in ((_VELOCITY, 6), (_GRIPPER, 1)):
+        if state[name].shape[1] != dim:
+            raise BadDataError("action_dim", f"{name} has {state[name].shape[1]} numbers a step, DROID's has {dim}")
+    return droid_action(state[_VELOCITY], state[_GRIPPER])
 
 
-def _numbers(example: Example, fields: Fields, steps: int) -> dict[str, NDArray[np.float32]]:
-    """All numeric fields, each (T, D)."""
-    values = {}
-    for name, dim in fields.numbers.items():
-        flat = example.numbers(f"steps/{name}")
-        if len(flat) != steps * dim:
-            detail = f"{name} has {len(flat)} numbers for {steps} steps of {dim}"
-            raise BadDataError("length_mismatch", detail)
-        values[name] = flat.reshape(steps, dim)
-    for name in _STRUCTURE:
-        if name not in values:
-            raise BadDataError("missing_field", f"the record has no steps/{name}")
-    return values
+def _frames(example: Example, key: str, steps: int) -> Frames:
+    images = example.byte_strings(f"steps/{key}")
+    quality.check_lengths({key: len(images)}, steps)
+    if any(image.startswith(PNG) for image in images):
+        return pixels_of(_camera(key), images)
+    height, width = quality.check_jpegs(_camera(key), images)
+    return EncodedFrames(height=height, width=width, jpegs=images)
 
 
-def _check_declared(example: Example, fields: Fields) -> None:
-    """All fields of the record are declared, so that a damaged declaration loses none of them."""
-    known = {f"steps/{name}" for name in (*fields.cameras, *fields.numbers, *fields.texts)}
-    strange = [key for key in example.names() if key.startswith("steps/") and key not in known]
-    if strange:
-        raise BadDataError("undeclared_field", f"the record has {strange[0]}, which features.json does not declare")
-
-
-def _frames(example: Example, key: str, steps: int) -> EncodedFrames:
-    jpegs = example.byte_strings(f"steps/{key}")
-    quality.check_lengths({key: len(jpegs)}, steps)
-    height, width = quality.check_jpegs(_camera(key), jpegs)
-    return EncodedFrames(height=height, width=width, jpegs=jpegs)
-
-
-def _language(example: Example, fields: Fields) -> tuple[str, ...]:
-    """The distinct instructions of an episode; slots may be missing or empty."""
-    slots = [name for name in fields.texts if "language" in name and f"steps/{name}" in example]
-    raw = dict.fromkeys(text for name in slots for text in dict.fromkeys(example.byte_strings(f"steps/{name}")))
-    try:
-        return tuple(dict.fromkeys(text for text in (value.decode().strip() for value in raw) if text))
-    except UnicodeDecodeError as error:
-        raise BadDataError("invalid_utf8", f"a language instruction is not UTF-8: {error.reason}") from error
-
-
-def _identity(example: Example, fallback: str) -> tuple[str | None, bool | None, str]:
-    """Lab, success and identity of an episode, from the path under which it was recorded.
+def _recorded(example: Example) -> tuple[str | None, bool | None, str | None]:
+    """Lab, success and identity of an episode, as far as the path tells under which it was recorded.
 
     The recorded prefix differs between releases (/nfs/..., gs://...), so the path is read from the right:
-    `<lab>/<success|failure>/<day>/<time>/trajectory.h5`.
+    `<lab>/<success|failure>/<day>/<time>/trajectory.h5`. Only such a path names one episode: others give many the
+    same folder, and different robots the same name, such as `data/success/episode_0.h5`.
     """
     key = "episode_metadata/file_path"
     paths = example.byte_strings(key) if key in example else ()
     parts = paths[0].decode(errors="replace").split("/") if paths else []
     for index in range(len(parts) - 2, 0, -1):
         if parts[index] in ("success", "failure") and parts[index - 1]:
-            tail = parts[index - 1 : -1] if "." in parts[-1] else parts[index - 1 :]
-            return parts[index - 1], parts[index] == "success", "/".join(tail)
-    return None, None, fallback
+            tail = parts[index - 1 : -1] if parts[-1].startswith("trajectory") else parts[index - 1 :]
+            identity = f"droid\0{'/'.join(tail)}" if len(tail) == _RECORDED and "." not in tail[-1] else None
+            return parts[index - 1], parts[index] == "success", identity
+    return None, None, None

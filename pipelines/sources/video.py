@@ -13,7 +13,7 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile, find, printable
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
@@ -62,31 +62,32 @@ class VideoFiles:
             raise UserError(f"no camera {self._camera!r}: choose one of {', '.join(self._spec.cameras)}")
         self._options = options
         self._found = find(source, is_mine)
-        if not self._found:
+        if all(isinstance(item, LeftOut) for item in self._found):
             raise UserError(f"{printable(source)} holds no video: is it another --format?")
 
     def spec(self) -> DatasetSpec:
         """The dataset's own, or DROID's cameras and action."""
         return self._spec
 
-    def refs(self) -> Iterator[SourceRef | Rejection]:
+    def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
         """One reference per file; the fingerprint is a hash of its size and content (of samples above 16 MiB)."""
         copies: Counter[str] = Counter()
         for found in self._found:
-            item = found if isinstance(found, Rejection) else _reference(found)
+            item = _reference(found) if isinstance(found, SourceFile) else found
             if isinstance(item, SourceRef):
                 copies[item.fingerprint] += 1
                 if more := copies[item.fingerprint] - 1:
                     item = replace(item, fingerprint=f"{item.fingerprint}+{more}")
             yield item
 
-    def read(self, ref: SourceRef) -> Iterator[Episode]:
-        """The clips of a file. Raises BadDataError, possibly after some clips."""
+    def read(self, ref: SourceRef) -> Iterator[Episode | LeftOut]:
+        """The clips of a file, and other tracks of it. Raises BadDataError, possibly after some clips."""
         options = self._options
         decoder = decoding(
             ref.file, fps=options.fps, short_side=SHORT_SIDE, backend=options.backend, min_steps=MIN_STEPS
         )
-        with reading(), decoder as (rate, frames):
+        with reading(), decoder as (rate, frames, left_out):
+            yield from (LeftOut(source_uri=ref.uri, what=what) for what in left_out)
             index = 0
             while True:
                 clip = list(islice(frames, options.clip_steps))

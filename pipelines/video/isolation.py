@@ -40,8 +40,8 @@ Kind = Literal["info", "frame", "times", "done", "bad", "read", "error"]
 @contextmanager
 def decoding(
     file: SourceFile, *, fps: float, short_side: int, backend: str, min_steps: int = 1
-) -> Iterator[tuple[float, Iterator[NDArray[np.uint8]]]]:
-    """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video.decode`.
+) -> Iterator[tuple[float, Iterator[NDArray[np.uint8]], list[str]]]:
+    """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video.decode`, and what is left out.
 
     Args:
         file: the video.
@@ -61,6 +61,7 @@ def decoding(
         yield (
             float(facts["rate"]),
             (np.frombuffer(data, np.uint8).reshape(shape) for facts, data in messages if facts["kind"] == "frame"),
+            facts["left_out"],
         )
 
 

@@ -106,7 +106,7 @@ def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
 
     info = probe(file)
     rate, size = info.steps_per_second(job["fps"], job["min_steps"]), info.size(job["short_side"])
-    parent.tell("info", rate=rate, size=size)
+    parent.tell("info", rate=rate, size=size, left_out=info.left_out)
     for frame in steady_frames(file, info, rate=rate, size=size, backend=job["backend"]):
         parent.tell("frame", frame.data.cast("B"))
 

@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 
 from storage_schemas.catalog.delta import exclusive, read_columns, with_columns_of
 from storage_schemas.catalog.rows import EpisodeRow, rows_to_arrow
-from storage_schemas.catalog.table import open_dataset_table
+from storage_schemas.catalog.table import create_dataset, dataset_exists, open_dataset_table, take_spec
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.location import Location, locate, storage_errors
+from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -75,6 +76,20 @@ def commit(
     """
     committer = dataset if isinstance(dataset, Committer) else Committer(dataset)
     return committer.commit(rows, retire=retire)
+
+
+def start_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
+    """Create a dataset for its first episodes; one that never had any takes the spec.
+
+    Raises:
+        UserError: when it had episodes of another spec.
+        TimeoutError: when other committers never left a gap.
+    """
+    location = locate(uri)
+    if dataset_exists(location.uri):
+        attempt(location, lambda: take_spec(location, spec))
+    else:
+        create_dataset(location.uri, spec)
 
 
 class Committer:

@@ -88,13 +88,6 @@ def read_columns(file: Location, columns: list[str]) -> pa.Table:
         return read_table(pa.BufferReader(file.read_bytes()), columns=columns)
 
 
-def append(table: "DeltaTable", data: pa.Table) -> None:
-    """Append to the version that `table` has read; fails when another exclusive commit came between."""
-    from deltalake import write_deltalake
-
-    write_deltalake(table, data, mode="append", commit_properties=exclusive(table))
-
-
 def with_columns_of(table: "DeltaTable", data: pa.Table) -> pa.Table:
     """The data with the columns that the table has besides, empty: a table of an older version can be added to."""
     schema = pa.schema(table.schema())

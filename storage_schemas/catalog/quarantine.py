@@ -2,18 +2,22 @@
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from storage_schemas.catalog.commits import CommitResult, attempt, commit
-from storage_schemas.catalog.delta import append, create_table, is_table, open_table
+from storage_schemas.catalog.delta import create_table, exclusive, is_table, open_table
 from storage_schemas.catalog.rows import EpisodeTable
-from storage_schemas.catalog.table import load, open_dataset_table
+from storage_schemas.catalog.table import dataset_exists, load, open_dataset_table
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +32,13 @@ class QuarantineRow:
     """One readable line."""
     run_id: str
     time: datetime
+    source: str = ""
+    """The source whose ingestion turned it away, with its format; empty in rows of older versions."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes two entries the same."""
+        return self.source_uri, self.fingerprint, self.reason
 
 
 WITHDRAWN = "withdrawn"
@@ -41,6 +52,7 @@ _SCHEMA = pa.schema(
         ("detail", pa.string()),
         ("run_id", pa.string()),
         ("time", pa.timestamp("us", tz="UTC")),
+        ("source", pa.string()),
     ]
 )
 
@@ -64,13 +76,45 @@ def add_quarantine(uri: str | os.PathLike[str], rows: Sequence[QuarantineRow]) -
 
 def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
     table = open_table(location)
-    entries = table.to_pyarrow_table(columns=["source_uri", "fingerprint", "reason"]).to_pylist()
-    seen = {(row["source_uri"], row["fingerprint"], row["reason"]) for row in entries}
-    unique = {(row.source_uri, row.fingerprint, row.reason): row for row in rows}
+    seen = {entry.key for entry in _entries(table)}
+    unique = {row.key: row for row in rows}
     new = [row for key, row in unique.items() if key not in seen]
     if new:
-        append(table, pa.table({f.name: [getattr(row, f.name) for row in new] for f in fields(QuarantineRow)}, _SCHEMA))
+        _write(table, new, "append")
     return len(new)
+
+
+def release(uri: str | os.PathLike[str], is_over: Callable[[QuarantineRow], bool]) -> int:
+    """Take out of quarantine what is not so any more; returns how many entries that were. What a user withdrew stays.
+
+    Raises:
+        TimeoutError: when other writers never left a gap.
+    """
+    location = locate(uri) / "quarantine"
+    return attempt(location, lambda: _release_once(location, is_over)) if is_table(location) else 0
+
+
+def _release_once(location: Location, is_over: Callable[[QuarantineRow], bool]) -> int:
+    table = open_table(location)
+    entries = _entries(table)
+    kept = [entry for entry in entries if entry.reason == WITHDRAWN or not is_over(entry)]
+    if len(kept) < len(entries):
+        _write(table, kept, "overwrite")
+    return len(entries) - len(kept)
+
+
+def _entries(table: "DeltaTable") -> list[QuarantineRow]:
+    """All rows; a column that an older table lacks, or left empty, has its default."""
+    rows = table.to_pyarrow_table().sort_by("time").to_pylist()
+    given = ({name: value for name, value in row.items() if value is not None} for row in rows)
+    return [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in given]
+
+
+def _write(table: "DeltaTable", rows: Sequence[QuarantineRow], mode: Literal["append", "overwrite"]) -> None:
+    from deltalake import write_deltalake
+
+    data = pa.table({f.name: [getattr(row, f.name) for row in rows] for f in fields(QuarantineRow)}, _SCHEMA)
+    write_deltalake(table, data, mode=mode, schema_mode="merge", commit_properties=exclusive(table))
 
 
 def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = None) -> list[QuarantineRow]:
@@ -81,18 +125,18 @@ def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = Non
         episodes: Those that count; None reads the newest version's.
 
     Raises:
-        UserError: when there is no dataset.
+        UserError: when there is neither a dataset nor a quarantine.
     """
     location = locate(uri)
-    if episodes is None:
+    some = is_table(location / "quarantine")
+    if episodes is None and (dataset_exists(location.uri) or not some):  # a source may have had nothing to store
         episodes = load(location, open_dataset_table(location)).episodes
-    known = episodes.sources()
+    known = set() if episodes is None else episodes.sources()
     known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
-    if not is_table(location / "quarantine"):
+    if not some:
         return []
     table = open_table(location / "quarantine")
-    rows = persistent(location, table.to_pyarrow_table).sort_by("time").to_pylist()
-    entries = [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in rows]
+    entries = persistent(location, lambda: _entries(table))
     return [row for row in entries if (row.source_uri, row.fingerprint) not in known]
 
 

@@ -32,7 +32,7 @@ class FieldStatistics:
         return np.sqrt(np.maximum(self.sumsq / max(1, self.count) - self.mean**2, 0.0))
 
     @classmethod
-    def of(cls, values: NDArray[np.float32]) -> Self | None:
+    def of(cls, values: NDArray[Any]) -> Self | None:
         """Statistics of steps (N, D); None when no step is finite."""
         finite = values[np.isfinite(values).all(axis=1)].astype(np.float64)
         if len(finite) == 0:

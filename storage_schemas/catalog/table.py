@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from storage_schemas.catalog.delta import create_table, in_order, is_table, open_table
+from storage_schemas.catalog.delta import create_table, exclusive, in_order, is_table, open_table
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
@@ -48,6 +48,23 @@ def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
     if snapshot.spec != spec:
         raise UserError(f"{location.uri} exists with other settings: {snapshot.spec.to_json()}, not {spec.to_json()}")
     return snapshot
+
+
+def take_spec(location: Location, spec: DatasetSpec) -> None:
+    """Give a dataset that never had an episode, version 0, its spec; one that had must have it.
+
+    Fails when another commit came between.
+
+    Raises:
+        UserError: when it had episodes of another spec.
+    """
+    table = open_dataset_table(location)
+    stored = _spec(location, table)
+    if stored != spec and table.version():
+        raise UserError(f"{location.uri} exists with other settings: {stored.to_json()}, not {spec.to_json()}")
+    if stored != spec:
+        properties = {_SPEC_KEY: spec.to_json()}
+        table.alter.set_table_properties(properties, raise_if_not_exists=False, commit_properties=exclusive(table))
 
 
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:

@@ -15,7 +15,7 @@ from storage_schemas.errors import DamagedError
 from storage_schemas.location import Location, locate
 from storage_schemas.schema import StoreSchema, part_metadata, shard_key
 from storage_schemas.store.dataset import Dataset, open_dataset
-from storage_schemas.store.frames import check_frame
+from storage_schemas.store.frames import check_compressed, check_frame
 from storage_schemas.store.shards import index_bytes, parse_index
 
 _BLOCK = 256
@@ -51,11 +51,11 @@ def verify(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Check every byte that a dataset version names; decodes headers, not images.
+    """Check every byte that a dataset version names.
 
     Per part: schema, metadata documents, checksums of shard indexes and number arrays. Per episode:
-    its place in the part, masks and frame sizes against the row, the header of every frame, and the
-    checksum of all its bytes.
+    its place in the part, masks and frame sizes against the row, every frame down to its last compressed
+    byte, and the checksum of all its bytes.
 
     Args:
         uri: The dataset.
@@ -178,6 +178,8 @@ class _PartChecker:
             views = np.flatnonzero((sizes == size).all(axis=1))
             for chunk in self._frames(episode, schema, size, views):
                 check_frame(chunk, schema.codec, *size)
+                if schema.codec == "jpeg":
+                    check_compressed(chunk)
                 value = google_crc32c.extend(value, chunk)
         for name in schema.numbers:
             value = google_crc32c.extend(value, self._dataset.array(episode, name).tobytes())

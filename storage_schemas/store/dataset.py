@@ -200,7 +200,12 @@ class Dataset:
         try:
             decode_frames(chunks, self.schema(episode).codec, out, least)
         except (ValueError, RuntimeError) as error:
-            raise DamagedError(f"a frame of episode {self.episodes.row(episode).episode_id}: {error}") from error
+            raise DamagedError(f"{self._named(episode)} has a frame that can't be decoded: {error}") from error
+
+    def _named(self, episode: int) -> str:
+        """What to call an episode in an error: where it is, and the raw file that it came from."""
+        source: str = self.episodes.column("source_uri")[episode]
+        return f"{self.uri}: episode {self.episodes.episode_ids[episode]} from {source}"
 
     def chunks(self, episode: int, steps: NDArray[np.int64], views: NDArray[np.int64]) -> list[Chunk]:
         """Stored bytes of frames, step by step and view by view; steps ascend, all views have one size."""
@@ -233,8 +238,7 @@ class Dataset:
             for chunks in islice(stream, count):
                 present = [chunk for chunk in chunks if chunk is not None]
                 if len(present) != len(chunks):
-                    name = self.episodes.row(request.episode).episode_id
-                    raise DamagedError(f"a frame of episode {name} is missing")
+                    raise DamagedError(f"{self._named(request.episode)} lacks a frame")
                 frames.extend(present)
             yield frames
 

@@ -81,6 +81,15 @@ def _decode_scaled(chunk: Data, frame: NDArray[np.uint8], least: tuple[int, int]
         raise ValueError(f"the JPEG shrinks to {decoded.shape[:2]}, not to {frame.shape[:2]}")
 
 
+def check_compressed(jpeg: Data) -> None:
+    """Read all compressed data of a JPEG, as whoever decodes it later must, and compute next to no pixel of it.
+
+    Raises:
+        ValueError: when something of it is missing, too much, or no code of its tables.
+    """
+    simplejpeg.decode_jpeg(jpeg, "GRAY", fastdct=True, fastupsample=True, min_height=1, min_width=1)
+
+
 def check_frame(chunk: Data, codec: Codec, height: int, width: int) -> None:
     """Read only the header of an encoded frame.
 

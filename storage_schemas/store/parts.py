@@ -62,10 +62,13 @@ def write_part(
     location = locate(uri)
     spec = spec or dataset_spec(location)
     for episode in episodes:
-        _check_fits(episode, spec)
+        check_fits(episode, spec)
     layouts: dict[tuple[StateArray, ...], list[int]] = {}
     for i, episode in enumerate(episodes):
-        layout = tuple(StateArray(name=name, dim=episode.state[name].shape[1]) for name in sorted(episode.state))
+        layout = tuple(
+            StateArray(name=name, dim=values.shape[1], dtype="int64" if values.dtype == np.int64 else "float32")
+            for name, values in sorted(episode.state.items())
+        )
         layouts.setdefault(layout, []).append(i)
     rows: dict[int, EpisodeRow] = {}
     for layout, members in layouts.items():
@@ -74,7 +77,8 @@ def write_part(
     return [rows[i] for i in range(len(episodes))]
 
 
-def _check_fits(episode: Episode, spec: DatasetSpec) -> None:
+def check_fits(episode: Episode, spec: DatasetSpec) -> None:
+    """Whether a dataset can take an episode. Raises ValueError."""
     name = episode.meta.episode_id
     if strange := set(episode.frames) - set(spec.cameras):
         raise ValueError(f"episode {name!r} has cameras {sorted(strange)} that the dataset does not: {spec.cameras}")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_numbers import assert_all_compared, assert_near, load_params, sizes, tensors
+from golden_numbers import assert_all_compared, assert_near, build, load_params, sizes, tensors
 from torch import Tensor
 
 from uwm.baselines.diffusion_policy import sample_actions
 from uwm.baselines.dp_network import DpTransformer
-from uwm.policies import UwmDiffusionConfig
+from uwm.policies import DpConfig, UwmDiffusionConfig
 
 pytestmark = pytest.mark.golden
 
@@ -22,7 +22,7 @@ def golden(golden_root: Path) -> dict[str, Tensor]:
 
 
 def test_every_output_is_reproduced(golden_root: Path, golden: dict[str, Tensor]) -> None:
-    network = DpTransformer(**sizes(golden_root, "dp"))
+    network = build(DpTransformer, DpConfig, sizes(golden_root, "dp"))
     load_params(network, golden)
     with torch.no_grad():
         found = {

@@ -8,6 +8,7 @@ from golden_numbers import assert_all_compared, assert_near, load_params, sizes,
 from torch import Tensor
 
 from uwm.baselines.gr1_network import Gr1Network, sinusoid_2d
+from uwm.policies import Gr1Config, Gr1DecoderConfig, Gr1EncoderConfig
 
 pytestmark = pytest.mark.golden
 
@@ -21,8 +22,18 @@ def golden(golden_root: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(golden_root: Path, golden: dict[str, Tensor]) -> Gr1Network:
-    side = sizes(golden_root, "gr1")["image_size"]
-    network = Gr1Network(**sizes(golden_root, "gr1") | {"image_size": (side, side)})
+    facts = sizes(golden_root, "gr1")
+    side = facts["image_size"]
+    encoder = Gr1EncoderConfig(resampler_latents=facts["latents_per_image"] - 1)
+    decoder = Gr1DecoderConfig(
+        patch=facts["patch_size"], depth=facts["decoder_depth"], heads=facts["decoder_num_heads"]
+    )
+    settings = {name: facts[name] for name in ("embed_dim", "depth", "num_heads")}
+    network = Gr1Network(
+        Gr1Config(**settings, obs_encoder=encoder, decoder=decoder),
+        image_size=(side, side),
+        **{name: facts[name] for name in ("num_views", "num_frames", "action_len", "action_dim")},
+    )
     load_params(network, golden)
     return network
 

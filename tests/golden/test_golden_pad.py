@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_numbers import assert_all_compared, assert_near, load_params, sizes, tensors
+from golden_numbers import assert_all_compared, assert_near, build, load_params, sizes, tensors
 from torch import Tensor
 
 from uwm.baselines.pad_network import PadTransformer
+from uwm.policies import PadConfig
 
 pytestmark = pytest.mark.golden
 
@@ -22,7 +23,7 @@ def golden(golden_root: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(golden_root: Path, golden: dict[str, Tensor]) -> PadTransformer:
-    network = PadTransformer(**sizes(golden_root, "pad"))
+    network = build(PadTransformer, PadConfig, sizes(golden_root, "pad"))
     load_params(network, golden)
     return network
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_numbers import assert_all_compared, assert_near, load_params, sizes, tensors
+from golden_numbers import assert_all_compared, assert_near, build, load_params, sizes, tensors
 from torch import Tensor
 
 from uwm.diffusion.modes import MODES, Modality, Role, run
 from uwm.model.transformer import DiffusionTransformer
-from uwm.policies import UwmDiffusionConfig
+from uwm.policies import UwmConfig, UwmDiffusionConfig
 from uwm.policy import Mode
 
 pytestmark = pytest.mark.golden
@@ -24,7 +24,7 @@ def golden(golden_root: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def network(golden_root: Path, golden: dict[str, Tensor]) -> DiffusionTransformer:
-    network = DiffusionTransformer(**sizes(golden_root, "uwm"))
+    network = build(DiffusionTransformer, UwmConfig, sizes(golden_root, "uwm"))
     load_params(network, golden)
     return network
 

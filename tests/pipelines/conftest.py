@@ -98,7 +98,7 @@ def example(features: Mapping[str, Values], *, packed: bool = True) -> bytes:
         if values and isinstance(values[0], bytes):
             feature = block(1, b"".join(block(1, value) for value in values))  # type: ignore[arg-type]
         elif values and isinstance(values[0], int):
-            feature = block(3, block(1, b"".join(varint(value) for value in values)))  # type: ignore[arg-type]
+            feature = block(3, block(1, b"".join(varint(value & (1 << 64) - 1) for value in values)))  # type: ignore[arg-type]
         elif packed:
             feature = block(2, block(1, struct.pack(f"<{len(values)}f", *values)))
         else:

@@ -80,27 +80,7 @@ def check_pictures(case: dict[str, Any], dataset: Dataset, reasons: Sequence[str
 PICTURES = {"numbers", "numbers_start", "corners", "round_disc"}
 
 
-OPEN = {
-    "rlds_other_action_dims/bimanual",
-    "rlds_other_action_dims/mixed",
-    "rlds_identity_collisions/labA",
-    "rlds_identity_collisions/success_folder",
-    "rlds_without_features_json_loses_cameras/png",
-    "rlds_without_features_json_loses_cameras/first_lacks_camera",
-    "rlds_jpeg_that_ends_in_ffd9_but_is_broken/x",
-    "rlds_other_language_field_counts_as_instruction/x",
-    "rlds_unfinished_downloads/x",
-    "store_made_by_a_rejected_source/bad",
-}
-"""Cases that are wrong today; whoever mends one takes it from here, for it may then not pass."""
-
-
-def parameter(case: dict[str, Any]) -> Any:
-    name = sources_of(case)[0]
-    return pytest.param(case, id=name, marks=[pytest.mark.xfail(strict=True)] if name in OPEN else [])
-
-
-@pytest.mark.parametrize("case", [parameter(case) for case in CASES])
+@pytest.mark.parametrize("case", [pytest.param(case, id=sources_of(case)[0]) for case in CASES])
 def test_case(case: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     store = str(tmp_path / "store")
     for source in sources_of(case):
@@ -109,12 +89,12 @@ def test_case(case: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture
         assert code in (0, 2), printed
         assert "Traceback" not in printed
     dataset = open_dataset(store) if dataset_exists(store) else None
-    rows = quarantined(store) if dataset else []
+    rows = [] if dataset is None else quarantined(store)
     reasons = [f"{row.reason}: {row.detail}" for row in rows] or [printed]
     assert not [word for word in case.get("reason_not", ()) for reason in reasons if word in reason]
     if case.get("quarantined"):
         assert rows
-    if case.get("or_quarantined") and not (dataset and len(dataset)):
+    if case.get("or_quarantined") and not dataset:
         assert reasons
         return
     if dataset is None:

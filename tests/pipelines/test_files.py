@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.checks.quality import Rejection
+from pipelines.checks.quality import LeftOut, Rejection
 from pipelines.files import SourceFile, find, printable, raw_path
 from storage_schemas.errors import UserError
 
@@ -70,7 +70,7 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path) -> None:
     }
 
 
-def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+def test_folders_behind_links_are_listed_once(tmp_path: Path) -> None:
     (tmp_path / "root/a").mkdir(parents=True)
     (tmp_path / "root/a/ok.mp4").write_bytes(b"x")
     (tmp_path / "root/a/loop").symlink_to("..")
@@ -82,7 +82,16 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     assert [item.path.removeprefix(f"{tmp_path}/root/") for item in found if isinstance(item, SourceFile)] == [
         "a/ok.mp4",
         "linked.mp4",
+        "outside/secret.mp4",
     ]
+
+
+def test_what_else_is_there_is_counted(tmp_path: Path) -> None:
+    for name in ("a.mp4", "a.json", "b.json", "c.txt", "README", ".DS_Store", "info.json", "x.verylongsuffix"):
+        (tmp_path / name).write_bytes(b"x")
+    left_out = [item for item in find(str(tmp_path), is_mp4, beside=["info.json"]) if isinstance(item, LeftOut)]
+    assert {item.what for item in left_out} == {"2 files *.json", "1 file *.txt", "3 files without a suffix"}
+    assert not [item for item in find(str(tmp_path / "*.json"), is_mp4) if isinstance(item, LeftOut)]
 
 
 def test_a_folder_named_like_a_file_is_a_folder(tmp_path: Path) -> None:
@@ -112,6 +121,7 @@ def test_remote() -> None:
     fs = fsspec.filesystem("memory")
     fs.pipe({"/find/a.mp4": b"0123456789", "/find/sub/b.mp4": b"b", "/find/c.txt": b"c"})
     found = find("memory://find", is_mp4)
+    assert [item.what for item in found if isinstance(item, LeftOut)] == ["1 file *.txt"]
     assert [item.uri for item in found if isinstance(item, SourceFile)] == [
         "memory://find/a.mp4",
         "memory://find/sub/b.mp4",

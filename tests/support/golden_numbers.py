@@ -9,13 +9,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from uwm.config import PolicyConfig
+
 TOLERANCE = 1e-5
+_SETTINGS = {"patch_shape": "patch"}
+"""Published name of a size -> its setting, where they differ."""
 
 
 def sizes(root: Path, name: str) -> dict[str, Any]:
     """A network's constructor arguments of `config.json`, lists as tuples."""
     found = json.loads((root / "config.json").read_text())[name]
     return {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+
+
+def build(network: type[nn.Module], settings: type[PolicyConfig], sizes: dict[str, Any]) -> nn.Module:
+    """A network of the published sizes: those that are settings, and the shapes beside them."""
+    named = {_SETTINGS.get(name, name): value for name, value in sizes.items()}
+    own = {name: value for name, value in named.items() if name in settings.model_fields}
+    return network(settings(**own), **{name: value for name, value in named.items() if name not in own})
 
 
 def tensors(root: Path, name: str) -> dict[str, Tensor]:

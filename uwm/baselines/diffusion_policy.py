@@ -103,18 +103,12 @@ class TransformerPolicy(DiffusionPolicy):
 
     def __init__(self, config: DpConfig, data: DataConfig) -> None:
         super().__init__(config, data)
-        self.num_heads, self.attention = config.num_heads, config.attention
+        self._config = config
         self.transformer = DpTransformer(
+            config,
             input_len=data.action_steps,
             input_dim=data.action_dim,
             global_cond_dim=self.obs_encoder.out_dim,
-            timestep_embed_dim=config.timestep_embed_dim,
-            embed_dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            qkv_bias=config.qkv_bias,
-            attention=config.attention,
         )
 
     @property
@@ -129,7 +123,7 @@ class TransformerPolicy(DiffusionPolicy):
     def attention_report(self) -> str:
         """See `Learner`."""
         places = self.transformer.pos_embed  # (1, S, D)
-        return attention_report(places, num_heads=self.num_heads, tokens=places.shape[1], kernel=self.attention)
+        return attention_report(self._config, places, tokens=places.shape[1])
 
 
 class UnetPolicy(DiffusionPolicy):
@@ -149,13 +143,10 @@ class UnetPolicy(DiffusionPolicy):
         if data.action_steps % 2**halvings:
             raise UserError(f"data.action_steps {data.action_steps} can't be halved {halvings} times (policy.widths)")
         self.unet = ConditionalUnet1d(
+            config,
             input_len=data.action_steps,
             input_dim=data.action_dim,
             global_cond_dim=self.obs_encoder.out_dim,
-            timestep_embed_dim=config.timestep_embed_dim,
-            widths=config.widths,
-            kernel_size=config.kernel_size,
-            groups=config.groups,
         )
 
     @property

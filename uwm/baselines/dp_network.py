@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from uwm.model.blocks import AdaLNBlock, AdaLNHead, init_weights, mish_mlp, sinusoid
-from uwm.policies import Kernel
+from uwm.policies import DpConfig
 
 
 class TimestepEncoder(nn.Sequential):
@@ -28,45 +28,22 @@ class DpTransformer(nn.Module):
     """Denoises an action chunk; every block is modulated by [condition, timestep embedding].
 
     Args:
+        config: sizes.
         input_len: S.
         input_dim: A.
         global_cond_dim: G.
-        timestep_embed_dim: features of the timestep embedding.
-        embed_dim: D.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_ratio: hidden features of the feed-forward networks per feature.
-        qkv_bias: whether the attention projection has a bias.
-        attention: kernel, see `Attention`.
     """
 
-    def __init__(
-        self,
-        *,
-        input_len: int,
-        input_dim: int,
-        global_cond_dim: int,
-        timestep_embed_dim: int,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        attention: Kernel = "auto",
-    ) -> None:
+    def __init__(self, config: DpConfig, *, input_len: int, input_dim: int, global_cond_dim: int) -> None:
         super().__init__()
-        hidden = int(max(input_dim, embed_dim) * mlp_ratio)
-        cond_dim = global_cond_dim + timestep_embed_dim
+        embed_dim = config.embed_dim
+        hidden = int(max(input_dim, embed_dim) * config.mlp_ratio)
+        cond_dim = global_cond_dim + config.timestep_embed_dim
         self.input_encoder = mish_mlp(input_dim, hidden, embed_dim)
         self.output_decoder = mish_mlp(embed_dim, hidden, input_dim)
-        self.timestep_encoder = TimestepEncoder(timestep_embed_dim)
+        self.timestep_encoder = TimestepEncoder(config.timestep_embed_dim)
         self.pos_embed = nn.Parameter(torch.empty(1, input_len, embed_dim))
-        self.blocks = nn.ModuleList(
-            AdaLNBlock(
-                embed_dim, cond_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, kernel=attention
-            )
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(AdaLNBlock(config, cond_dim) for _ in range(config.depth))
         self.head = AdaLNHead(embed_dim, cond_dim)
         self.apply(init_weights)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)

@@ -76,7 +76,7 @@ class GR1Policy(TokenizedPolicy):
         same_frames(data, "GR-1 predicts one frame per current frame")
         if any(side % config.decoder.patch for side in data.crop):
             raise UserError(f"data.crop {data.crop} is not divisible by policy.decoder.patch {config.decoder.patch}")
-        self.num_heads, self.attention = config.num_heads, config.attention
+        self._config = config
         self.obs_encoder = Gr1ImageEncoder(
             config.obs_encoder,
             image_size=data.crop,
@@ -85,27 +85,19 @@ class GR1Policy(TokenizedPolicy):
             embed_dim=config.embed_dim,
         )
         self.network = Gr1Network(
-            action_len=data.action_steps,
-            action_dim=data.action_dim,
-            embed_dim=config.embed_dim,
+            config,
             image_size=data.crop,
-            patch_size=config.decoder.patch,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            decoder_depth=config.decoder.depth,
-            decoder_num_heads=config.decoder.heads,
             num_views=len(data.cameras),
             num_frames=data.obs_frames,
-            latents_per_image=self.obs_encoder.latents_per_image,
-            attention=config.attention,
+            action_len=data.action_steps,
+            action_dim=data.action_dim,
         )
 
     def attention_report(self) -> str:
         """See `Learner`; it is the trunk's."""
         queries = self.network.obs_queries  # (1, O, D)
         tokens = 2 * queries.shape[1] + self.network.action_len
-        size = {"num_heads": self.num_heads, "tokens": tokens}
-        return attention_report(queries, kernel=self.attention, masked=True, **size)
+        return attention_report(self._config, queries, tokens=tokens, masked=True)
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Gr1Obs:
         """Encode the current images; without `next_obs` the next ones count as unknown."""

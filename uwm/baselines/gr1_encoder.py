@@ -94,7 +94,7 @@ class Gr1ImageEncoder(nn.Module):
         self, config: Gr1EncoderConfig, *, image_size: tuple[int, int], views: int, frames: int, embed_dim: int
     ) -> None:
         super().__init__()
-        self.latents_per_image = 1 + config.resampler_latents
+        self.latents_per_image = config.latents_per_image
         self.model = VisionTransformer(config.kind, image_size, embed_dim=None)
         width = self.model.width
         self.perceiver_resampler = PerceiverResampler(
@@ -123,9 +123,9 @@ class Gr1ImageEncoder(nn.Module):
         places = known_index(mask) if index is None else index
         known = images.flatten(0, 2)[places].to(self.pos_shift.dtype)  # (M, 3, H, W)
         # Also when no image is known: processes that train together must all run the same layers.
-        found = self._tokens(known)
-        tokens = found.new_zeros(mask.numel(), *found.shape[1:]).index_copy(0, places, found)
-        tokens = tokens.view(len(mask), -1, *found.shape[1:]) * (1 + self.pos_scale) + self.pos_shift  # (B, V F, N, D)
+        seen = self._tokens(known)  # (M, N, D)
+        tokens = seen.new_zeros(mask.numel(), *seen.shape[1:]).index_copy(0, places, seen)
+        tokens = tokens.view(len(mask), -1, *seen.shape[1:]) * (1 + self.pos_scale) + self.pos_shift  # (B, V F, N, D)
         keys = mask.flatten(1).repeat_interleave(self.latents_per_image, dim=1)  # (B, V F N)
         return tokens.flatten(1, 2), keys
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from uwm.model.attention import Attention
 from uwm.model.blocks import Mlp
-from uwm.policies import Kernel
+from uwm.policies import Gr1Config, Kernel
 
 _CHANNELS = 3
 _MAX_PERIOD = 10_000.0
@@ -39,19 +39,12 @@ class Gr1Network(nn.Module):
     tokens and one query per patch.
 
     Args:
-        action_len: S.
-        action_dim: A.
-        embed_dim: D.
-        image_size: (H, W).
-        patch_size: pixels along each side of a decoded patch; must divide `image_size`.
-        depth: blocks of the trunk.
-        num_heads: its attention heads.
-        decoder_depth: blocks of the image decoder.
-        decoder_num_heads: its attention heads.
+        config: sizes.
+        image_size: (H, W), divisible by the decoder's patch.
         num_views: V.
         num_frames: F.
-        latents_per_image: N.
-        attention: kernel, see `Attention`.
+        action_len: S.
+        action_dim: A.
 
     Raises:
         ValueError: when the patch does not divide the image.
@@ -61,22 +54,17 @@ class Gr1Network(nn.Module):
 
     def __init__(
         self,
+        config: Gr1Config,
         *,
-        action_len: int,
-        action_dim: int,
-        embed_dim: int,
         image_size: tuple[int, int],
-        patch_size: int,
-        depth: int,
-        num_heads: int,
-        decoder_depth: int,
-        decoder_num_heads: int,
         num_views: int,
         num_frames: int,
-        latents_per_image: int,
-        attention: Kernel = "auto",
+        action_len: int,
+        action_dim: int,
     ) -> None:
         super().__init__()
+        embed_dim, patch_size, kernel = config.embed_dim, config.decoder.patch, config.attention
+        latents_per_image = config.obs_encoder.latents_per_image
         if any(side % patch_size for side in image_size):
             raise ValueError(f"images {image_size} are not divisible by the patch {patch_size}")
         self.action_len = action_len
@@ -88,7 +76,7 @@ class Gr1Network(nn.Module):
         self.action_queries = nn.Parameter(torch.empty(1, action_len, embed_dim))
         self.obs_queries = nn.Parameter(torch.empty(1, num_views * num_frames * latents_per_image, embed_dim))
         self.transformer = nn.ModuleList(
-            AttentionBlock(embed_dim, num_heads=num_heads, kernel=attention) for _ in range(depth)
+            AttentionBlock(embed_dim, num_heads=config.num_heads, kernel=kernel) for _ in range(config.depth)
         )
         self.action_head = nn.Sequential(
             nn.Linear(embed_dim, half), nn.SiLU(), nn.Linear(half, half), nn.SiLU(), nn.Linear(half, action_dim)
@@ -97,7 +85,8 @@ class Gr1Network(nn.Module):
         self.register_buffer("decoder_pos_embed", sinusoid_2d(self.grid, embed_dim)[None])
         self.decoder_proj = nn.Linear(embed_dim, embed_dim)
         self.decoder_blocks = nn.ModuleList(
-            AttentionBlock(embed_dim, num_heads=decoder_num_heads, kernel=attention) for _ in range(decoder_depth)
+            AttentionBlock(embed_dim, num_heads=config.decoder.heads, kernel=kernel)
+            for _ in range(config.decoder.depth)
         )
         self.decoder_head = nn.Sequential(
             nn.LayerNorm(embed_dim), nn.Linear(embed_dim, _CHANNELS * patch_size * patch_size)

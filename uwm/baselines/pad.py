@@ -58,21 +58,14 @@ class PADPolicy(TokenizedPolicy):
         self.diffusion = config.diffusion
         image_shape = latent_size(data, config.patch, tokenizer.downsample)
         self.latent_shape = (len(data.cameras), tokenizer.channels, *image_shape)
-        self.num_heads, self.attention = config.num_heads, config.attention
+        self._config = config
         self.transformer = PadTransformer(
+            config,
             image_shape=image_shape,
-            patch_shape=config.patch,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
             action_len=data.action_steps,
             action_dim=data.action_dim,
-            embed_dim=config.embed_dim,
-            timestep_embed_dim=config.timestep_embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            qkv_bias=config.qkv_bias,
-            attention=config.attention,
         )
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
@@ -83,8 +76,7 @@ class PADPolicy(TokenizedPolicy):
     def attention_report(self) -> str:
         """See `Learner`."""
         places = self.transformer.pos_embed  # (1, L, D)
-        size = {"num_heads": self.num_heads, "tokens": places.shape[1]}
-        return attention_report(places, kernel=self.attention, masked=True, **size)
+        return attention_report(self._config, places, tokens=places.shape[1], masked=True)
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> PadObs:
         """Encode what is known of a batch; without `next_obs` the next observation counts as unknown."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from uwm.model.blocks import AdaLNBlock, AdaLNHead, TimestepEmbedding, init_weights, silu_mlp
 from uwm.model.patchify import Patchifier
-from uwm.policies import Kernel
+from uwm.policies import PadConfig
 
 
 class PadPatchifier(Patchifier):
@@ -59,19 +59,12 @@ class PadTransformer(nn.Module):
     of the timestep alone. An action step that is not known becomes a token of its own that no token attends to.
 
     Args:
+        config: sizes.
         image_shape: (F, H, W) of the latents.
-        patch_shape: (frames, height, width) of a patch; must divide `image_shape`.
         num_chans: C.
         num_views: V.
         action_len: S.
         action_dim: A.
-        embed_dim: D.
-        timestep_embed_dim: features of the timestep embedding.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_ratio: hidden features of the feed-forward networks per feature.
-        qkv_bias: whether the attention projection has a bias.
-        attention: kernel, see `Attention`.
 
     Raises:
         ValueError: when the patch does not divide the latents.
@@ -79,27 +72,21 @@ class PadTransformer(nn.Module):
 
     def __init__(
         self,
+        config: PadConfig,
         *,
         image_shape: tuple[int, int, int],
-        patch_shape: tuple[int, int, int],
         num_chans: int,
         num_views: int,
         action_len: int,
         action_dim: int,
-        embed_dim: int,
-        timestep_embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        attention: Kernel = "auto",
     ) -> None:
         super().__init__()
-        hidden = int(max(action_dim, embed_dim) * mlp_ratio)
+        embed_dim, timestep_embed_dim = config.embed_dim, config.timestep_embed_dim
+        hidden = int(max(action_dim, embed_dim) * config.mlp_ratio)
         self.action_len = action_len
         self.obs_patchifier = PadPatchifier(
             image_shape=image_shape,
-            patch_shape=patch_shape,
+            patch_shape=config.patch,
             num_chans=num_chans,
             num_views=num_views,
             embed_dim=embed_dim,
@@ -110,17 +97,7 @@ class PadTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, action_len + self.obs_patchifier.num_patches, embed_dim))
         # Nothing attends to them and no loss reaches them, as published: they keep their first values.
         self.pad_tokens = nn.Parameter(torch.empty(1, action_len, embed_dim), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            AdaLNBlock(
-                embed_dim,
-                timestep_embed_dim,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                kernel=attention,
-            )
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(AdaLNBlock(config, timestep_embed_dim) for _ in range(config.depth))
         self.head = AdaLNHead(embed_dim, timestep_embed_dim)
         self.apply(init_weights)
         for tokens in (self.pos_embed, self.pad_tokens):

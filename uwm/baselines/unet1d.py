@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from uwm.baselines.dp_network import TimestepEncoder
+from uwm.policies import DpUnetConfig
 
 
 class Conv1dBlock(nn.Module):
@@ -83,39 +84,27 @@ class ConditionalUnet1d(nn.Module):
     """Denoises an action chunk by convolutions along time; FiLM by [timestep embedding, condition] in every block.
 
     Args:
+        config: channels at each level, where the length halves from one to the next, and sizes.
         input_len: S, divisible by 2 to the number of widths less one.
         input_dim: A.
         global_cond_dim: G.
-        timestep_embed_dim: features of the timestep embedding.
-        widths: channels at each level; the length halves from one to the next.
-        kernel_size: odd.
-        groups: of GroupNorm.
 
     Raises:
         ValueError: when the length can't be halved that often.
     """
 
-    def __init__(
-        self,
-        *,
-        input_len: int,
-        input_dim: int,
-        global_cond_dim: int,
-        timestep_embed_dim: int,
-        widths: tuple[int, ...],
-        kernel_size: int,
-        groups: int,
-    ) -> None:
+    def __init__(self, config: DpUnetConfig, *, input_len: int, input_dim: int, global_cond_dim: int) -> None:
         super().__init__()
+        widths, kernel_size, groups = config.widths, config.kernel_size, config.groups
         halvings = len(widths) - 1
         if input_len % 2**halvings:
             raise ValueError(f"{input_len} action steps can't be halved {halvings} times")
-        cond_dim = timestep_embed_dim + global_cond_dim
+        cond_dim = config.timestep_embed_dim + global_cond_dim
 
         def residual(inputs: int, outputs: int) -> ConditionalResidualBlock1d:
             return ConditionalResidualBlock1d(inputs, outputs, cond_dim, kernel_size=kernel_size, groups=groups)
 
-        self.diffusion_step_encoder = TimestepEncoder(timestep_embed_dim)
+        self.diffusion_step_encoder = TimestepEncoder(config.timestep_embed_dim)
         self.down_modules = nn.ModuleList()
         for level, (inputs, outputs) in enumerate(pairwise((input_dim, *widths))):
             last = nn.Identity() if level == halvings else Downsample1d(outputs)

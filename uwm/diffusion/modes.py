@@ -91,18 +91,15 @@ def run_modes(
         action_out, next_out = denoiser(actions.x, next_obses.x, actions.timesteps(t), next_obses.timesteps(t))
         actions.step(index, action_out)
         next_obses.step(index, next_out)
-    return {
-        mode: Sample(action=actions.result(place), next_obs=next_obses.result(place))
-        for place, mode in enumerate(modes)
-    }
+    return {mode: Sample(action=actions.result(row), next_obs=next_obses.result(row)) for row, mode in enumerate(modes)}
 
 
 def timestep_pairs(modes: Sequence[Mode], config: DiffusionConfig) -> Tensor:
     """All pairs (K, 2) of timesteps, of action and next observation, that sampling these modes can come to."""
 
     def timesteps(role: Role, t: int) -> tuple[int, ...]:
-        held = {Role.DENOISE: (t,), Role.CLEAN: (config.clean_timestep, config.absent_timestep)}
-        return held.get(role, (config.absent_timestep,))
+        marked = {Role.DENOISE: (t,), Role.CLEAN: (config.clean_timestep, config.absent_timestep)}
+        return marked.get(role, (config.absent_timestep,))
 
     pairs = {
         pair: None
@@ -119,8 +116,7 @@ class _Trajectory:
     def __init__(self, roles: Sequence[Role], modality: Modality, config: DiffusionConfig) -> None:
         self._roles = roles
         self.x = torch.cat([modality.clean if role is Role.CLEAN else modality.noise for role in roles])  # (M B, ...)
-        held = [_held_timesteps(role, modality, config) for role in roles]
-        self._held = torch.cat(held)  # (M B,)
+        self._marks = torch.cat([_marks(role, modality, config) for role in roles])  # (M B,)
         moves = torch.tensor([role is Role.DENOISE for role in roles], device=self.x.device)
         self._moves = moves.repeat_interleave(len(modality.known))  # (M B,)
         self._wide = self._moves.view(-1, *[1] * (self.x.dim() - 1))
@@ -128,19 +124,19 @@ class _Trajectory:
 
     def timesteps(self, t: int) -> Tensor:
         """(M B,) when what is denoised is at timestep `t`."""
-        return self._held.masked_fill(self._moves, t)
+        return self._marks.masked_fill(self._moves, t)
 
     def step(self, index: int, output: Tensor) -> None:
         """Move what is denoised to the next sampling timestep."""
         if Role.DENOISE in self._roles:
             self.x = torch.where(self._wide, self._sampler.step(index, self.x, output.float()), self.x)
 
-    def result(self, place: int) -> Tensor | None:
-        """(B, ...) of the mode at `place`, if it denoises this modality."""
-        return self.x.chunk(len(self._roles))[place] if self._roles[place] is Role.DENOISE else None
+    def result(self, row: int) -> Tensor | None:
+        """(B, ...) of the mode in this row, if it denoises this modality."""
+        return self.x.chunk(len(self._roles))[row] if self._roles[row] is Role.DENOISE else None
 
 
-def _held_timesteps(role: Role, modality: Modality, config: DiffusionConfig) -> Tensor:
+def _marks(role: Role, modality: Modality, config: DiffusionConfig) -> Tensor:
     """(B,) timesteps of a modality that is clean or absent; one that is denoised has the loop's instead."""
     absent = torch.full_like(modality.known, config.absent_timestep, dtype=torch.long)
     return absent.masked_fill(modality.known, config.clean_timestep) if role is Role.CLEAN else absent

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from storage_schemas.errors import UserError
-from uwm.policies import Kernel
+from uwm.policies import Kernel, TransformerConfig
 
 _BACKENDS: Mapping[Kernel, SDPBackend] = MappingProxyType(
     {
@@ -125,16 +125,13 @@ def _only(kernel: Kernel) -> AbstractContextManager[object]:
     return nullcontext() if kernel == "auto" else sdpa_kernel(_BACKENDS[kernel])
 
 
-def attention_report(
-    weight: Tensor, *, num_heads: int, tokens: int, kernel: Kernel = "auto", masked: bool = False
-) -> str:
+def attention_report(config: TransformerConfig, weight: Tensor, *, tokens: int, masked: bool = False) -> str:
     """The operator that attention runs, with device and type, for the run log; asked where the network will run.
 
     Args:
+        config: heads and the kernel that is asked for.
         weight: (..., D) a parameter of the network.
-        num_heads: n.
         tokens: L.
-        kernel: the one that is asked for.
         masked: with a key mask.
 
     Raises:
@@ -142,9 +139,14 @@ def attention_report(
     """
     kind = weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-    head_dim = weight.shape[-1] // num_heads
     op = attention_op(
-        weight.device, dtype, num_heads=num_heads, head_dim=head_dim, tokens=tokens, kernel=kernel, masked=masked
+        weight.device,
+        dtype,
+        num_heads=config.num_heads,
+        head_dim=weight.shape[-1] // config.num_heads,
+        tokens=tokens,
+        kernel=config.attention,
+        masked=masked,
     )
     return f"{op} on {weight.device}, {str(dtype).removeprefix('torch.')}"
 

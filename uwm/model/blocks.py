@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uwm.model.attention import Attention
-from uwm.policies import Kernel
+from uwm.policies import AdaLNConfig
 
 _MAX_PERIOD = 10_000.0
 _NORM_EPS = 1e-6
@@ -152,31 +152,18 @@ class AdaLNBlock(nn.Module):
     """Attention and feed-forward network, each normalized, shifted, scaled and gated by the condition.
 
     Args:
-        dim: D.
+        config: D, heads, kernel and sizes.
         cond_dim: G.
-        num_heads: attention heads.
-        mlp_ratio: hidden features of the feed-forward network per feature.
-        qkv_bias: see `Attention`.
-        kernel: see `Attention`.
         modulation: maps what `forward` gets as its condition to (B, 6 D); a full `Modulation` by default.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        cond_dim: int,
-        *,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        kernel: Kernel = "auto",
-        modulation: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, config: AdaLNConfig, cond_dim: int, modulation: nn.Module | None = None) -> None:
         super().__init__()
+        dim = config.embed_dim
         self.norm1 = nn.LayerNorm(dim, elementwise_affine=False, eps=_NORM_EPS)
-        self.attn = Attention(dim, num_heads, qkv_bias=qkv_bias, kernel=kernel)
+        self.attn = Attention(dim, config.num_heads, qkv_bias=config.qkv_bias, kernel=config.attention)
         self.norm2 = nn.LayerNorm(dim, elementwise_affine=False, eps=_NORM_EPS)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio))
         self.adaLN_modulation = modulation or Modulation(cond_dim, 6 * dim)
 
     def forward(self, x: Tensor, cond: Tensor | Precomputed, keys: Tensor | None = None) -> Tensor:

@@ -52,11 +52,11 @@ class TokenizedPolicy(Policy):
 
     def sample_modes(self, encoded: Any, modes: Sequence[Mode], generator: torch.Generator) -> Mapping[Mode, Sample]:
         """Several modes, each as `sample_encoded` gives it with a generator in the same state."""
-        state, found = generator.get_state(), {}
+        state, samples = generator.get_state(), {}
         for mode in modes:
             generator.set_state(state)
-            found[mode] = self.sample_encoded(encoded, mode, generator)
-        return found
+            samples[mode] = self.sample_encoded(encoded, mode, generator)
+        return samples
 
     def sample(self, batch: Batch, mode: Mode, generator: torch.Generator) -> Sample:
         """Predict what `mode` asks for, from noise drawn from `generator`.

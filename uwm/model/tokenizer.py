@@ -130,9 +130,9 @@ class SdxlTokenizer(Tokenizer):
     def posterior(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (M, 3, H, W) in [0, 1] -> mean and log-variance (M, C, h, w), both of the scaled latents."""
         chunks = torch.chunk((images * 2 - 1).to(self.vae.dtype), _chunks(images))
-        found = [self.vae.encode(chunk).latent_dist for chunk in chunks]
-        mean = torch.cat([distribution.mean for distribution in found]).float() * self.scale
-        logvar = torch.cat([distribution.logvar for distribution in found]).float() + 2 * math.log(self.scale)
+        posteriors = [self.vae.encode(chunk).latent_dist for chunk in chunks]
+        mean = torch.cat([posterior.mean for posterior in posteriors]).float() * self.scale
+        logvar = torch.cat([posterior.logvar for posterior in posteriors]).float() + 2 * math.log(self.scale)
         return mean, logvar
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ H and W latent height and width, P patch tokens, R registers, L = S + P + R toke
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from uwm.model.blocks import (
     mish_mlp,
 )
 from uwm.model.patchify import Patchifier
-from uwm.policies import Kernel
+from uwm.policies import UwmConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,38 +38,25 @@ class PrecomputedModulation:
     def at(self, timesteps: Tensor) -> list[Precomputed]:
         """What the modulations of a step need; `timesteps` is (B, 2)."""
         match = (timesteps[:, None] == self.times).all(dim=2)  # (B, K)
-        place = torch.where(match.any(dim=1), match.int().argmax(dim=1), len(self.times))
+        row = torch.where(match.any(dim=1), match.int().argmax(dim=1), len(self.times))
         pairs = zip(self.conditions, self.tables, strict=True)
-        return [Precomputed(total=part + table[place]) for part, table in pairs]
+        return [Precomputed(total=part + table[row]) for part, table in pairs]
 
 
 class DiffusionTransformer(nn.Module):
-    """UWM's network (Zhu et al. 2025, arXiv 2504.02792), with the published parameter names and argument names.
+    """UWM's network (Zhu et al. 2025, arXiv 2504.02792), with the published parameter names.
 
     One sequence [action tokens, patch tokens, registers] with learned positions; every block is modulated by
     [condition, embedding of the action's and the next observation's timestep].
 
     Args:
+        config: sizes, modulation and conventions.
         global_cond_dim: G, features of the condition (the observation's).
         image_shape: (F, H, W) of the next observation's latents.
-        patch_shape: (frames, height, width) of a patch; must divide `image_shape`.
         num_chans: C.
         num_views: V.
         action_len: S.
         action_dim: A.
-        embed_dim: D.
-        timestep_embed_dim: features of the timestep embedding.
-        depth: blocks.
-        num_heads: attention heads.
-        mlp_ratio: hidden features of the feed-forward networks per feature.
-        qkv_bias: whether the attention projection has a bias.
-        num_registers: R (Darcet et al. 2024, arXiv 2309.16588).
-        context_chans: channels of known latents that are joined to the noisy ones, as PAD does (Guo et al. 2024,
-            arXiv 2411.18179); 0 is published UWM.
-        adaln: each block has its own full modulation (published), one of low rank, or an offset to a shared one.
-        adaln_rank: of the low-rank modulations.
-        marked_steps: see `TimestepEmbedding`; 0 is published.
-        attention: see `Attention`.
 
     Raises:
         ValueError: when the patch does not divide the latents.
@@ -78,61 +64,41 @@ class DiffusionTransformer(nn.Module):
 
     def __init__(
         self,
+        config: UwmConfig,
         *,
         global_cond_dim: int,
         image_shape: tuple[int, int, int],
-        patch_shape: tuple[int, int, int],
         num_chans: int,
         num_views: int,
         action_len: int,
         action_dim: int,
-        embed_dim: int,
-        timestep_embed_dim: int,
-        depth: int,
-        num_heads: int,
-        mlp_ratio: float,
-        qkv_bias: bool,
-        num_registers: int,
-        context_chans: int = 0,
-        adaln: Literal["full", "low_rank", "shared"] = "full",
-        adaln_rank: int = 0,
-        marked_steps: int = 0,
-        attention: Kernel = "auto",
     ) -> None:
         super().__init__()
-        hidden = int(embed_dim * mlp_ratio)
-        cond_dim = global_cond_dim + timestep_embed_dim
+        embed_dim, diffusion = config.embed_dim, config.diffusion
+        hidden = int(embed_dim * config.mlp_ratio)
+        cond_dim = global_cond_dim + config.timestep_embed_dim
         self.action_len = action_len
-        self.num_heads = num_heads
-        self.attention: Kernel = attention
         self.action_encoder = mish_mlp(action_dim, hidden, embed_dim)
         self.action_decoder = mish_mlp(embed_dim, hidden, action_dim)
         self.obs_patchifier = Patchifier(
             image_shape=image_shape,
-            patch_shape=patch_shape,
+            patch_shape=config.patch,
             num_chans=num_chans,
             num_views=num_views,
             embed_dim=embed_dim,
-            extra_chans=context_chans,
+            extra_chans=num_chans if config.current_latents else 0,
         )
-        self.timestep_embedding = TimestepEmbedding(timestep_embed_dim, count=2, marked_steps=marked_steps)
-        self.registers = nn.Parameter(torch.empty(1, num_registers, embed_dim))
-        self.num_tokens = action_len + self.obs_patchifier.num_patches + num_registers
+        marked_steps = diffusion.train_timesteps if diffusion.absent_embedding else 0
+        self.timestep_embedding = TimestepEmbedding(config.timestep_embed_dim, count=2, marked_steps=marked_steps)
+        self.registers = nn.Parameter(torch.empty(1, config.num_registers, embed_dim))
+        self.num_tokens = action_len + self.obs_patchifier.num_patches + config.num_registers
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_tokens, embed_dim))
-        self.shared_modulation = Modulation(cond_dim, 6 * embed_dim) if adaln == "shared" else None
+        shared, rank = config.adaln == "shared", config.adaln_rank if config.adaln == "low_rank" else 0
+        outputs = 6 * embed_dim
+        self.shared_modulation = Modulation(cond_dim, outputs) if shared else None
         self.blocks = nn.ModuleList(
-            AdaLNBlock(
-                embed_dim,
-                cond_dim,
-                num_heads=num_heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=qkv_bias,
-                kernel=attention,
-                modulation=Offset(6 * embed_dim)
-                if adaln == "shared"
-                else Modulation(cond_dim, 6 * embed_dim, rank=adaln_rank if adaln == "low_rank" else 0),
-            )
-            for _ in range(depth)
+            AdaLNBlock(config, cond_dim, Offset(outputs) if shared else Modulation(cond_dim, outputs, rank=rank))
+            for _ in range(config.depth)
         )
         self.head = AdaLNHead(embed_dim, cond_dim)
         self.apply(init_weights)
@@ -157,7 +123,7 @@ class DiffusionTransformer(nn.Module):
             next_obs: (B, V, C, F, H, W) noisy latents; None leaves their tokens out of the sequence.
             action_t: (B,) integer timesteps of the actions.
             next_obs_t: (B,) integer timesteps of the latents.
-            context: (B, V, context_chans, F, H, W) known latents; None without such channels.
+            context: (B, V, C, F, H, W) known latents, with `current_latents`.
             keys: (B, L) bool, the tokens that may be looked at; None is all.
 
         Returns:

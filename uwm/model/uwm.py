@@ -69,6 +69,7 @@ class UWMPolicy(TokenizedPolicy):
         tokenizer = self.tokenizer
         if config.current_latents:
             same_frames(data, "policy.current_latents joins frame to frame")
+        self._config = config
         self.diffusion = config.diffusion
         self._relative = config.diffusion.latent_target == "change"
         self._joined = config.current_latents
@@ -79,25 +80,13 @@ class UWMPolicy(TokenizedPolicy):
             config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
         self.transformer = DiffusionTransformer(
+            config,
             global_cond_dim=self.obs_encoder.out_dim,
             image_shape=image_shape,
-            patch_shape=config.patch,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
             action_len=data.action_steps,
             action_dim=data.action_dim,
-            embed_dim=config.embed_dim,
-            timestep_embed_dim=config.timestep_embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            mlp_ratio=config.mlp_ratio,
-            qkv_bias=config.qkv_bias,
-            num_registers=config.num_registers,
-            context_chans=tokenizer.channels if config.current_latents else 0,
-            adaln=config.adaln,
-            adaln_rank=config.adaln_rank,
-            marked_steps=config.diffusion.train_timesteps if config.diffusion.absent_embedding else 0,
-            attention=config.attention,
         )
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
@@ -107,14 +96,8 @@ class UWMPolicy(TokenizedPolicy):
 
     def attention_report(self) -> str:
         """See `Learner`."""
-        network = self.transformer
-        return attention_report(
-            network.pos_embed,
-            num_heads=network.num_heads,
-            tokens=network.num_tokens,
-            kernel=network.attention,
-            masked=self._token_dropout > 0,
-        )
+        network, masked = self.transformer, self._token_dropout > 0
+        return attention_report(self._config, network.pos_embed, tokens=network.num_tokens, masked=masked)
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> UwmObs:
         """Encode what is known of a batch.
@@ -202,12 +185,12 @@ class UWMPolicy(TokenizedPolicy):
             times = timestep_pairs(modes, self.diffusion).to(encoded.cond.device)
             cond = self.transformer.precompute(encoded.cond, times)
         alone = [mode for mode in modes if self._token_dropout and mode is Mode.POLICY]
-        found: dict[Mode, Sample] = {}
+        samples: dict[Mode, Sample] = {}
         for group in (alone, [mode for mode in modes if mode not in alone]):
             if group:
                 denoiser = self._denoiser(encoded, cond, group, action.known, next_obs.known)
-                found |= run_modes(denoiser, group, action, next_obs, self.diffusion)
-        return {mode: _shifted(found[mode], reference) for mode in modes}
+                samples |= run_modes(denoiser, group, action, next_obs, self.diffusion)
+        return {mode: _shifted(samples[mode], reference) for mode in modes}
 
     def _denoiser(
         self,

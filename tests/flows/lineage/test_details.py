@@ -201,6 +201,19 @@ def test_a_checkpoint_shows_metrics_data_and_what_it_changed(lab: Lab) -> None:
     assert found["Settings that differ from checkpoint/pre@1"].header == ("setting", "here", "there")
 
 
+def test_settings_of_earlier_checkpoints_are_compared_by_their_names_of_today(lab: Lab) -> None:
+    parent, settings = checkpoint(lab, "pre"), get_recipe("debug").model_dump(mode="json")
+    earlier = settings | {"policy": "uwm", "model": settings["policy"] | {"depth": 7}, "diffusion": {"hoist": False}}
+    earlier["tokenizer"] = settings["policy"]["tokenizer"]
+    (lab.folder / "pre" / "config.json").write_text(json.dumps(earlier))
+    rows = lab.sections(checkpoint(lab, "tuned", parent))["Settings that differ from checkpoint/pre@1"].rows
+    assert ("policy.depth", "2", "7") in rows
+    assert ("policy.diffusion.precompute_modulation", "true", "false") in {
+        (n, a.lower(), b.lower()) for n, a, b in rows
+    }
+    assert not [row for row in rows if row[0].startswith(("model", "diffusion", "tokenizer"))]
+
+
 def test_another_checkpoint_at_the_same_place_is_not_described(lab: Lab) -> None:
     node = checkpoint(lab, "run")
     (lab.folder / "run" / "state.json").write_text('{"digest": "other"}')

@@ -24,9 +24,22 @@ def test_lines_arrive_in_order() -> None:
 
 
 def test_exit_code_two_is_the_users_error_in_its_own_words() -> None:
-    code = "import sys; print('noise\\nerror: no such recipe', file=sys.stderr); sys.exit(2)"
+    said = "noise\\nerror: no such recipe\\na warning of a library\\n"
+    code = f"import sys; sys.stderr.write('{said}'); sys.stdout.buffer.write(b'\\xff'); sys.exit(2)"
     with pytest.raises(UserError, match=r"^no such recipe$"):
         run_child(python(code), lambda _: None)
+
+
+def test_sighup_stops_the_child_in_order(tmp_path: Path) -> None:
+    script = "import sys\nfrom flows.runtime.child_process import run_child, stop_signals_exit\n"
+    script += "with stop_signals_exit():\n    run_child(sys.argv[1:], lambda line: print(line, flush=True))\n"
+    command = [*python(script), *python(GENTLE), str(tmp_path / "checkpoint")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        starter.stdout.readline()
+        starter.send_signal(signal.SIGHUP)
+        assert starter.wait(60) == 128 + signal.SIGHUP
+    assert (tmp_path / "checkpoint").read_text() == "saved"
 
 
 def test_any_other_failure_keeps_the_childs_words() -> None:

@@ -72,7 +72,7 @@ def start(server: Server, folder: Path, *arguments: str) -> subprocess.Popen[str
 
 
 def finish(process: subprocess.Popen[str]) -> Any:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err[-3000:]
     return json.loads(out)
 
@@ -91,7 +91,7 @@ def wait_for_version(store: Path, version: int) -> None:
 
 
 def wait_until(there: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not there():
         assert time.monotonic() < deadline, f"no {what}"
         time.sleep(0.02)

@@ -32,7 +32,7 @@ def opened(path: Path) -> SourceFile:
 
 
 def decode(path: Path) -> list[np.ndarray]:
-    with isolation.decoding(opened(path), fps=15, short_side=180, backend="pyav") as (_, frames):
+    with isolation.decoding(opened(path), fps=15, short_side=180, backend="pyav") as (_, frames, _):
         return list(frames)
 
 
@@ -93,7 +93,7 @@ def test_a_child_is_used_again(tmp_path: Path, write_video: Callable[..., Path])
 def test_what_is_left_half_read_does_not_reach_the_next(tmp_path: Path, write_video: Callable[..., Path]) -> None:
     first, second = (write_video(tmp_path / f"{n}.mp4", seed=n * 9) for n in range(2))
     whole = decode(second)
-    with isolation.decoding(opened(first), fps=15, short_side=180, backend="pyav") as (_, frames):
+    with isolation.decoding(opened(first), fps=15, short_side=180, backend="pyav") as (_, frames, _):
         next(frames)
     np.testing.assert_array_equal(decode(second), whole)
 
@@ -124,7 +124,7 @@ from pathlib import Path
 from pipelines.video import isolation
 from pipelines.files import SourceFile
 file = SourceFile({str(path)!r}, "file", {path.stat().st_size})
-with isolation.decoding(file, fps=15, short_side=180, backend="pyav") as (_, frames):
+with isolation.decoding(file, fps=15, short_side=180, backend="pyav") as (_, frames, _):
     list(frames)
 print(isolation._idle[-1]._process.pid, flush=True)
 os.kill(os.getpid(), 9)

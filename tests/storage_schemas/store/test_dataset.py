@@ -353,7 +353,7 @@ def test_episodes_without_frames_or_with_odd_state(make_episode: Make, add: Add,
 def test_missing_files_are_damage(make_episode: Make, add: Add, tmp_path: Path) -> None:
     add([make_episode("a")])
     for pattern, needle in (
-        ("rgb/c/*/*/*/*/*", "is missing"),
+        ("rgb/c/*/*/*/*/*", "from memory://a lacks a frame"),
         ("action/c/*/*", "is missing"),
         ("zarr.json", "zarr.json"),
     ):

@@ -139,21 +139,15 @@ def test_recipes_are_of_published_scale(name: str, millions: dict[str, float]) -
 
 def test_pad_recipe_is_of_published_scale() -> None:
     config = get_recipe("pad")
-    data, model = config.data, config.policy
+    data = config.data
     with torch.device("meta"):
         network = PadTransformer(
+            config.policy,
             image_shape=(data.next_frames, *(side // 8 for side in data.crop)),
-            patch_shape=model.patch,
             num_chans=4,
             num_views=len(data.cameras),
             action_len=data.action_steps,
             action_dim=data.action_dim,
-            embed_dim=model.embed_dim,
-            timestep_embed_dim=model.timestep_embed_dim,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            mlp_ratio=model.mlp_ratio,
-            qkv_bias=model.qkv_bias,
         )
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(122.1e6, rel=1e-3)
 

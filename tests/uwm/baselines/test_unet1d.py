@@ -6,16 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uwm.baselines.unet1d import ConditionalResidualBlock1d, ConditionalUnet1d, Downsample1d, Upsample1d
+from uwm.policies import DpUnetConfig
 
-SIZES = {
-    "input_len": 8,
-    "input_dim": 3,
-    "global_cond_dim": 6,
-    "timestep_embed_dim": 8,
-    "widths": (16, 32, 48),
-    "kernel_size": 5,
-    "groups": 8,
-}
+CONFIG = DpUnetConfig(timestep_embed_dim=8, widths=(16, 32, 48))
+SIZES = {"input_len": 8, "input_dim": 3, "global_cond_dim": 6}
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -25,7 +19,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.fixture
 def unet() -> ConditionalUnet1d:
     torch.manual_seed(0)
-    return ConditionalUnet1d(**SIZES).eval()
+    return ConditionalUnet1d(CONFIG, **SIZES).eval()
 
 
 @pytest.mark.parametrize("inputs", [16, 24])
@@ -118,4 +112,4 @@ def test_samples_are_apart_and_every_input_matters(unet: ConditionalUnet1d) -> N
 
 def test_lengths_that_do_not_halve_are_named() -> None:
     with pytest.raises(ValueError, match="6 action steps can't be halved 2 times"):
-        ConditionalUnet1d(**SIZES | {"input_len": 6})
+        ConditionalUnet1d(CONFIG, **SIZES | {"input_len": 6})

@@ -23,24 +23,18 @@ def wake(network: torch.nn.Module) -> None:
 
 def network(adaln: str) -> DiffusionTransformer:
     torch.manual_seed(0)
-    made = DiffusionTransformer(
-        global_cond_dim=24,
-        image_shape=(2, 8, 8),
-        patch_shape=(2, 4, 4),
-        num_chans=4,
-        num_views=2,
-        action_len=4,
-        action_dim=5,
+    config = UwmConfig(
         embed_dim=48,
         timestep_embed_dim=32,
         depth=3,
         num_heads=4,
         mlp_ratio=2.0,
-        qkv_bias=True,
         num_registers=3,
         adaln=adaln,
         adaln_rank=4,
     )
+    shapes = {"image_shape": (2, 8, 8), "num_chans": 4, "num_views": 2, "action_len": 4, "action_dim": 5}
+    made = DiffusionTransformer(config, global_cond_dim=24, **shapes)
     wake(made)
     return made.eval()
 
@@ -57,20 +51,22 @@ def inputs(batch: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_a_hoisted_modulation_is_the_same_sum(rank: int) -> None:
+def test_a_precomputed_modulation_is_the_same_sum(rank: int) -> None:
     torch.manual_seed(0)
     modulation, cond, timesteps = Modulation(32, 12, rank=rank), torch.randn(5, 24), torch.randn(5, 8)
-    hoisted = modulation(Precomputed(total=modulation.precompute(cond) + modulation.precompute_timesteps(timesteps)))
-    torch.testing.assert_close(hoisted, modulation(torch.cat([cond, timesteps], dim=1)), atol=1e-6, rtol=1e-5)
+    precomputed = modulation(
+        Precomputed(total=modulation.precompute(cond) + modulation.precompute_timesteps(timesteps))
+    )
+    torch.testing.assert_close(precomputed, modulation(torch.cat([cond, timesteps], dim=1)), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("adaln", SIZES)
 @torch.no_grad()
-def test_hoisting_changes_no_output(adaln: str) -> None:
+def test_precomputing_changes_no_output(adaln: str) -> None:
     made, (cond, *rest) = network(adaln), inputs()
     times = torch.stack(rest[-2:], dim=1)
-    plain, hoisted = made(cond, *rest), made(made.precompute(cond, times.flip(0)), *rest)
-    for a, b in zip(plain, hoisted, strict=True):
+    plain, precomputed = made(cond, *rest), made(made.precompute(cond, times.flip(0)), *rest)
+    for a, b in zip(plain, precomputed, strict=True):
         torch.testing.assert_close(a, b, atol=2e-6, rtol=1e-5)
     foreign = made(made.precompute(cond, times[:1]), *rest)[0]
     assert foreign[0].isfinite().all()
@@ -106,22 +102,13 @@ def test_sizes_at_published_scale() -> None:
             adaln: sum(
                 parameter.numel()
                 for parameter in DiffusionTransformer(
+                    replace(published, adaln=adaln),
                     global_cond_dim=inputs - published.timestep_embed_dim,
                     image_shape=(2, 28, 28),
-                    patch_shape=published.patch,
                     num_chans=4,
                     num_views=3,
                     action_len=16,
                     action_dim=10,
-                    embed_dim=published.embed_dim,
-                    timestep_embed_dim=published.timestep_embed_dim,
-                    depth=published.depth,
-                    num_heads=published.num_heads,
-                    mlp_ratio=published.mlp_ratio,
-                    qkv_bias=True,
-                    num_registers=published.num_registers,
-                    adaln=adaln,
-                    adaln_rank=published.adaln_rank,
                 ).parameters()
             )
             for adaln in SIZES

@@ -241,20 +241,13 @@ def test_published_sizes_build_the_published_network() -> None:
     data, model = DataConfig(), UwmConfig()
     with torch.device("meta"):
         network = DiffusionTransformer(
+            model,
             global_cond_dim=len(data.cameras) * data.obs_frames * model.obs_encoder.embed_dim,
             image_shape=(2, 28, 28),
-            patch_shape=model.patch,
             num_chans=4,
             num_views=len(data.cameras),
             action_len=data.action_steps,
             action_dim=data.action_dim,
-            embed_dim=model.embed_dim,
-            timestep_embed_dim=model.timestep_embed_dim,
-            depth=model.depth,
-            num_heads=model.num_heads,
-            mlp_ratio=model.mlp_ratio,
-            qkv_bias=model.qkv_bias,
-            num_registers=model.num_registers,
         )
     assert network.num_tokens == 171
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(384.9e6, rel=1e-3)
