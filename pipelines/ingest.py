@@ -14,7 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, asdict, dataclass, field, replace
 from datetime import UTC, datetime
 
 from pipelines.checks.filters import Filter
@@ -283,18 +283,7 @@ class _Quarantine:
     def add(self, rejections: Sequence[Rejection]) -> None:
         """Write down what was turned away, as far as it is new."""
         now = datetime.now(UTC)
-        rows = [
-            QuarantineRow(
-                source_uri=r.source_uri,
-                fingerprint=r.fingerprint,
-                reason=r.reason,
-                detail=r.detail,
-                run_id=self.run_id,
-                time=now,
-                source=self.source,
-            )
-            for r in rejections
-        ]
+        rows = [QuarantineRow(**asdict(r), run_id=self.run_id, time=now, source=self.source) for r in rejections]
         if rows:
             add_quarantine(self.store_uri, rows)
 

@@ -102,21 +102,21 @@ class SegmentId(NamedTuple):
 class SegmentSpec:
     """Which steps around the current step t a model reads, and from which cameras.
 
-    Observation frames are t-obs_frames+1 .. t, the action chunk t .. t+action_steps-1, and the
+    Observation frames are t-obs_frames+1 .. t, the action chunk t .. t+action_horizon-1, and the
     next-observation frames start at t+next_start. With the defaults the last next frame, t+16, is the
     one that the last action of the chunk, t+15, leads to.
     """
 
     cameras: tuple[str, ...]
     obs_frames: int = 2
-    action_steps: int = 16
+    action_horizon: int = 16
     next_frames: int = 2
     next_start: int = 15
 
     @property
     def last(self) -> int:
         """Offset from t of the last step that a fully known segment needs."""
-        return max(self.action_steps - 1, self.next_start + self.next_frames - 1)
+        return max(self.action_horizon - 1, self.next_start + self.next_frames - 1)
 
     def frame_steps(self, step: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Steps of the F = obs_frames + next_frames frames, kept inside the episode, and which are real.

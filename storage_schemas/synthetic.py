@@ -34,7 +34,7 @@ def scene(generator: np.random.Generator, steps: int, height: int, width: int) -
 
 def generate(episodes: int, steps: int, *, height: int = 180, width: int = 320, seed: int = 0) -> list[Episode]:
     """Episodes of three views whose frames are JPEGs, as those of DROID's RLDS are."""
-    made = []
+    episodes_made = []
     for number in range(episodes):
         generator = np.random.default_rng((seed, number))
         frames = {
@@ -45,13 +45,13 @@ def generate(episodes: int, steps: int, *, height: int = 180, width: int = 320, 
             )
             for camera in DROID_CAMERAS
         }
-        made.append(_episode(f"bench-{seed}-{number}", generator, steps, frames))
-    return made
+        episodes_made.append(_episode(f"bench-{seed}-{number}", generator, steps, frames))
+    return episodes_made
 
 
 def take(dataset: Dataset, episodes: int) -> list[Episode]:
     """The first episodes of a dataset that have all cameras in one size, with their JPEG bytes as stored."""
-    found = []
+    taken = []
     for row in range(len(dataset)):
         sizes = {tuple(size) for size in dataset.episodes.sizes[row].tolist()}
         if len(sizes) == 1 and (0, 0) not in sizes and dataset.schema(row).codec == "jpeg":
@@ -62,10 +62,10 @@ def take(dataset: Dataset, episodes: int) -> list[Episode]:
                 )
                 for camera in dataset.spec.cameras
             }
-            found.append(_episode(f"taken-{row}", np.random.default_rng(row), steps, frames))
-        if len(found) == episodes:
+            taken.append(_episode(f"taken-{row}", np.random.default_rng(row), steps, frames))
+        if len(taken) == episodes:
             break
-    return found
+    return taken
 
 
 def _episode(name: str, generator: np.random.Generator, steps: int, frames: dict[str, EncodedFrames]) -> Episode:

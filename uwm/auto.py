@@ -89,7 +89,7 @@ class AutoPolicy:
     @property
     def action_shape(self) -> tuple[int, int]:
         """(S, A) of the actions that it gives."""
-        return self.config.data.action_steps, self.config.data.action_dim
+        return self.config.data.action_horizon, self.config.data.action_dim
 
     def act(self, images: Images, *, seed: SupportsIndex = 0) -> NDArray[np.float32]:
         """The next actions (S, A) in the data's units.
@@ -159,7 +159,7 @@ class AutoPolicy:
             frames=torch.cat([current, following], dim=1)[None],
             view_mask=torch.cat([current_mask, next_mask], dim=1)[None],
             action=torch.from_numpy(known)[None],
-            action_mask=torch.full((1, data.action_steps), action is not None),
+            action_mask=torch.full((1, data.action_horizon), action is not None),
             dataset=zero,
             episode=zero,
             step=zero,

@@ -60,7 +60,7 @@ def _use(checkpoint: Checkpoint) -> str:
     return (
         "```python\nfrom uwm.auto import AutoPolicy\n\n"
         'policy = AutoPolicy.load("path/of/this/folder")\n'
-        f"actions = policy.act({{{cameras}}})  # ({data.action_steps}, {data.action_dim}) in the data's units\n```\n\n"
+        f"actions = policy.act({{{cameras}}})  # {data.action_horizon, data.action_dim} in the data's units\n```\n\n"
         f"`frames` is uint8 ({data.obs_frames}, height, width, 3), the oldest first; a camera that is left out counts "
         "as absent."
     )

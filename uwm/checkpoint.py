@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import locate, sync_folder
-from uwm.config import C, Config, RunConfig
+from uwm.config import C, Config, RunConfig, replace
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import resolve_device
 from uwm.events import DatasetUse
@@ -131,35 +131,54 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        UserError: when it can't be written; nothing is left of it then.
     """
     root = folder / FOLDER
-    root.mkdir(parents=True, exist_ok=True)
-    for leftover in root.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(leftover)
-    temporary = root / f"{_TEMPORARY}{state.step}-{os.getpid()}"
-    temporary.mkdir()
-    for kind, named in tensors.items():
-        save_file({name: value.detach().contiguous() for name, value in named.items()}, temporary / _tensor_file(kind))
-    write_document(locate(temporary / "config.json"), config)
-    write_document(locate(temporary / "normalizer.json"), normalizer)
-    hashes = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-    body = state.model_copy(update={"files": hashes}).model_dump(mode="json")
-    write_document(locate(temporary / STATE_FILE), {"digest": _digest(body), **body})
-    _sync(temporary)
-    final = root / _step_name(state.step)
-    if final.exists() and final not in _complete(root):
-        _remove(final)
-    temporary.rename(final)
-    sync_folder(root)
-    for old in _complete(root)[: -keep - 1]:
-        _remove(old)
+    final, temporary = root / _step_name(state.step), root / f"{_TEMPORARY}{state.step}-{os.getpid()}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        for leftover in root.glob(f"{_TEMPORARY}*"):
+            shutil.rmtree(leftover)
+        temporary.mkdir()
+        _fill(temporary, config=config, normalizer=normalizer, state=state, tensors=tensors)
+        if final.exists() and final not in _complete(root):
+            _remove(final)
+        temporary.rename(final)
+        sync_folder(root)
+        for old in _complete(root)[: -keep - 1]:
+            _remove(old)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
+        raise UserError(f"can't write checkpoint {final}: {reason}; the one before it resumes the run") from error
     return final
+
+
+def _fill(
+    folder: Path,
+    *,
+    config: RunConfig,
+    normalizer: ActionNormalizer,
+    state: CheckpointState,
+    tensors: Mapping[TensorKind, Mapping[str, Tensor]],
+) -> None:
+    """Write the files of a checkpoint; they are on disk when this returns."""
+    for kind, named in tensors.items():
+        save_file({name: value.detach().contiguous() for name, value in named.items()}, folder / _tensor_file(kind))
+    write_document(locate(folder / "config.json"), config)
+    write_document(locate(folder / "normalizer.json"), normalizer)
+    hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    body = state.model_copy(update={"files": hashes}).model_dump(mode="json")
+    write_document(locate(folder / STATE_FILE), {"digest": _digest(body), **body})
+    _sync(folder)
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of a run folder with the most steps, or None."""
-    found = _complete(Path(folder) / FOLDER)
-    return found[-1] if found else None
+    complete = _complete(Path(folder) / FOLDER)
+    return complete[-1] if complete else None
 
 
 def resolve_checkpoint(path: str | Path) -> Path:
@@ -168,14 +187,14 @@ def resolve_checkpoint(path: str | Path) -> Path:
     Raises:
         UserError: when there is none.
     """
-    place = Path(path)
-    if (place / STATE_FILE).is_file():
-        return place
-    found = latest_checkpoint(place.parent.parent if _names_latest(place) else place)
-    if found:
-        return found
-    reason = "holds no checkpoint" if place.is_dir() else "does not exist"
-    raise UserError(f"{place} {reason}: give the folder of a run, or of one of its checkpoints")
+    folder = Path(path)
+    if (folder / STATE_FILE).is_file():
+        return folder
+    latest = latest_checkpoint(folder.parent.parent if _names_latest(folder) else folder)
+    if latest:
+        return latest
+    reason = "holds no checkpoint" if folder.is_dir() else "does not exist"
+    raise UserError(f"{folder} {reason}: give the folder of a run, or of one of its checkpoints")
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -187,17 +206,17 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         UserError: when it is missing, damaged or of another format.
     """
-    place = resolve_checkpoint(path)
-    state, identity = _read_state(place)
+    folder = resolve_checkpoint(path)
+    state, identity = _read_state(folder)
     for name, expected in state.files.items():
-        file = place / name
+        file = folder / name
         if Path(name).name != name or not file.is_file():
-            raise DamagedError(f"checkpoint {place} is damaged: {name} is missing")
+            raise DamagedError(f"checkpoint {folder} is damaged: {name} is missing")
         if sha256_file(file) != expected:
-            raise DamagedError(f"checkpoint {place} is damaged: {name} is not the file that was saved")
-    config = _parse(RunConfig, place, "config.json", state)
-    normalizer = _parse(ActionNormalizer, place, "normalizer.json", state)
-    return Checkpoint(path=place, identity=identity, config=config, normalizer=normalizer, state=state)
+            raise DamagedError(f"checkpoint {folder} is damaged: {name} is not the file that was saved")
+    config = _with_tokenizer(_parse(RunConfig, folder, "config.json", state), state, folder)
+    normalizer = _parse(ActionNormalizer, folder, "normalizer.json", state)
+    return Checkpoint(path=folder, identity=identity, config=config, normalizer=normalizer, state=state)
 
 
 def origin(path: str | Path) -> Origin:
@@ -206,8 +225,32 @@ def origin(path: str | Path) -> Origin:
     Raises:
         UserError: when there is no readable checkpoint.
     """
-    place = resolve_checkpoint(path)
-    return Origin(path=str(place), identity=_read_state(place)[1])
+    folder = resolve_checkpoint(path)
+    return Origin(path=str(folder), identity=_read_state(folder)[1])
+
+
+def locate_origin(recorded: Origin, near: Path) -> Path | None:
+    """Where a checkpoint lies now that another one was made from; its digest tells it, not its path.
+
+    Args:
+        recorded: in the other one's state.
+        near: the other one; folders that were copied together lie to each other as they did.
+    """
+    parts = Path(recorded.path).parts
+    copies = (base.joinpath(*parts[-depth:]) for base in near.absolute().parents for depth in range(2, len(parts)))
+    for candidate in (Path(recorded.path), *copies):
+        if (candidate / STATE_FILE).is_file() and origin(candidate).identity == recorded.identity:
+            return candidate
+    return None
+
+
+def _with_tokenizer(config: RunConfig, state: CheckpointState, folder: Path) -> RunConfig:
+    """The configuration with the tokenizer where it lies now; one that is gone is named when it is used."""
+    tokenizer, recorded = config.policy.tokenizer, state.tokenizer_checkpoint
+    path = locate_origin(recorded, folder) if tokenizer and recorded else None
+    if tokenizer is None or path is None:
+        return config
+    return replace(config, policy=replace(config.policy, tokenizer=replace(tokenizer, path=str(path))))
 
 
 def load_policy(path: str | Path, device: str = "auto", *, ema: bool = True) -> LoadedPolicy:
@@ -259,27 +302,27 @@ def _complete(root: Path) -> list[Path]:
     """Complete checkpoints, fewest steps first."""
     if not root.is_dir():
         return []
-    found = {int(match[1]): path for path in root.iterdir() if (match := _STEP.fullmatch(path.name))}
-    return [found[step] for step in sorted(found) if (found[step] / STATE_FILE).is_file()]
+    by_step = {int(match[1]): path for path in root.iterdir() if (match := _STEP.fullmatch(path.name))}
+    return [by_step[step] for step in sorted(by_step) if (by_step[step] / STATE_FILE).is_file()]
 
 
-def _read_state(place: Path) -> tuple[CheckpointState, str]:
-    body = read_document(locate(place / STATE_FILE), dict[str, object])
+def _read_state(folder: Path) -> tuple[CheckpointState, str]:
+    body = read_document(locate(folder / STATE_FILE), dict[str, object])
     digest = str(body.pop("digest", ""))
     if digest != _digest(body):
-        raise DamagedError(f"checkpoint {place} is damaged: {STATE_FILE} is not the file that was saved")
+        raise DamagedError(f"checkpoint {folder} is damaged: {STATE_FILE} is not the file that was saved")
     try:
         return CheckpointState.model_validate(body), digest
     except ValidationError as error:
         raise DamagedError(
-            f"checkpoint {place} is of another version: {STATE_FILE}: {error.errors()[0]['msg']}"
+            f"checkpoint {folder} is of another version: {STATE_FILE}: {error.errors()[0]['msg']}"
         ) from error
 
 
-def _parse(kind: type[C], place: Path, name: str, state: CheckpointState) -> C:
+def _parse(kind: type[C], folder: Path, name: str, state: CheckpointState) -> C:
     if name not in state.files:
-        raise DamagedError(f"checkpoint {place} is damaged: {name} is missing")
-    return read_document(locate(place / name), kind)
+        raise DamagedError(f"checkpoint {folder} is damaged: {name} is missing")
+    return read_document(locate(folder / name), kind)
 
 
 def _digest(body: Mapping[str, object]) -> str:

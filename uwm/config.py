@@ -34,6 +34,12 @@ Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 C = TypeVar("C", bound="Config")
+T = TypeVar("T")
+
+MAY_CHANGE = "may change on resume"
+Changeable = Annotated[T, MAY_CHANGE]
+"""A setting that may differ between the parts of a resumed run: it changes no number of the run, or what it stands for
+is compared instead (see `uwm.train.resume`)."""
 
 
 class Config(BaseModel):
@@ -51,7 +57,7 @@ class Settings(Config):
 class DatasetRef(Settings):
     """One dataset of a mixture, pinned to a version."""
 
-    uri: str
+    uri: Changeable[str]
     version: DatasetVersion = Field(
         None, description="dataset version or tag; pinned to a number when the run starts, None to the newest"
     )
@@ -66,7 +72,7 @@ class DataConfig(Settings):
     cameras: tuple[str, ...] = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
     action_dim: int = Field(10, gt=0)
     obs_frames: int = Field(2, gt=0)
-    action_steps: int = Field(16, gt=0)
+    action_horizon: int = Field(16, gt=0, description="length of an action chunk, in steps")
     next_frames: int = Field(2, gt=0)
     next_start: int = Field(
         15, ge=0, description="first next-observation frame, in steps after the current one; published: 16"
@@ -97,8 +103,8 @@ class DataConfig(Settings):
     latents: str = Field(
         "", description="name of cached latents (`uwm latents`) to train on; empty encodes images in every step"
     )
-    workers: int = Field(0, ge=0, description="loader processes; 0 reads in the training process")
-    prefetch: int = Field(4, gt=0, description="batches that each loader process reads ahead")
+    workers: Changeable[int] = Field(0, ge=0, description="loader processes; 0 reads in the training process")
+    prefetch: Changeable[int] = Field(4, gt=0, description="batches that each loader process reads ahead")
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
@@ -112,7 +118,7 @@ class DataConfig(Settings):
         return SegmentSpec(
             cameras=self.cameras,
             obs_frames=self.obs_frames,
-            action_steps=self.action_steps,
+            action_horizon=self.action_horizon,
             next_frames=self.next_frames,
             next_start=self.next_start,
         )
@@ -122,7 +128,7 @@ class TokenizerConfig(Settings):
     """What turns next-observation images into latents."""
 
     kind: Literal["autoencoder", "sdxl", "identity"] = "autoencoder"
-    path: str = Field(
+    path: Changeable[str] = Field(
         "", description="autoencoder: checkpoint directory; sdxl: hub id or local path of the diffusers VAE"
     )
     latent_scale: float = Field(
@@ -244,7 +250,9 @@ class OptimConfig(Settings):
     weight_decay: float = Field(1e-6, ge=0, description="on all parameters, as published")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(1000, ge=0)
-    decay_steps: int = Field(0, ge=0, description="step at which cosine reaches zero; 0 is the run's last step")
+    decay_steps: Changeable[int] = Field(
+        0, ge=0, description="step at which cosine reaches zero; 0 is the run's last step"
+    )
     clip_norm: float = Field(1.0, gt=0, description="bound of the gradient's norm")
     ema_decay: float = Field(0.999, ge=0, lt=1, description="0 keeps no average")
 
@@ -252,53 +260,55 @@ class OptimConfig(Settings):
 class TrainConfig(Settings):
     """How long, how much at once, and how often to look and to save."""
 
-    steps: int = Field(100_000, gt=0)
-    batch_size: int = Field(36, gt=0, description="samples per process and step")
-    accumulate: int = Field(1, gt=0, description="batches of each process whose gradients make one step")
+    steps: Changeable[int] = Field(100_000, gt=0)
+    batch_size: Changeable[int] = Field(36, gt=0, description="samples per process and step")
+    accumulate: Changeable[int] = Field(1, gt=0, description="batches of each process whose gradients make one step")
     seed: Seed = 0
-    device: str = Field("auto", description="auto takes CUDA when there is one")
+    device: Changeable[str] = Field("auto", description="auto takes CUDA when there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto is bf16 on CUDA, fp32 on the CPU")
-    matmul: Literal["tf32", "fp32"] = Field(
+    matmul: Changeable[Literal["tf32", "fp32"]] = Field(
         "tf32", description="CUDA's products of float32 matrices outside of bf16; published: fp32"
     )
-    sync: Literal["report", "step"] = Field(
+    sync: Changeable[Literal["report", "step"]] = Field(
         "report", description="copy the losses to the host when they are reported, or in every step (published)"
     )
-    compile: Literal["off", "default", "reduce-overhead"] = Field(
+    compile: Changeable[Literal["off", "default", "reduce-overhead"]] = Field(
         "off", description="torch.compile of the transformer; reduce-overhead replays CUDA graphs; for CUDA"
     )
-    log_every: int = Field(20, gt=0)
-    save_every: int = Field(2000, gt=0)
-    keep: int = Field(3, gt=0, description="checkpoints kept, besides the last")
-    threads: int = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's choice")
-    processes: int = Field(
+    log_every: Changeable[int] = Field(20, gt=0)
+    save_every: Changeable[int] = Field(2000, gt=0)
+    keep: Changeable[int] = Field(3, gt=0, description="checkpoints kept, besides the last")
+    threads: Changeable[int] = Field(0, ge=0, description="CPU threads of torch; 0 leaves torch's choice")
+    processes: Changeable[int] = Field(
         1, gt=0, description="processes on this machine, one per GPU; more than 1 go through torchrun"
     )
-    machines: int = Field(1, gt=0, description="machines that the same command is started on")
-    rendezvous: str = Field("", description="host:port of one of them, where they meet; empty on one machine")
-    restarts: int = Field(3, ge=0, description="how often processes that died are started again, from the checkpoint")
-    parallel: Literal["ddp", "fsdp"] = Field(
+    machines: Changeable[int] = Field(1, gt=0, description="machines that the same command is started on")
+    rendezvous: Changeable[str] = Field("", description="host:port of one of them, where all meet; empty on one")
+    restarts: Changeable[int] = Field(
+        3, ge=0, description="how often processes that died are started again, from the checkpoint"
+    )
+    parallel: Changeable[Literal["ddp", "fsdp"]] = Field(
         "ddp", description="how several processes share a model: each has all of it, or a shard (FSDP2)"
     )
-    replicas: int = Field(
+    replicas: Changeable[int] = Field(
         1, gt=0, description="fsdp: how many times the shards make up the model; as many as machines is HSDP"
     )
-    checkpoint_activations: bool = Field(
+    checkpoint_activations: Changeable[bool] = Field(
         False, description="compute the blocks' activations again in the backward pass: less memory, a third more work"
     )
-    spike_limit: float = Field(
+    spike_limit: Changeable[float] = Field(
         20.0, ge=0, description="robust deviations above the recent median at which a loss stops the run; 0 never"
     )
-    spike_window: int = Field(
+    spike_window: Changeable[int] = Field(
         200, ge=20, description="steps whose losses a loss is compared with; it starts empty when a run goes on"
     )
-    track: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = Field(
+    track: Changeable[tuple[Literal["tensorboard", "wandb", "mlflow"], ...]] = Field(
         ("tensorboard",), description="who else is told how it goes; metrics.jsonl always is"
     )
-    eval_every: int = Field(
+    eval_every: Changeable[int] = Field(
         0, ge=0, description="steps between evaluations on held-out episodes, each of a checkpoint; 0 does none"
     )
-    eval_samples: int = Field(16, gt=0, description="segments of each dataset that such an evaluation predicts")
+    eval_samples: Changeable[int] = Field(16, gt=0, description="segments of each dataset that it predicts")
 
     @model_validator(mode="after")
     def _graphs_keep_no_gradient(self) -> Self:
@@ -334,11 +344,13 @@ class RunConfig(Settings):
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    init_from: str = Field("", description="checkpoint directory whose weights and normalizers the run starts from")
+    init_from: Changeable[str] = Field(
+        "", description="checkpoint directory whose weights and normalizers the run starts from"
+    )
     init_changes: tuple[InitChange, ...] = Field(
         (), description="settings that may differ from those of init_from; normalizer fits one to the run's own data"
     )
-    output: str = Field("", description="folder of the run; empty is runs/<name>")
+    output: Changeable[str] = Field("", description="folder of the run; empty is runs/<name>")
 
     @model_validator(mode="before")
     @classmethod

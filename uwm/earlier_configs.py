@@ -34,6 +34,7 @@ _DIFFUSION = {
     "dp_unet": (*_SCHEDULE, "action_loss"),
 }
 _RENAMED = {
+    "data.action_steps": "data.action_horizon",
     "diffusion.hoist": "policy.diffusion.precompute_modulation",
     "model.gr1.patch": "policy.decoder.patch",
     "model.gr1.decoder_depth": "policy.decoder.depth",
@@ -57,6 +58,7 @@ def todays_name(setting: str) -> str | None:
 
 def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """A run's settings in today's form; those that are in it already come back as they are."""
+    values = _with_horizon(values)
     earlier = {"model", "tokenizer", "diffusion"} & {*values}
     if not (earlier or isinstance(values.get("policy"), str)):
         return values
@@ -74,6 +76,15 @@ def upgraded(values: Mapping[str, Any]) -> Mapping[str, Any]:
     if kind == "gr1":
         policy |= _gr1(model)
     return {**{name: value for name, value in values.items() if name not in earlier}, "policy": policy}
+
+
+def _with_horizon(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The length of an action chunk under the name that it has today."""
+    data = values.get("data")
+    if not (isinstance(data, Mapping) and "action_steps" in data):
+        return values
+    kept = {name: value for name, value in data.items() if name != "action_steps"}
+    return {**values, "data": {**kept, "action_horizon": data["action_steps"]}}
 
 
 def _gr1(model: Mapping[str, Any]) -> dict[str, Any]:

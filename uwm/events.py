@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from storage_schemas.errors import UserError
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -175,9 +177,12 @@ class MetricsFile:
         self._drop_after(step)
 
     def __call__(self, event: TrainEvent) -> None:
-        """Append one event; it is on disk when the process ends, however it ends."""
-        with self.path.open("a") as file:
-            file.write(to_line(event) + "\n")
+        """Append one event; it is on disk when the process ends, however it ends. Raises UserError when it can't be."""
+        try:
+            with self.path.open("a") as file:
+                file.write(to_line(event) + "\n")
+        except OSError as error:
+            raise UserError(f"can't write {self.path}: {error.strerror}") from error
 
     def _drop_after(self, step: int) -> None:
         if not self.path.is_file():

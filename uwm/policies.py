@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from uwm.config import DiffusionConfig, PolicyConfig, RunConfig, Settings, TokenizerConfig
+from uwm.config import Changeable, DiffusionConfig, PolicyConfig, RunConfig, Settings, TokenizerConfig
 from uwm.registry import register_policy
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class UwmDiffusionConfig(LatentDiffusionConfig):
         le=0.5,
         description="with absent_embedding: share of the samples that lack a modality, or have it clean",
     )
-    precompute_modulation: bool = Field(
+    precompute_modulation: Changeable[bool] = Field(
         True, description="compute the observation's part of AdaLN once per sampling; published: in every step"
     )
     action_loss: Literal["masked", "all"] = Field(
@@ -103,7 +103,7 @@ class TransformerConfig(PolicyConfig):
     embed_dim: int = Field(768, gt=0)
     depth: int = Field(12, gt=0)
     num_heads: int = Field(12, gt=0)
-    attention: Kernel = Field("auto", description="force one of SDPA's kernels; auto leaves it to torch")
+    attention: Changeable[Kernel] = Field("auto", description="force one of SDPA's kernels; auto leaves it to torch")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -61,11 +61,16 @@ def run_ablations(
     from storage_schemas import markdown
     from uwm.ablations import BASE, find_ablations, variants
     from uwm.config import replace
+    from uwm.preflight import check_evaluation, check_run
     from uwm.report.ablations import ResultsLog, Row, table
 
+    options = EvalOptions(samples=samples)
     config = make_config(base, (f"data.datasets.0.uri={dataset}", *overrides))
     levels = variants(config, find_ablations(ablations))
     plan = {BASE: ((), config)} | {v.run: (v.level.settings, v.config) for v in levels if v.run != BASE}
+    for _, variant in plan.values():
+        check_run(variant)
+        check_evaluation(variant, dataset, options)
     folder = locate(out)
     log = ResultsLog(folder / LOG)
     lines: tuple[tuple[str, ...], ...] = ()
@@ -76,7 +81,7 @@ def run_ablations(
             name = f"{base.replace('_', '-')}-{run}-seed-{seed}"
             own = {"name": name, "output": (folder / "runs" / name).uri}
             trained = jobs.train(adapted(variant, **own, train=replace(variant.train, seed=seed)))
-            evaluated = jobs.evaluate(trained.path, dataset, EvalOptions(samples=samples))
+            evaluated = jobs.evaluate(trained.path, dataset, options)
             log.add(Row.of(run, seed, settings, evaluated.evaluation, evaluated.folder))
             lines = table(levels, log.rows())
             (folder / TABLE).write_bytes(markdown.table(lines[0], lines[1:]).encode())

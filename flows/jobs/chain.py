@@ -12,14 +12,16 @@ from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import pin_dataset
 from flows.jobs.options import Hours, Pair
 from flows.jobs.pipeline import Jobs
-from flows.jobs.promotion import MEASURES, Contender, Decision, Measure, Track
-from flows.jobs.train import adapted, make_config
+from flows.jobs.promotion import MEASURES, Comparison, Contender, Decision, Measure, Track
+from flows.jobs.train import Trained, adapted, make_config
 from flows.lineage.records import DatasetPin
-from storage_schemas.errors import UserError
+from storage_schemas.catalog.table import dataset_exists
+from storage_schemas.errors import StorageError, UserError
 from storage_schemas.lineage.records import digest, lineage_root
 from storage_schemas.location import locate
 from uwm.config import RunConfig, replace
 from uwm.eval.options import EvalOptions
+from uwm.eval.result import ACTION_METRICS, Metric
 from uwm.recipes import RecipeName
 
 
@@ -57,6 +59,8 @@ class Plan:
     track: Track
     best: Contender | None
     """The best checkpoint of the track before."""
+    lost: str
+    """Why that one can't be had any more; empty when it can."""
     identity: str
     """Of the question whether this version, trained this way, makes a better checkpoint."""
     config: RunConfig
@@ -65,12 +69,13 @@ class Plan:
     def describe(self) -> tuple[str, ...]:
         """The plan in words, a line for each thing that would be done."""
         best = self.best.checkpoint if self.best else "nothing yet"
+        rule = f"when better than {best} by over {self.measure.margin:g} standard errors"
         return (
             f"train {' '.join((self.chain.recipe, *self.chain.overrides))} on {self.dataset.uri}@{self.dataset.version}"
             f"{f', starting from {self.config.init_from}' if self.config.init_from else ''}, as {self.config.folder}",
             f"evaluate {self.measure.name} on {self.evaluation.uri}@{self.evaluation.version}, "
             f"{self.chain.samples} segments",
-            f"promote in {self.track.name} when better than {best} by over {self.measure.margin:g} standard errors",
+            f"promote in {self.track.name}{f', for {self.lost}' if self.lost else f' {rule}'}",
         )
 
 
@@ -95,6 +100,7 @@ def plan_chain(chain: Chain) -> Plan:
     dataset = pin_dataset(chain.dataset)
     track = Track(lineage_root(chain.dataset), chain.track)
     best = track.best()
+    lost = _lost(best) if best else ""
     settings = (chain.recipe, *chain.overrides, *sorted(chain.collections), str(chain.samples), str(chain.from_best))
     identity = digest(chain.track, dataset.identity, measure.name, str(measure.margin), *settings)
     return Plan(
@@ -104,18 +110,42 @@ def plan_chain(chain: Chain) -> Plan:
         measure=measure,
         track=track,
         best=best,
+        lost=lost,
         identity=identity,
-        config=_configure(chain, dataset, identity, best if chain.from_best else None),
+        config=_configure(chain, dataset, identity, best if chain.from_best and not lost else None),
     )
+
+
+def _lost(best: Contender) -> str:
+    """Why the best so far can't be had any more; empty when it can."""
+    from uwm.checkpoint import load_checkpoint
+
+    try:
+        identity = load_checkpoint(best.uri).identity
+    except StorageError:
+        raise
+    except UserError as error:
+        return f"{best.checkpoint}, the best so far, is gone ({error})"
+    return (
+        "" if identity == best.identity else f"{best.checkpoint}, the best so far, is gone (another lies in its place)"
+    )
+
+
+def _is_same(uri: str, dataset: DatasetPin) -> bool:
+    """Whether a dataset is the pinned one, wherever it lies and however that is spelt."""
+    if locate(uri) == locate(dataset.uri):
+        return True
+    return dataset_exists(uri) and pin_dataset(uri).table_id == dataset.table_id
 
 
 def _configure(chain: Chain, dataset: DatasetPin, identity: str, start: Contender | None) -> RunConfig:
     """The run with name, folder, parent and version. Raises UserError when it does not train on the dataset."""
     config = make_config(chain.recipe, chain.overrides)
     uri, refs = dataset.uri, config.data.datasets
-    pinned = [replace(ref, version=dataset.version) if locate(ref.uri) == locate(uri) else ref for ref in refs]
-    if not any(locate(ref.uri) == locate(uri) for ref in refs):
+    same = [_is_same(ref.uri, dataset) for ref in refs]
+    if not any(same):
         raise UserError(f"{chain.recipe} does not train on {uri}: name it, data.datasets.0.uri={uri}")
+    pinned = [replace(ref, version=dataset.version) if mine else ref for ref, mine in zip(refs, same, strict=True)]
     return adapted(
         config,
         name=f"{chain.track}-{dataset.name}-v{dataset.version}",
@@ -137,31 +167,61 @@ def run_chain(jobs: Jobs, chain: Chain, *, dry_run: bool = False, run_url: str =
     Raises:
         UserError: when something is not as it should be.
     """
+    from uwm.preflight import check_evaluation, check_run
+
     plan = plan_chain(chain)
     if decision := plan.track.decided(plan.identity):
         return Chained(plan=(), decision=decision, reused=True)
+    options = EvalOptions(version=plan.evaluation.version, collections=tuple(chain.collections), samples=chain.samples)
+    check_run(plan.config)
+    check_evaluation(plan.config, plan.evaluation.uri, options, (plan.measure.mode, plan.measure.metric))
     words = plan.describe()
     if dry_run:
         return Chained(plan=words, decision=None)
     trained = jobs.train(plan.config)
-    options = EvalOptions(version=plan.evaluation.version, collections=tuple(chain.collections), samples=chain.samples)
+    decision = plan.track.decide(
+        plan.identity,
+        plan.measure,
+        lambda best: _compared(jobs, plan, options, trained, best),
+        dataset=f"{plan.dataset.uri}@{plan.dataset.version}",
+        run_url=run_url,
+    )
+    return Chained(plan=words, decision=decision)
 
-    def measured(uri: str) -> Evaluated:
-        return jobs.evaluate(uri, plan.evaluation.uri, options)
 
-    def remeasure(best: Contender) -> Contender:
-        again = measured(best.uri)
-        update = {"evaluation": again.record.node, "value": plan.measure.of(again.evaluation)}
-        return best.model_copy(update=update)
+def _compared(jobs: Jobs, plan: Plan, options: EvalOptions, trained: Trained, best: Contender | None) -> Comparison:
+    """Measure what was trained and the best so far on the same segments and in the same units.
 
-    result = measured(trained.path)
+    Action errors of both are told in the units of the best so far: a new version with a few extreme actions stretches
+    the candidate's own, and would make any error look small.
+    """
+    lost = _lost(best) if best else ""
+    if lost:
+        best = None
+    shared = options.model_copy(update={"normalizer": best.uri}) if best and _in_units(plan.measure) else options
+    new = jobs.evaluate(trained.path, plan.evaluation.uri, shared)
     candidate = Contender(
         checkpoint=trained.record.node,
         uri=trained.path,
         identity=trained.record.identity,
-        evaluation=result.record.node,
-        value=plan.measure.of(result.evaluation),
+        evaluation=new.record.node,
+        value=plan.measure.of(new.evaluation),
     )
-    dataset = f"{plan.dataset.uri}@{plan.dataset.version}"
-    decision = plan.track.decide(plan.identity, candidate, plan.measure, remeasure, dataset=dataset, run_url=run_url)
-    return Chained(plan=words, decision=decision)
+    if best is None:
+        return Comparison(candidate=candidate, best=None, lost=lost)
+    old = jobs.evaluate(best.uri, plan.evaluation.uri, options)
+    again = best.model_copy(update={"evaluation": old.record.node, "value": plan.measure.of(old.evaluation)})
+    return Comparison(candidate=candidate, best=again, unlike=_unlike(plan.measure, new, old))
+
+
+def _in_units(measure: Measure) -> bool:
+    """Whether a measure depends on a checkpoint's normalizer."""
+    return measure.metric in ACTION_METRICS
+
+
+def _unlike(measure: Measure, new: Evaluated, old: Evaluated) -> str:
+    """Why two evaluations can't be compared; empty when they can."""
+    tokenizers = (new.evaluation.settings.tokenizer, old.evaluation.settings.tokenizer)
+    if measure.metric is not Metric.LATENT_MSE or tokenizers[0] == tokenizers[1]:
+        return ""
+    return f"{measure.name} is measured in latents of different tokenizers: choose {measure.mode}/pixel_mse or psnr"

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.jobs.ingest import pin_dataset
 from flows.jobs.train import pin_checkpoint
 from flows.lineage.openlineage import Start, emitting
 from flows.lineage.records import CheckpointPin, DatasetPin, checkpoint_root, record_evaluation
@@ -52,19 +51,24 @@ def run_evaluation(
     Raises:
         UserError: when the checkpoint or the dataset is missing or unfit.
     """
+    from storage_schemas.store.dataset import open_dataset
     from uwm.eval.files import load_evaluation
 
     start = Start(job="evaluate", about=locate(store).name, inputs=(checkpoint, store))
     with emitting(start, run_url) as completed:
         pin, _ = pin_checkpoint(checkpoint)
-        dataset = pin_dataset(store, options.version)
-        identity = _identity(pin, dataset, options)
+        opened = open_dataset(store, options.version)
+        dataset = DatasetPin(uri=store, version=opened.version, table_id=opened.table_id)
+        units = pin_checkpoint(options.normalizer)[0].identity if options.normalizer else pin.identity
+        identity = _identity(pin, dataset, options, units)
         folder = str(results_of(pin) / f"step-{pin.step}-on-{dataset.name}@{dataset.version}-{identity[:6]}")
         reused = (locate(folder) / "evaluation.json").exists()
         if reused:
             evaluation = load_evaluation(folder)
         else:
-            evaluation = _evaluate(pin.uri, store, options, dataset.version, folder, progress)
+            from uwm.eval.offline import evaluate
+
+            evaluation = evaluate(pin.uri, opened, options, out=folder, progress=progress)
         root = checkpoint_root(pin)
         facts: dict[str, Fact] = {"split": options.split, "collections": ",".join(sorted(options.collections))}
         record = record_evaluation(
@@ -81,37 +85,13 @@ def run_evaluation(
     return result
 
 
-def _identity(pin: CheckpointPin, dataset: DatasetPin, options: EvalOptions) -> str:
-    """Of the question; where it is answered does not belong to it, and neither does a number of steps not given."""
+def _identity(pin: CheckpointPin, dataset: DatasetPin, options: EvalOptions, units: str) -> str:
+    """Of the question; where it is answered does not belong to it, and neither does what is left as it is."""
     steps = () if options.steps is None else (f"steps={options.steps}",)
+    other = () if units == pin.identity else (f"normalizer={units}",)
     collections = ",".join(sorted(options.collections))
-    given = (options.split, collections, str(options.samples), str(options.seed), *steps)
+    given = (options.split, collections, str(options.samples), str(options.seed), *steps, *other)
     return digest(pin.identity, dataset.identity, *given)
-
-
-def _evaluate(
-    checkpoint: str,
-    store: str,
-    options: EvalOptions,
-    version: int,
-    folder: str,
-    progress: Callable[[int, int], None] | None,
-) -> "Evaluation":
-    from uwm.eval.offline import evaluate
-
-    return evaluate(
-        checkpoint,
-        store,
-        version=version,
-        split=options.split,
-        collections=options.collections,
-        samples=options.samples,
-        seed=options.seed,
-        steps=options.steps,
-        device=options.device,
-        out=folder,
-        progress=progress,
-    )
 
 
 def results_of(pin: CheckpointPin) -> Path:
@@ -142,19 +122,7 @@ def run_sample(
     Raises:
         UserError: when the mode is unknown, or the checkpoint or the dataset are missing or unfit.
     """
+    from storage_schemas.store.dataset import open_dataset
     from uwm.eval.sample import sample
 
-    return sample(
-        checkpoint,
-        store,
-        mode,
-        out=out,
-        count=options.samples,
-        seed=options.seed,
-        version=pin_dataset(store, options.version).version,
-        split=options.split,
-        collections=options.collections,
-        steps=options.steps,
-        precision=precision,
-        device=options.device,
-    )
+    return sample(checkpoint, open_dataset(store, options.version), mode, out, options, precision=precision)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from flows.jobs.evaluate import Evaluated
-from flows.jobs.ingest import Ingested, pin_dataset
+from flows.jobs.ingest import Ingested
 from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
 from flows.jobs.train import Trained, adapted
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
@@ -67,8 +67,13 @@ def pretrain_then_finetune(
     Raises:
         UserError: when a run or a dataset is not as it should be.
     """
-    for store in evaluate_on:
-        pin_dataset(store, options.version)
+    from uwm.preflight import check_evaluation, check_run
+
+    check_run(pretrain)
+    check_run(finetune, after=pretrain)
+    for config in (pretrain, finetune):
+        for store in evaluate_on:
+            check_evaluation(config, store, options)
     first = jobs.train(pretrain)
     second = jobs.train(adapted(finetune, init_from=first.path))
     evaluations = [jobs.evaluate(trained.path, store, options) for store in evaluate_on for trained in (first, second)]

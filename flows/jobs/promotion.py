@@ -7,6 +7,7 @@ that promoted something says. A file is never changed, so the whole history stay
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, Self
 
@@ -105,14 +106,32 @@ class Decision(Record):
     run_url: str = ""
 
 
-def compare(measure: Measure, candidate: Estimate, best: Estimate | None) -> tuple[bool, str]:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A candidate and the best so far, measured alike."""
+
+    candidate: Contender
+    best: Contender | None
+    """None when the track has none, or when it can't be measured any more."""
+    lost: str = ""
+    """Why the best so far can't be measured any more."""
+    unlike: str = ""
+    """Why the two can't be compared by this measure."""
+
+
+def compare(measure: Measure, compared: Comparison) -> tuple[bool, str]:
     """Whether the candidate is better by more than the margin, and the reason in words.
 
     The error of the difference is that of two independent means. Both were measured on the same segments, which makes
     the true error smaller for models alike, so the test errs towards keeping the best there is.
     """
-    if best is None:
-        return True, f"the track has no best yet; {measure.name} {candidate.mean:.6g}"
+    candidate = compared.candidate.value
+    if compared.best is None:
+        before = f"{compared.lost}: the candidate takes its place" if compared.lost else "the track has no best yet"
+        return True, f"{before}; {measure.name} {candidate.mean:.6g}"
+    if compared.unlike:
+        return False, compared.unlike
+    best = compared.best.value
     gain = candidate.mean - best.mean if measure.metric.higher_is_better else best.mean - candidate.mean
     error = math.hypot(candidate.error, best.error)
     better = gain > measure.margin * error
@@ -155,9 +174,8 @@ class Track:
     def decide(
         self,
         identity: str,
-        candidate: Contender,
         measure: Measure,
-        remeasure: Callable[[Contender], Contender],
+        contend: Callable[[Contender | None], Comparison],
         *,
         dataset: str,
         run_url: str = "",
@@ -168,9 +186,8 @@ class Track:
 
         Args:
             identity: of the question.
-            candidate: the new checkpoint, measured.
             measure: what counts.
-            remeasure: measures the best so far on the candidate's data.
+            contend: measures the candidate and the best so far, if there is one, on the candidate's data.
             dataset: node of the dataset version that started it.
             run_url: the flow run.
         """
@@ -178,9 +195,8 @@ class Track:
             if made := self.decided(identity):
                 return made
             number = len(self.decisions()) + 1
-            best = self.best()
-            best = remeasure(best) if best else None
-            promoted, reason = compare(measure, candidate.value, best.value if best else None)
+            compared = contend(self.best())
+            promoted, reason = compare(measure, compared)
             decision = Decision(
                 track=self.name,
                 number=number,
@@ -188,8 +204,8 @@ class Track:
                 promoted=promoted,
                 reason=reason,
                 measure=measure,
-                candidate=candidate,
-                best=best,
+                candidate=compared.candidate,
+                best=compared.best,
                 dataset=dataset,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 run_url=run_url,

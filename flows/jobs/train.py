@@ -15,6 +15,7 @@ from storage_schemas.lineage.records import Fact, LineageRecord
 from storage_schemas.location import locate
 
 if TYPE_CHECKING:
+    from uwm.checkpoint import Origin
     from uwm.config import RunConfig
     from uwm.events import TrainEvent, TrainFinished
 
@@ -119,7 +120,26 @@ def pin_checkpoint(path: str) -> tuple[CheckpointPin, dict[str, Fact]]:
         step=state.step,
         identity=checkpoint.identity,
         datasets=tuple(DatasetPin(uri=d.uri, version=d.version, table_id=d.table_id) for d in state.datasets),
-        parents=tuple(pin_checkpoint(origin.path)[0] for origin in origins),
+        parents=tuple(_pin_origin(origin, checkpoint.path) for origin in origins),
     )
     facts: dict[str, Fact] = {name: round(value, 5) for name, value in state.metrics.items()}
     return pin, facts | {"code": state.code_revision, "seed": state.seed}
+
+
+def _pin_origin(origin: "Origin", near: Path) -> CheckpointPin:
+    """A checkpoint that the one at `near` was made from; of one that was pruned, what its path and digest say."""
+    from uwm.checkpoint import locate_origin
+
+    path = locate_origin(origin, near)
+    if path:
+        return pin_checkpoint(str(path))[0]
+    gone = Path(origin.path)
+    step = gone.name.removeprefix("step-")
+    return CheckpointPin(
+        uri=origin.path,
+        run=gone.parent.parent.name,
+        stage="unknown",
+        step=int(step) if step.isdecimal() else 0,
+        identity=origin.identity,
+        datasets=(),
+    )

@@ -32,7 +32,7 @@ class IngestResult:
     cpu_ms_per_frame: dict[str, float]
     """`ingest`: reading, every check, writing, syncing, committing; `reencode`: only decoding and encoding again."""
     ratio: float
-    """ingest over reencode."""
+    """CPU time of `ingest` over that of `reencode`."""
     bytes_per_frame: float
 
 
@@ -47,8 +47,8 @@ def bench_ingest(source: str | None = None, *, episodes: int = 8, steps: int = 1
     """
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
-        place = source or str(write_rlds(root / "rlds", generate(episodes, steps)))
-        reader = open_source(place, IngestOptions(format="droid-rlds"))
+        rlds = source or str(write_rlds(root / "rlds", generate(episodes, steps)))
+        reader = open_source(rlds, IngestOptions(format="droid-rlds"))
         jpegs = [
             frames
             for ref in reader.refs()
@@ -64,19 +64,19 @@ def bench_ingest(source: str | None = None, *, episodes: int = 8, steps: int = 1
         for _ in range(rounds + 1):
             shutil.rmtree(store, ignore_errors=True)
             began = time.process_time()
-            ingest(place, str(store), IngestOptions(format="droid-rlds"))
+            ingest(rlds, str(store), IngestOptions(format="droid-rlds"))
             costs["ingest"].append((time.process_time() - began) * 1000 / count)
             began = time.process_time()
             for frames in jpegs:
                 _reencode(frames)
             costs["reencode"].append((time.process_time() - began) * 1000 / count)
         size = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
-    found = {name: round(median(values[1:]), 4) for name, values in costs.items()}
+    medians = {name: round(median(values[1:]), 4) for name, values in costs.items()}
     return IngestResult(
         source=source or f"generated: {episodes} episodes of {steps} steps",
         frames=count,
-        cpu_ms_per_frame=found,
-        ratio=round(found["ingest"] / found["reencode"], 4),
+        cpu_ms_per_frame=medians,
+        ratio=round(medians["ingest"] / medians["reencode"], 4),
         bytes_per_frame=round(size / count, 1),
     )
 

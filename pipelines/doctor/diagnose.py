@@ -121,6 +121,7 @@ class _Examination:
         self.references = self.episodes = self.steps = 0
         self._seen = Seen()
         self._bytes: dict[str, str] = {}
+        self._broken: dict[str, Finding] = {}
 
     def run(self, tell: Callable[[DoctorProgress], None]) -> None:
         """Examine everything."""
@@ -134,6 +135,9 @@ class _Examination:
     def _examine(self, item: Any) -> None:
         name, identity = self.target.identity(item)
         first = self._bytes.setdefault(identity, name)
+        if first != name and first in self._broken:
+            self.findings.append(replace(self._broken[first], source_uri=name))
+            return
         if first != name:
             detail = f"byte-identical to {first}"
             self.findings.append(Finding(reason="duplicate", detail=detail, source_uri=name))
@@ -151,7 +155,8 @@ class _Examination:
             self.episodes, self.steps = before
             reason = error.reason if isinstance(error, BadDataError) else "damaged"
             detail = error.detail if isinstance(error, BadDataError) else str(error)
-            self.findings.append(Finding(reason=reason, detail=detail, source_uri=name, fatal=True))
+            self._broken[name] = Finding(reason=reason, detail=detail, source_uri=name, fatal=True)
+            self.findings.append(self._broken[name])
 
     def _check(self, episode: Episode) -> Iterator[Finding]:
         """What is wrong with an episode, with pictures of the places."""

@@ -36,6 +36,8 @@ class Outline:
     """Nothing was cut off, as far as bytes tell; otherwise only the clock can."""
     left_out: tuple[str, ...] = ()
     """What of the file decoders leave out."""
+    joined: str = ""
+    """Another file that decoders go on to read as if it were a part of this one."""
 
 
 def check_whole(file: BinaryIO, size: int) -> Outline:
@@ -77,7 +79,11 @@ def _check_end(end: int, size: int, what: str) -> None:
 
 
 def _glued(position: int) -> tuple[str, ...]:
-    return (f"another file glued to it at byte {position}",) if position > 0 else ()
+    return (_another(position),) if position > 0 else ()
+
+
+def _another(position: int) -> str:
+    return f"another file glued to it at byte {position}"
 
 
 def _stated_size(head: bytes) -> int:
@@ -151,7 +157,8 @@ def _check_matroska(file: BinaryIO, size: int) -> Outline:
     end = size if length is None else file.tell() + length
     _check_end(end, size, "the segment")
     _check_elements(file, end)
-    return Outline(whole=length is not None)
+    file.seek(end)
+    return Outline(whole=length is not None, joined=_another(end) if file.read(4) == _EBML else "")
 
 
 def _check_elements(file: BinaryIO, end: int) -> None:

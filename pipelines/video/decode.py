@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.checks.quality import MAX_PIXELS, BadDataError
 from pipelines.options import Backend
 from pipelines.video.clock import REORDERED, TimedFrame, in_order, native_rate, resample
-from pipelines.video.containers import check_whole
+from pipelines.video.containers import Outline, check_whole
 from pipelines.video.picture import Orientation, display_size, orientation, upright
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class VideoInfo:
     """Whether the container shows by its bytes that nothing was cut off."""
     left_out: tuple[str, ...]
     """What else the file holds that is not decoded."""
+    joined: str
+    """Another file that is decoded as a part of this one, as far as the decoder can."""
     coded: tuple[int, int]
     """Height and width as coded."""
     orientation: Orientation
@@ -111,15 +113,13 @@ def probe(file: BinaryIO) -> VideoInfo:
                 break
         if first is None:
             raise BadDataError("no_frames", "the video stream holds no frame")
-        more = [one for one in _videos(container) if one.index != stream.index]
         return _info(
             container,
             stream,
             first,
             [time for time in times if time is not None],
             frames=len(times) if len(times) < _PROBED else None,
-            whole=outline.whole,
-            left_out=(*outline.left_out, *(f"video track {one.index}" for one in more)),
+            outline=outline,
         )
 
 
@@ -234,8 +234,7 @@ def _info(
     times: list[float],
     *,
     frames: int | None,
-    whole: bool,
-    left_out: tuple[str, ...],
+    outline: Outline,
 ) -> VideoInfo:
     if frame.width * frame.height > MAX_PIXELS:
         raise BadDataError("too_large", f"frames of {frame.width} x {frame.height} pixels")
@@ -245,6 +244,7 @@ def _info(
     times = [] if raw else times
     rates = [coded] if raw else [stream.average_rate, stream.guessed_rate, coded]
     rate = native_rate(times, [float(rate) for rate in rates if rate])
+    more = (f"video track {other.index}" for other in _videos(container) if other.index != stream.index)
     unit = float(stream.time_base or 0)
     exact = not rate or not unit or abs(1 / rate / unit - round(1 / rate / unit)) < 1e-3  # a frame takes whole units
     return VideoInfo(
@@ -255,8 +255,9 @@ def _info(
         rounding=0.0 if exact else unit,
         frames=frames,
         duration=_duration(container, stream),
-        whole=whole,
-        left_out=left_out,
+        whole=outline.whole,
+        left_out=(*outline.left_out, *more),
+        joined=outline.joined,
         coded=(frame.height, frame.width),
         orientation=orientation(frame),
         display=display_size(frame, _aspect(stream)),
@@ -279,6 +280,7 @@ def _duration(container: "InputContainer", stream: "VideoStream") -> float | Non
 
 def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int, int]) -> Iterator[TimedFrame]:
     """Frames in order; at the end it is checked that it is the end."""
+    import av
     from av.video.reformatter import VideoReformatter
 
     convert = VideoReformatter()
@@ -302,4 +304,9 @@ def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int
             if info.timed:
                 _check_end(info, first, end)
 
-        yield from in_order(frames(), native, lambda: REORDERED if stream.codec_context.has_b_frames else 0)
+        try:
+            yield from in_order(frames(), native, lambda: REORDERED if stream.codec_context.has_b_frames else 0)
+        except av.FFmpegError as error:
+            if not info.joined:
+                raise
+            raise BadDataError("glued", f"{info.joined}, which the decoder can't go on with") from error

@@ -154,6 +154,7 @@ def test_killed_at_random_moments(
     server: ForkServerContext, sources: list[str], undisturbed: dict[str, Any], tmp_path: Path, tries: int
 ) -> None:
     """Two writers killed at any moment of their work; whatever they left, a rerun completes it."""
+    at_once(server, sources, str(tmp_path / "first"))  # which starts the server of the processes
     began = time.monotonic()
     at_once(server, sources, str(tmp_path / "calm"))
     duration = time.monotonic() - began

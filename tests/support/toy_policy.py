@@ -46,10 +46,10 @@ class ToyPolicy(Policy):
 
     def __init__(self, config: ToyConfig, data: DataConfig) -> None:
         super().__init__()
-        self.shape = (data.action_steps, data.action_dim)
+        self.shape = (data.action_horizon, data.action_dim)
         self.gain = config.gain
         inputs = len(data.cameras) * data.obs_frames * 3
-        outputs = data.action_steps * data.action_dim
+        outputs = data.action_horizon * data.action_dim
         self.body = nn.Sequential(nn.Linear(inputs, config.embed_dim), nn.Tanh(), nn.Linear(config.embed_dim, outputs))
 
     def encode_batch(self, batch: Batch) -> Colours:

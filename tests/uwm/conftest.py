@@ -53,7 +53,7 @@ def debug_run(tmp_path: Path) -> Callable[..., RunConfig]:
             f"data.datasets.0.uri={uri}",
             f"data.cameras={','.join(CAMERAS)}",
             "data.action_dim=3",
-            "data.action_steps=4",
+            "data.action_horizon=4",
             "data.next_start=3",
             "data.resize=20,28",
             "data.crop=16,24",

@@ -1,5 +1,6 @@
 """Checkpoints: whole or absent, and damage is said in one line."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -88,12 +89,13 @@ def test_a_crash_while_saving_leaves_the_one_before(
     first = save(tmp_path, 1)
 
     def crash(*args: object, **options: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
         patch.setattr(module, moment, crash)
-        with pytest.raises(OSError, match="space"):
+        with pytest.raises(UserError, match=r"can't write checkpoint .*step-00000002: No space left on device;"):
             save(tmp_path, 2)
+    assert [path.name for path in first.parent.iterdir()] == [first.name], "nothing is left half made"
     assert latest_checkpoint(tmp_path) == first
     assert load_checkpoint(first).state.step == 1
     assert load_checkpoint(save(tmp_path, 2)).state.step == 2

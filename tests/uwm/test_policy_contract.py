@@ -11,6 +11,7 @@ from batches import image_batch, with_masks
 from torch import Tensor
 
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import open_dataset
 from uwm.auto import AutoPolicy
 from uwm.bundle import CARD_FILE, export
 from uwm.checkpoint import load_checkpoint, load_policy
@@ -21,6 +22,7 @@ from uwm.data.loader import SegmentReader, batches
 from uwm.data.mixture import mixture_normalizer, mixture_sampler, open_mixture
 from uwm.diffusion.modes import MODES, Role
 from uwm.eval.offline import evaluate
+from uwm.eval.options import EvalOptions
 from uwm.events import TrainEvent, TrainProgress
 from uwm.policies import build
 from uwm.policy import Mode, Policy, Sample
@@ -305,7 +307,9 @@ def test_it_is_evaluated_in_the_modes_it_has(name: str, configure: MakeRun, tmp_
     config = configure(name)
     path = train(config)
     folder, page = str(tmp_path / "evaluation"), tmp_path / "report.html"
-    found = evaluate(str(path), config.data.datasets[0].uri, samples=4, examples=2, out=folder)
+    found = evaluate(
+        str(path), open_dataset(config.data.datasets[0].uri), EvalOptions(samples=4), examples=2, out=folder
+    )
     assert {score.mode for score in found.scores} == {str(mode) for mode in POLICIES[name]}
     predicts = any(MODES[mode].next_obs is Role.DENOISE for mode in POLICIES[name])
     assert (found.ceiling is not None) == predicts

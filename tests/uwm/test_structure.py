@@ -14,7 +14,9 @@ import ring_world
 import torch
 from torch import Tensor
 
+from storage_schemas.store.dataset import open_dataset
 from uwm.data.batch import Batch
+from uwm.eval.options import EvalOptions
 from uwm.eval.setup import open_evaluation_setup
 from uwm.overrides import apply_overrides
 from uwm.policy import Mode, Policy, Sample
@@ -143,9 +145,8 @@ def _train(folder: Path, *settings: str) -> Path:
 
 
 def _ask(checkpoint: Path, store: str) -> Asked:
-    setup = open_evaluation_setup(
-        str(checkpoint), store, version=None, split="val", collections=(), samples=128, device="cpu"
-    )
+    options = EvalOptions(samples=128, device="cpu")
+    setup = open_evaluation_setup(str(checkpoint), open_dataset(store), options)
     ((_, batch),) = setup.batches(128)
     return Asked(policy=setup.policy, batch=batch)
 

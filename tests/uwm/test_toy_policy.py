@@ -11,12 +11,14 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import open_dataset
 from uwm import registry
 from uwm.auto import AutoPolicy
 from uwm.bundle import CARD_FILE, export
 from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
 from uwm.eval.offline import evaluate
+from uwm.eval.options import EvalOptions
 from uwm.overrides import apply_overrides
 from uwm.recipes import RECIPES, get_recipe
 from uwm.registry import policy_settings
@@ -56,7 +58,8 @@ def test_it_trains_resumes_is_evaluated_sampled_and_exported(run: Callable[..., 
     assert resumed.config.policy.kind == "toy"
     assert all((value == resumed.tensors("model")[name]).all() for name, value in straight.tensors("model").items())
 
-    found = evaluate(str(path), resumed.config.data.datasets[0].uri, samples=4, examples=1, out=str(tmp_path / "eval"))
+    held_out = open_dataset(resumed.config.data.datasets[0].uri)
+    found = evaluate(str(path), held_out, EvalOptions(samples=4), examples=1, out=str(tmp_path / "eval"))
     assert {score.mode for score in found.scores} == {"policy"}
     assert found.settings.sample_steps == 1
 

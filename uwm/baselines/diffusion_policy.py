@@ -106,7 +106,7 @@ class TransformerPolicy(DiffusionPolicy):
         self._config = config
         self.transformer = DpTransformer(
             config,
-            input_len=data.action_steps,
+            input_len=data.action_horizon,
             input_dim=data.action_dim,
             global_cond_dim=self.obs_encoder.out_dim,
         )
@@ -140,11 +140,13 @@ class UnetPolicy(DiffusionPolicy):
     def __init__(self, config: DpUnetConfig, data: DataConfig) -> None:
         super().__init__(config, data)
         halvings = len(config.widths) - 1
-        if data.action_steps % 2**halvings:
-            raise UserError(f"data.action_steps {data.action_steps} can't be halved {halvings} times (policy.widths)")
+        if data.action_horizon % 2**halvings:
+            raise UserError(
+                f"data.action_horizon {data.action_horizon} can't be halved {halvings} times (policy.widths)"
+            )
         self.unet = ConditionalUnet1d(
             config,
-            input_len=data.action_steps,
+            input_len=data.action_horizon,
             input_dim=data.action_dim,
             global_cond_dim=self.obs_encoder.out_dim,
         )

@@ -89,7 +89,7 @@ class GR1Policy(TokenizedPolicy):
             image_size=data.crop,
             num_views=len(data.cameras),
             num_frames=data.obs_frames,
-            action_len=data.action_steps,
+            action_len=data.action_horizon,
             action_dim=data.action_dim,
         )
 

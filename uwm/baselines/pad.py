@@ -64,7 +64,7 @@ class PADPolicy(TokenizedPolicy):
             image_shape=image_shape,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
-            action_len=data.action_steps,
+            action_len=data.action_horizon,
             action_dim=data.action_dim,
         )
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)

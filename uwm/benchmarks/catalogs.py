@@ -55,14 +55,14 @@ class Catalog(Protocol):
 
 
 class Delta:
-    """What a dataset has."""
+    """The Delta table that a dataset has."""
 
     def __init__(self, uri: str) -> None:
         self._uri, self._committer = uri, Committer(uri)
 
     @classmethod
     def create(cls, uri: str) -> "Delta":
-        """Make an empty one."""
+        """Make an empty catalog."""
         create_dataset(uri, SPEC)
         (locate(uri) / "parts" / PART / "zarr.json").write_bytes(b"")
         return cls(uri)
@@ -94,7 +94,7 @@ class Icechunk:
 
     @classmethod
     def create(cls, uri: str) -> "Icechunk":
-        """Make an empty one."""
+        """Make an empty catalog."""
         import icechunk
         import zarr
 
@@ -118,7 +118,7 @@ class Icechunk:
             group = zarr.open_group(session.store)
             ids = _column(_array(group, "texts"), _TEXTS.index("episode_id"), len(self._seen))
             self._seen.update(ids)
-            new = [place for place, row in enumerate(rows) if row.episode_id not in self._seen]
+            new = [index for index, row in enumerate(rows) if row.episode_id not in self._seen]
             _array(group, "numbers").append(numbers[new])
             _array(group, "texts").append(texts[new])
             try:
@@ -132,7 +132,7 @@ class Icechunk:
         import zarr
 
         group = zarr.open_group(self._repository.readonly_session("main").store, mode="r")
-        columns = [_column(_array(group, "texts"), place) for place, name in enumerate(_TEXTS) if name != _LEFT_OUT]
+        columns = [_column(_array(group, "texts"), index) for index, name in enumerate(_TEXTS) if name != _LEFT_OUT]
         return len(columns[0]) if _array(group, "numbers")[:].size else 0
 
     def row(self, episode_id: str) -> str:
@@ -140,16 +140,16 @@ class Icechunk:
         import zarr
 
         group = zarr.open_group(self._repository.readonly_session("main").store, mode="r")
-        place = int(np.flatnonzero(_column(_array(group, "texts"), _TEXTS.index("episode_id")) == episode_id)[0])
-        return str(_array(group, "texts")[place, _TEXTS.index("source_uri")])
+        row = int(np.flatnonzero(_column(_array(group, "texts"), _TEXTS.index("episode_id")) == episode_id)[0])
+        return str(_array(group, "texts")[row, _TEXTS.index("source_uri")])
 
 
 def _array(group: Any, name: str) -> Any:
     return group[name]
 
 
-def _column(array: Any, place: int, first: int = 0) -> NDArray[Any]:
-    values: NDArray[Any] = array[first:, place]
+def _column(array: Any, index: int, first: int = 0) -> NDArray[Any]:
+    values: NDArray[Any] = array[first:, index]
     return values
 
 
@@ -177,14 +177,14 @@ KINDS: dict[str, type[Delta] | type[Icechunk]] = {"delta": Delta, "icechunk": Ic
 class CatalogCost:
     """Medians of wall time at one size."""
 
-    place: str
+    location: str
     """`local`, or `s3`: an emulator on this machine, whose own time is in the figures of both."""
     kind: str
     episodes: int
     commit_warm_ms: float
-    """Of 64 rows, by a process that has committed before."""
+    """A commit of 64 rows by a process that has committed before."""
     commit_cold_ms: float
-    """Of 64 rows, by one that first opens the catalog and learns its ids."""
+    """A commit of 64 rows by one that first opens the catalog and learns its ids."""
     open_ms: float
     row_ms: float
     files: int
@@ -195,7 +195,7 @@ class CatalogCost:
 class WritersCost:
     """Several processes that commit at once, each its own rows."""
 
-    place: str
+    location: str
     kind: str
     seconds: float
     episodes: int
@@ -219,7 +219,9 @@ def bench_catalogs(
     return costs, writers
 
 
-def _measure(place: str, root: str, sizes: Sequence[int], repeats: int) -> tuple[list[CatalogCost], list[WritersCost]]:
+def _measure(
+    location: str, root: str, sizes: Sequence[int], repeats: int
+) -> tuple[list[CatalogCost], list[WritersCost]]:
     catalogs = {name: kind.create(f"{root}/{name}") for name, kind in KINDS.items()}
     costs, count = list[CatalogCost](), 0
     for size in sizes:
@@ -236,15 +238,15 @@ def _measure(place: str, root: str, sizes: Sequence[int], repeats: int) -> tuple
             count += 2 * BATCH
         for name in KINDS:
             warm, cold, opened, looked_up = (round(median(column), 1) for column in zip(*times[name], strict=True))
-            content = [item for item in Path(root, name).rglob("*") if item.is_file()] if place == "local" else []
+            content = [item for item in Path(root, name).rglob("*") if item.is_file()] if location == "local" else []
             megabytes = round(sum(item.stat().st_size for item in content) / 1e6, 2)
             costs.append(
                 CatalogCost(
-                    place=place, kind=name, episodes=size, commit_warm_ms=warm, commit_cold_ms=cold, open_ms=opened,
-                    row_ms=looked_up, files=len(content), megabytes=megabytes,
+                    location=location, kind=name, episodes=size, commit_warm_ms=warm, commit_cold_ms=cold,
+                    open_ms=opened, row_ms=looked_up, files=len(content), megabytes=megabytes,
                 )
             )  # fmt: skip
-    return costs, [_write_at_once(place, name, f"{root}/{name}-writers") for name in KINDS]
+    return costs, [_write_at_once(location, name, f"{root}/{name}-writers") for name in KINDS]
 
 
 def _times(name: str, uri: str, warm: Catalog, first: int) -> Iterator[float]:
@@ -262,7 +264,7 @@ def _ms(action: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1000
 
 
-def _write_at_once(place: str, name: str, uri: str) -> WritersCost:
+def _write_at_once(location: str, name: str, uri: str) -> WritersCost:
     catalog = KINDS[name].create(uri)
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(WRITERS + 1)
@@ -274,7 +276,7 @@ def _write_at_once(place: str, name: str, uri: str) -> WritersCost:
     for process in processes:
         process.join()
     seconds = round(time.perf_counter() - began, 2)
-    return WritersCost(place=place, kind=name, seconds=seconds, episodes=catalog.open())
+    return WritersCost(location=location, kind=name, seconds=seconds, episodes=catalog.open())
 
 
 def _write(name: str, uri: str, number: int, start: Any) -> None:

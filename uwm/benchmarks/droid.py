@@ -16,7 +16,7 @@ from uwm.config import DatasetRef, RunConfig, TokenizerConfig, replace
 from uwm.recipes import get_recipe
 
 _STEPS = 4
-"""Of the one episode: as few as possible, for all of it is encoded first."""
+"""Length of the one episode: as short as possible, for all of it is encoded first."""
 
 
 def droid_run(recipe: str, root: Path) -> RunConfig:
@@ -33,13 +33,13 @@ def droid_run(recipe: str, root: Path) -> RunConfig:
         scaling_factor=0.13025,
     )
     vae.save_pretrained(root / "vae")
-    found = get_recipe(recipe)
+    run = get_recipe(recipe)
     uri = str(root / "store")
-    create_dataset(uri, DatasetSpec(cameras=found.data.cameras, action_dim=DROID_ACTION_DIM, val_percent=0))
+    create_dataset(uri, DatasetSpec(cameras=run.data.cameras, action_dim=DROID_ACTION_DIM, val_percent=0))
     commit(uri, write_part(uri, generate(1, _STEPS), run_id="bench"))
-    data = replace(found.data, datasets=[DatasetRef(uri=uri)], latents="bench", next_start=1)  # steps 0, 1 and 2, 3
+    data = replace(run.data, datasets=[DatasetRef(uri=uri)], latents="bench", next_start=1)  # steps 0, 1 and 2, 3
     tokenizer = TokenizerConfig(kind="sdxl", path=str(root / "vae"))
-    return replace(found, data=data, policy=replace(found.policy, tokenizer=tokenizer))
+    return replace(run, data=data, policy=replace(run.policy, tokenizer=tokenizer))
 
 
 def published_sizes(config: RunConfig) -> RunConfig:

@@ -23,7 +23,7 @@ class EpochResult:
     resident_mb: tuple[float, float, float, float]
     """Median memory of the worker in every quarter of the epoch."""
     growth_mb: float
-    """Of the last quarter over the second."""
+    """Memory of the last quarter over the second's."""
 
 
 def bench_epoch(config: DataConfig, *, batch: int) -> EpochResult:
@@ -43,8 +43,8 @@ def bench_epoch(config: DataConfig, *, batch: int) -> EpochResult:
     reader = SegmentReader([member.dataset for member in members], config)
     source = batches(reader, mixture_sampler(members, 0), start=0, stop=count * batch, batch_size=batch, workers=1)
     seen = []
-    for held in source:
-        assert held.frames.dtype == torch.uint8
+    for batch_read in source:
+        assert batch_read.frames.dtype == torch.uint8
         seen.append(_usage(multiprocessing.active_children()[0].pid))
     quarters = [seen[i * count // 4 : (i + 1) * count // 4] for i in range(4)]
     resident = [round(median(memory for _, memory in quarter), 1) for quarter in quarters]

@@ -49,7 +49,7 @@ class LoaderResult:
     resident_mb: dict[str, float]
     """Memory of the contender's process at the end."""
     growth_mb: dict[str, float]
-    """How much of it came after the first counted round."""
+    """Memory that the contender's process grew by after the first counted round."""
     content: str
     frames_per_sample: int
     epoch: EpochResult
@@ -65,12 +65,12 @@ class _FakeVae(Tokenizer):
     channels, downsample, fingerprint, variance = 4, _DOWNSAMPLE, "benchmark", True
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """Pooled pixels."""
+        """Pool pixels to the size of latents."""
         small = torch.nn.functional.avg_pool2d(images, _DOWNSAMPLE)
         return torch.cat([small, small[:, :1]], dim=1)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Enlarged."""
+        """Enlarge latents to the size of images."""
         return torch.nn.functional.interpolate(latents[:, :3], scale_factor=_DOWNSAMPLE)
 
 
@@ -102,8 +102,8 @@ def bench_loader(
     content = take(open_dataset(dataset), episodes) if dataset else generate(episodes, steps)
     with tempfile.TemporaryDirectory() as temporary:
         root = folder or Path(temporary)
-        found = _measure(content, root, rounds, batch, dataset or "generated", published_python)
-    return replace(found, s3=bench_s3(content)) if s3 else found
+        result = _measure(content, root, rounds, batch, dataset or "generated", published_python)
+    return replace(result, s3=bench_s3(content)) if s3 else result
 
 
 def _measure(
@@ -149,11 +149,11 @@ def _ratios(costs: Mapping[str, Cost], sizes: Mapping[str, tuple[int, int]]) -> 
     def faster(one: str, other: str) -> float:
         return round(costs[other].cpu_ms / costs[one].cpu_ms, 3)
 
-    found = {"jpeg_over_decode_only": faster("jpeg", "decode_only")}
+    ratios = {"jpeg_over_decode_only": faster("jpeg", "decode_only")}
     if "published" in costs:
-        found |= {f"{own}_over_published": faster(own, "published") for own in ("jpeg", "lossless", "latents")}
-        found["jpeg_bytes_of_published"] = round(sizes["jpeg"][0] / sizes["published"][0], 4)
-    return found | ({"jpeg_over_lance": faster("jpeg", "lance")} if "lance" in costs else {})
+        ratios |= {f"{own}_over_published": faster(own, "published") for own in ("jpeg", "lossless", "latents")}
+        ratios["jpeg_bytes_of_published"] = round(sizes["jpeg"][0] / sizes["published"][0], 4)
+    return ratios | ({"jpeg_over_lance": faster("jpeg", "lance")} if "lance" in costs else {})
 
 
 _OWN = ("jpeg", "lossless", "latents", "latents_and_observation")
@@ -195,8 +195,8 @@ class _Job:
     @cached_property
     def _shuffled(self) -> list[SegmentId]:
         lengths = enumerate(self.facts.lengths)
-        found = [SegmentId(number, step) for number, length in lengths for step in range(1, length - _MARGIN)]
-        return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+        segments = [SegmentId(number, step) for number, length in lengths for step in range(1, length - _MARGIN)]
+        return [segments[i] for i in np.random.default_rng(0).permutation(len(segments))]
 
     @property
     def epoch(self) -> DataConfig:
@@ -240,7 +240,7 @@ def _open(name: str, job: _Job) -> Work:
         rival = _RIVALS[name](folder, job.facts)
         return lambda piece: rival.read(job.chosen(piece))
     read = _own_reader(name, job)
-    return lambda piece: read([Pick(piece, 0, place) for place in job.chosen(piece)])
+    return lambda piece: read([Pick(piece, 0, segment) for segment in job.chosen(piece)])
 
 
 def _own_reader(name: str, job: _Job) -> Callable[[Sequence[Pick]], object]:

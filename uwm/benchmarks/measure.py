@@ -62,7 +62,7 @@ class WorkerCost(Cost):
     resident_mb: float
     """Memory of the process at the end."""
     growth_mb: float
-    """How much of it came after the first counted round."""
+    """Memory that the process grew by after the first counted round."""
 
 
 def interleave_workers(

@@ -46,7 +46,7 @@ class Facts:
 class Rival(Protocol):
     """A layout with its reader."""
 
-    def read(self, places: Sequence[SegmentId]) -> None:
+    def read(self, segments: Sequence[SegmentId]) -> None:
         """Read the frames around some steps."""
         ...
 
@@ -68,12 +68,12 @@ class DecodeOnly:
         self._episodes = [jpegs(episode) for episode in take(open_dataset(folder), len(facts.lengths))]
         self._out = np.empty((facts.views, len(OFFSETS), *facts.size, 3), np.uint8)
 
-    def read(self, places: Sequence[SegmentId]) -> None:
+    def read(self, segments: Sequence[SegmentId]) -> None:
         """See `Rival`."""
-        for episode, step in places:
+        for episode, step in segments:
             for view, encoded in enumerate(self._episodes[episode]):
-                for place, offset in enumerate(OFFSETS):
-                    simplejpeg.decode_jpeg(encoded[step + offset], buffer=self._out[view, place])
+                for index, offset in enumerate(OFFSETS):
+                    simplejpeg.decode_jpeg(encoded[step + offset], buffer=self._out[view, index])
 
 
 class Published:
@@ -95,9 +95,9 @@ class Published:
         np.save(raw / "action.npy", np.concatenate([episode.action for episode in episodes]))
 
     @staticmethod
-    def rows(places: Sequence[SegmentId], facts: Facts) -> list[int]:
+    def rows(segments: Sequence[SegmentId], facts: Facts) -> list[int]:
         """What the script is asked for: the first row of every sample."""
-        return [facts.starts[place.episode] + place.step - 1 for place in places]
+        return [facts.starts[segment.episode] + segment.step - 1 for segment in segments]
 
 
 class Mp4:
@@ -114,9 +114,9 @@ class Mp4:
             for path, encoded in zip(paths, jpegs(episode), strict=True):
                 _write_mp4(path, pixels(encoded), float(episode.meta.fps))
 
-    def read(self, places: Sequence[SegmentId]) -> None:
+    def read(self, segments: Sequence[SegmentId]) -> None:
         """See `Rival`."""
-        for episode, step in places:
+        for episode, step in segments:
             for path in self.paths[episode]:
                 _read_mp4(path, [step + offset for offset in OFFSETS])
 
@@ -139,7 +139,7 @@ def _write_mp4(path: Path, frames: NDArray[np.uint8], fps: float) -> None:
 def _read_mp4(path: Path, steps: Sequence[int]) -> list[NDArray[np.uint8]]:
     import av
 
-    found: list[NDArray[np.uint8]] = []
+    frames: list[NDArray[np.uint8]] = []
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
@@ -148,10 +148,10 @@ def _read_mp4(path: Path, steps: Sequence[int]) -> list[NDArray[np.uint8]]:
             container.seek(round(runs[0] * tick), stream=stream)
             for frame in container.decode(stream):
                 if round((frame.pts or 0) / tick) in runs:
-                    found.append(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
+                    frames.append(np.asarray(frame.to_ndarray(format="rgb24"), np.uint8))
                 if round((frame.pts or 0) / tick) >= runs[-1]:
                     break
-    return found
+    return frames
 
 
 class TorchCodec:
@@ -166,9 +166,9 @@ class TorchCodec:
         self._paths = Mp4(folder, facts).paths
         self._decoders: dict[str, Any] = {}
 
-    def read(self, places: Sequence[SegmentId]) -> None:
+    def read(self, segments: Sequence[SegmentId]) -> None:
         """See `Rival`."""
-        for episode, step in places:
+        for episode, step in segments:
             for path in map(str, self._paths[episode]):
                 if path not in self._decoders:
                     self._decoders[path] = self._open(path)
@@ -197,19 +197,19 @@ class Lance:
         table = pa.table({name: pa.array(values, pa.large_binary()) for name, values in columns.items()})
         lance.write_dataset(table, str(folder))
 
-    def read(self, places: Sequence[SegmentId]) -> None:
+    def read(self, segments: Sequence[SegmentId]) -> None:
         """See `Rival`."""
-        for place in places:
-            self.take_all([place])
+        for segment in segments:
+            self.take_all([segment])
 
-    def take_all(self, places: Sequence[SegmentId]) -> NDArray[np.uint8]:
+    def take_all(self, segments: Sequence[SegmentId]) -> NDArray[np.uint8]:
         """Frames (V, 4 n, H, W, 3) of n samples by one `take`."""
-        rows = [self._starts[episode] + step + offset for episode, step in places for offset in OFFSETS]
-        found = self._dataset.take(rows, columns=self._columns)
+        rows = [self._starts[episode] + step + offset for episode, step in segments for offset in OFFSETS]
+        rows_read = self._dataset.take(rows, columns=self._columns)
         views, frames, *image = self._shape
-        out = np.empty((views, frames * len(places), *image), np.uint8)
+        out = np.empty((views, frames * len(segments), *image), np.uint8)
         for view, column in enumerate(self._columns):
-            for target, jpeg in zip(out[view], found[column], strict=True):
+            for target, jpeg in zip(out[view], rows_read[column], strict=True):
                 simplejpeg.decode_jpeg(memoryview(jpeg.as_buffer()).cast("B"), buffer=target)
         return out
 
@@ -217,9 +217,9 @@ class Lance:
 class LanceBatch(Lance):
     """The same table with one `take` for all samples of a batch."""
 
-    def read(self, places: Sequence[SegmentId]) -> None:
+    def read(self, segments: Sequence[SegmentId]) -> None:
         """See `Rival`."""
-        self.take_all(places)
+        self.take_all(segments)
 
 
 def folder_bytes(folder: Path) -> tuple[int, int]:

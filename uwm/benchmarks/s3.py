@@ -53,8 +53,8 @@ def bench_s3(content: Sequence[Episode]) -> S3Result:
         sampler = SegmentSampler(rows, dataset.episodes.lengths, (0,))
 
         def read(batch: int) -> None:
-            places = range(batch * _BATCH, (batch + 1) * _BATCH)
-            reader.read([Pick(place, 0, sampler.draw(place)) for place in places])
+            positions = range(batch * _BATCH, (batch + 1) * _BATCH)
+            reader.read([Pick(position, 0, sampler.draw(position)) for position in positions])
 
         read(0)
         _counts(address)
@@ -71,8 +71,8 @@ def bench_s3(content: Sequence[Episode]) -> S3Result:
 def _counts(address: str) -> dict[str, int]:
     """Requests and bytes that the emulator answered since the last call."""
     with urllib.request.urlopen(address + COUNTS, timeout=60) as answer:  # noqa: S310 - this machine's own server
-        found: dict[str, int] = json.load(answer)
-    return found
+        counts: dict[str, int] = json.load(answer)
+    return counts
 
 
 @contextmanager

@@ -127,18 +127,18 @@ def _twin(policy: UWMPolicy, **settings: object) -> UWMPolicy:
 
 
 def _batch(config: RunConfig, size: int) -> Batch:
-    data, draw = config.data, torch.Generator().manual_seed(0)
+    data, generator = config.data, torch.Generator().manual_seed(0)
     views, (height, width) = len(data.cameras), data.crop
-    frames, place = data.obs_frames + data.next_frames, torch.zeros(size, dtype=torch.int64)
+    frames, zeros = data.obs_frames + data.next_frames, torch.zeros(size, dtype=torch.int64)
     raw = RawBatch(
-        frames=torch.randint(256, (size, views, frames, 3, height, width), dtype=torch.uint8, generator=draw),
+        frames=torch.randint(256, (size, views, frames, 3, height, width), dtype=torch.uint8, generator=generator),
         view_mask=torch.ones(size, views, frames, dtype=torch.bool),
-        action=torch.rand(size, data.action_steps, data.action_dim, generator=draw) * 2 - 1,
-        action_mask=torch.ones(size, data.action_steps, dtype=torch.bool),
-        dataset=place,
-        episode=place,
-        step=place,
-        position=place,
+        action=torch.rand(size, data.action_horizon, data.action_dim, generator=generator) * 2 - 1,
+        action_mask=torch.ones(size, data.action_horizon, dtype=torch.bool),
+        dataset=zeros,
+        episode=zeros,
+        step=zeros,
+        position=zeros,
         draws=torch.full((size, views, DRAWS), 0.5),
         latents=torch.zeros(size, views, 0, 0, 0, 0),
     )
@@ -179,12 +179,12 @@ def _keep(results: dict[str, object], name: str, call: Callable[[], object]) -> 
 
 
 def _ratios(costs: Mapping[str, Cost], of: Callable[[Cost], float]) -> dict[str, float]:
-    found = {}
+    ratios = {}
     for name, cost in costs.items():
         kind, _, way = name.partition(", ")
         if way not in ("", "published"):
-            found[name] = round(of(costs[f"{kind}, published"]) / of(cost), 2)
-    return found
+            ratios[name] = round(of(costs[f"{kind}, published"]) / of(cost), 2)
+    return ratios
 
 
 def _difference(one: object, two: object) -> float:

@@ -43,10 +43,10 @@ class StepResult:
     cpu_ms: dict[str, float]
     wall_ms: dict[str, float]
     speedup: float
-    """By CPU time."""
+    """CPU time of the published step over ours."""
     speedup_wall: float
     losses: dict[str, float]
-    """Of the first step with the same crops and noise: they differ by the rounding of the cache to float16."""
+    """Losses of the first step with the same crops and noise: they differ by the rounding of the cache to float16."""
 
 
 def bench_step(recipe: str = "uwm", *, batch: int = 4, rounds: int = 1) -> StepResult:
@@ -74,7 +74,7 @@ def _measure(config: RunConfig, recipe: str, batch: int, rounds: int) -> StepRes
         "ours": SegmentReader([member.dataset], config.data, [latents]),
     }
     settings = {"published": get_recipe("uwm_paper"), "ours": config}
-    picks = [Pick(place, 0, SegmentId(0, 1)) for place in range(batch)]
+    picks = [Pick(position, 0, SegmentId(0, 1)) for position in range(batch)]
     draws = readers["ours"].read(picks).draws
     with torch.no_grad():
         losses = {

@@ -32,7 +32,7 @@ class OpenCost:
 
     commits: int
     open_seconds: float
-    """Wall time."""
+    """Wall time of opening."""
     open_cpu_seconds: float
     open_peak_mb: float
     """Peak resident memory of the process, with all that it imports."""
@@ -63,7 +63,7 @@ def bench_store(sizes: Sequence[int] = (100, 1_000, 10_000, 100_000), repeats: i
         part = Path(uri, "parts", PART)
         part.mkdir(parents=True)
         (part / "zarr.json").touch()
-        committer, rows, found = Committer(uri), 0, []
+        committer, rows, costs = Committer(uri), 0, []
         for size in sizes:
             while rows < size:
                 count = min(BATCH, size - rows)
@@ -73,8 +73,8 @@ def bench_store(sizes: Sequence[int] = (100, 1_000, 10_000, 100_000), repeats: i
             warm, cold = _commit_times(uri, committer, rows, repeats)
             rows += 2 * repeats * BATCH
             cost = StoreCost(episodes=size, opening=opening, commit_warm_ms=warm, commit_cold_ms=cold)
-            found.append(cost)
-        return found
+            costs.append(cost)
+        return costs
 
 
 def _commit_times(uri: str, committer: Committer, rows: int, repeats: int) -> tuple[float, float]:
@@ -126,8 +126,8 @@ from uwm.data.sampler import SegmentSampler
 rows = dataset.episodes.select(split="train")
 before = status("VmRSS")
 sampler = SegmentSampler(rows, dataset.episodes.lengths[rows], (0,))
-for place in range(1000):
-    sampler.draw(place)
+for position in range(1000):
+    sampler.draw(position)
 print(json.dumps(opened | {"sampler_mb": round(status("VmRSS") - before, 1)}))
 """
 

@@ -70,7 +70,7 @@ class Batch:
 
     obs: Tensor  # (B, V, O, 3, H, W) float32 in [0, 1]; zero where masked
     obs_mask: Tensor  # (B, V, O) bool
-    next_obs: Tensor  # (B, V, N, 3, H, W) float32 in [0, 1], zero where masked; N = 0: cached, or unseen
+    next_obs: Tensor  # (B, V, N, 3, H, W) float32 in [0, 1], zero where masked; N = 0 when nobody looks at images
     next_mask: Tensor  # (B, V, N) bool: known, and inside the episode
     action: Tensor  # (B, S, A) float32, normalized to [-1, 1]; zero where unknown
     action_mask: Tensor  # (B, S) bool

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from storage_schemas.errors import UserError
 from uwm.data.batch import RawBatch
 
 
@@ -38,7 +39,7 @@ class Buffers:
         context = multiprocessing.get_context("spawn")
         self._returned = [context.SimpleQueue() for _ in range(workers)]
         self._done: deque[Ticket] = deque()
-        self._made: list[Tensor] = []
+        self._buffers: list[Tensor] = []
         self._free: list[int] = []
 
     def take(self, shape: Sequence[int]) -> tuple[Tensor, Ticket]:
@@ -50,13 +51,12 @@ class Buffers:
         while not returned.empty():
             self._free.append(returned.get())
         size = torch.Size(shape).numel()
-        number = next((i for i in self._free if len(self._made[i]) == size), len(self._made))
-        if number == len(self._made):
-            storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
-            self._made.append(torch.empty(0, dtype=torch.uint8).set_(storage))
+        number = next((i for i in self._free if len(self._buffers[i]) == size), len(self._buffers))
+        if number == len(self._buffers):
+            self._buffers.append(torch.empty(0, dtype=torch.uint8).set_(_shared(size)))
         else:
             self._free.remove(number)
-        return self._made[number].view(*shape), Ticket(info.id, number)
+        return self._buffers[number].view(*shape), Ticket(info.id, number)
 
     def lend(self, batch: RawBatch, ticket: Ticket) -> RawBatch:
         """The batch, whose buffer goes back when no view of its frames is left; called in the trainer."""
@@ -73,3 +73,19 @@ class Buffers:
         while self._done:
             worker, buffer = self._done.popleft()
             self._returned[worker].put(buffer)
+
+
+def _shared(size: int) -> torch.UntypedStorage:
+    """So many bytes of shared memory.
+
+    Raises:
+        UserError: when the system has no more of it.
+    """
+    try:
+        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"no shared memory for {size >> 20} MiB of frames: make /dev/shm larger (docker: --shm-size), "
+            "or lower data.workers, data.prefetch or train.batch_size"
+        ) from error
+    return storage

@@ -64,9 +64,9 @@ def decode_fitted(
     """
     decoded_size, least = size, None
     if config.decode == "scaled":
-        wanted = _least(size, config)
-        decoded_size = scaled_size(size, wanted, dataset.schema(episode).codec)
-        least = wanted if decoded_size != size else None
+        needed = _least(size, config)
+        decoded_size = scaled_size(size, needed, dataset.schema(episode).codec)
+        least = needed if decoded_size != size else None
     pixels = np.empty((len(chunks), *decoded_size, 3), np.uint8)
     dataset.decode(episode, chunks, pixels, least)
     return np.asarray(fit_frames(pixels, config.resize, config.fit).permute(0, 2, 3, 1).numpy())

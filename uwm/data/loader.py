@@ -9,6 +9,7 @@ action dimensions, H and W a stored frame's size, H0 and W0 the loader's.
 
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from storage_schemas.episode import SegmentSpec
+from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.store.dataset import Dataset as Store
 from storage_schemas.store.dataset import FrameRequest
 from storage_schemas.store.latents import DRAWS
@@ -52,7 +54,7 @@ class _Load:
     row: int
     request: FrameRequest
     views: list[int]
-    """Their places on the batch's view axis, ascending on the store's."""
+    """Places of the views on the batch's view axis, ascending on the store's."""
     places: list[list[int]]
     """For every step of the request, its places on the batch's frame axis."""
 
@@ -144,11 +146,12 @@ class SegmentReader:
             loads[sample.pick.dataset] += self._loads(sample, count)
             if not sample.mask[:, :count].all():
                 pixels[sample.row][~sample.mask[:, :count]] = 0
-        used = [(dataset, wanted) for dataset, wanted in zip(self._datasets, loads, strict=True) if wanted]
-        streams = [dataset.fetch([load.request for load in wanted]) for dataset, wanted in used]
-        for (dataset, wanted), stream in zip(used, streams, strict=True):
-            for load, chunks in zip(wanted, stream, strict=True):
-                self._decode(dataset, load, chunks, pixels[load.row])
+        used = [(dataset, group) for dataset, group in zip(self._datasets, loads, strict=True) if group]
+        streams = [dataset.fetch([load.request for load in group]) for dataset, group in used]
+        for (dataset, group), stream in zip(used, streams, strict=True):
+            for load in group:
+                with _blaming(dataset, load.request.episode):
+                    self._decode(dataset, load, next(stream), pixels[load.row])
 
     def _loads(self, sample: _Sample, count: int) -> Iterator[_Load]:
         """What to fetch for the first `count` frames of a sample."""
@@ -160,9 +163,9 @@ class SegmentReader:
             if height:
                 groups.setdefault((height, width), []).append(i)
         places: dict[int, list[int]] = {}
-        for place, (step, real) in enumerate(zip(sample.steps[:count].tolist(), sample.real.tolist(), strict=False)):
+        for index, (step, real) in enumerate(zip(sample.steps[:count].tolist(), sample.real.tolist(), strict=False)):
             if real:
-                places.setdefault(step, []).append(place)
+                places.setdefault(step, []).append(index)
         if not places:
             return
         steps = np.array(list(places))  # they never descend
@@ -189,15 +192,16 @@ class SegmentReader:
     def _read_actions(self, picks: Sequence[Pick]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """(B, S, A) in the store's units and (B, S); what is unknown or of another space is zero and masked."""
         config = self._config
-        action = np.zeros((len(picks), config.action_steps, config.action_dim), np.float32)
+        action = np.zeros((len(picks), config.action_horizon, config.action_dim), np.float32)
         mask = np.zeros(action.shape[:2], np.bool_)
         for row, pick in enumerate(picks):
             dataset, table = self._datasets[pick.dataset], self._actions[pick.dataset]
             if dataset.spec.action_dim == config.action_dim:
                 source = table or dataset
-                found, known = source.actions(*pick.segment, config.action_steps)
+                with _blaming(dataset, pick.segment.episode):
+                    values, known = source.actions(*pick.segment, config.action_horizon)
                 mask[row] = known
-                action[row, known] = found[known]
+                action[row, known] = values[known]
         return action, mask
 
     def _draw(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
@@ -221,6 +225,18 @@ class SegmentReader:
         return torch.from_numpy(latents), torch.from_numpy(draws)
 
 
+@contextmanager
+def _blaming(dataset: Store, episode: int) -> Iterator[None]:
+    """Whatever is damaged within the block is said of an episode, the file that it came from, and the dataset."""
+    try:
+        yield
+    except DamagedError as error:
+        row = dataset.episodes.row(episode)
+        raise DamagedError(
+            f"episode {row.episode_id} of {dataset.uri}, from {row.source_uri}: {error}; `uwm verify` names all damage"
+        ) from error
+
+
 def uniform_draws(seed: int, positions: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Random numbers that belong to places in the sample order: (B, *shape) float32 in [0, 1)."""
     rows = [np.random.default_rng((seed, position)).random(shape, np.float32) for position in positions]
@@ -240,17 +256,26 @@ def _views(dataset: Store, config: DataConfig) -> tuple[NDArray[np.int64], NDArr
     return np.array(ours, np.int64), np.array(theirs, np.int64)
 
 
-class _Picked(Dataset[tuple[RawBatch, Ticket]]):
-    """What a DataLoader asks its workers for: whole batches by the range of their places."""
+Lent = tuple[RawBatch, Ticket]
+
+
+class _Picked(Dataset[Lent | UserError]):
+    """What a DataLoader asks its workers for: whole batches by the range of their places, or why there is none.
+
+    An error is handed over instead of raised: torch would make its one line a worker's traceback.
+    """
 
     def __init__(self, reader: SegmentReader, sampler: MixtureSampler, buffers: Buffers) -> None:
         self._reader = reader
         self._sampler = sampler
         self._buffers = buffers
 
-    def __getitem__(self, places: range) -> tuple[RawBatch, Ticket]:
-        pixels, ticket = self._buffers.take(self._reader.shape(len(places)))
-        return self._reader.read([self._sampler.pick(place) for place in places], out=pixels), ticket
+    def __getitem__(self, positions: range) -> Lent | UserError:
+        try:
+            pixels, ticket = self._buffers.take(self._reader.shape(len(positions)))
+            return self._reader.read([self._sampler.pick(position) for position in positions], out=pixels), ticket
+        except UserError as error:
+            return error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +291,7 @@ class Shard:
 
 
 class _Places(Sampler[range]):
-    """The places of each batch from `start` to `stop`: of every step's samples, the share of one process."""
+    """The places of each batch from `start` to `stop`: of every step's samples, the micro-batches of one process."""
 
     def __init__(self, start: int, stop: int, batch_size: int, shard: Shard) -> None:
         whole = batch_size * shard.world
@@ -330,23 +355,28 @@ def batches(
     return _lent(loader, buffers)
 
 
-def _read_here(reader: SegmentReader, sampler: MixtureSampler, places: _Places, pin: bool) -> Iterator[RawBatch]:
-    for chosen in places:
-        batch = reader.read([sampler.pick(place) for place in chosen])
+def _read_here(reader: SegmentReader, sampler: MixtureSampler, positions: _Places, pin: bool) -> Iterator[RawBatch]:
+    for batch_positions in positions:
+        batch = reader.read([sampler.pick(position) for position in batch_positions])
         yield batch.pin_memory() if pin else batch
 
 
-def _lent(loader: DataLoader[tuple[RawBatch, Ticket]], buffers: Buffers) -> Iterator[RawBatch]:
-    for batch, ticket in loader:
-        lent = buffers.lend(batch, ticket)
-        del batch
+def _lent(loader: DataLoader[Lent | UserError], buffers: Buffers) -> Iterator[RawBatch]:
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        lent = buffers.lend(*item)
+        del item  # a reference here would keep the buffer from its worker
         yield lent
         del lent
         buffers.give_back()
 
 
 def _leave_signals_to_trainer(worker: int) -> None:
-    """A signal to the whole process group asks the trainer to stop; it still needs its workers for that."""
+    """A signal to the whole process group asks the trainer to stop; it still needs its workers for that.
+
+    So nothing but SIGKILL ends a worker that its trainer has left: `uwm.train.__main__.kill_loader_workers` sends it.
+    """
     del worker
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)

@@ -16,6 +16,7 @@ from storage_schemas.store.dataset import Dataset, open_dataset
 from uwm.config import DataConfig, DatasetRef, DatasetVersion, replace
 from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 from uwm.data.sampler import Pick, SegmentSampler
+from uwm.registry import nearest
 
 _SAMPLE = 1 << 22
 """Most steps that percentiles are taken over."""
@@ -84,12 +85,12 @@ class Member:
     """One dataset of a mixture, opened at its pinned version."""
 
     ref: DatasetRef
-    """With the version filled in."""
+    """The dataset as the run names it, with the version filled in."""
     dataset: Dataset
     rows: NDArray[np.int64]
     """Rows of the chosen episodes."""
     split: str | None = "train"
-    """That they were chosen from; None is all."""
+    """Split that the episodes were chosen from; None is all."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -107,7 +108,7 @@ class Member:
         """The order of this member's own samples."""
         return SegmentSampler(self.rows, self.lengths, key)
 
-    def action_steps(self, action_dim: int) -> int:
+    def known_actions(self, action_dim: int) -> int:
         """Steps of the chosen episodes whose action is known and used."""
         if self.dataset.spec.action_dim != action_dim:
             return 0
@@ -115,16 +116,28 @@ class Member:
 
 
 def open_member(ref: DatasetRef, config: DataConfig, *, split: str | None = "train") -> Member:
-    """Open a dataset of a mixture and choose its episodes, of one split or of all.
+    """Open a dataset of a mixture and choose its episodes.
 
     Raises:
-        UserError: when the dataset or the version is missing, it has none of the configured cameras,
-            or no chosen episode has two steps.
+        UserError: when the dataset or the version is missing, and as `choose_member`.
     """
-    dataset = open_dataset(ref.uri, ref.version)
+    return choose_member(open_dataset(ref.uri, ref.version), ref, config, split=split)
+
+
+def choose_member(dataset: Dataset, ref: DatasetRef, config: DataConfig, *, split: str | None = "train") -> Member:
+    """Choose the episodes of an opened dataset, of one split or of all.
+
+    Raises:
+        UserError: when it has none of the configured cameras, not all of the named collections, or no chosen episode
+            has two steps.
+    """
     name = f"{ref.uri} version {dataset.version}"
     if not set(config.cameras) & set(dataset.spec.cameras):
         raise UserError(f"{name} has none of the cameras in data.cameras: it has {', '.join(dataset.spec.cameras)}")
+    known = set(dataset.episodes.collections)
+    unknown = [collection for collection in ref.collections if collection not in known]
+    if unknown:
+        raise UserError(f"{name} has no collection {', '.join(unknown)}: it has {', '.join(sorted(known)[:20])}")
     rows = np.asarray(dataset.episodes.select(split=split, collections=ref.collections), np.int64)
     member = Member(ref=replace(ref, version=dataset.version), dataset=dataset, rows=rows, split=split)
     if not len(member.sampler((0,))):
@@ -150,11 +163,28 @@ def check_actions(members: Sequence[Member], action_dim: int) -> None:
     """Raises UserError when a dataset has known actions of another dimension than the run takes."""
     for member in members:
         own = member.dataset.spec.action_dim
-        if own != action_dim and member.action_steps(own):
+        if own != action_dim and member.known_actions(own):
             raise UserError(
                 f"{member.ref.uri} version {member.dataset.version} has {own}-dim actions, the run takes {action_dim}: "
                 f"set data.action_dim={own}, or choose another dataset"
             )
+
+
+def check_cameras(members: Sequence[Member], cameras: Sequence[str]) -> None:
+    """Check that no camera of a run is misspelt: one that no dataset has, while a dataset has one that the run lacks.
+
+    A run may have cameras that its data lacks, for what it is finetuned on later; then it takes all that there are.
+
+    Raises:
+        UserError: when there is one.
+    """
+    own = {camera for member in members for camera in member.dataset.spec.cameras}
+    missing, unused = [name for name in cameras if name not in own], sorted(own - set(cameras))
+    if missing and unused:
+        raise UserError(
+            f"no dataset of the run has the camera {missing[0]!r} in data.cameras{nearest(missing[0], unused)}; "
+            f"there are {', '.join(sorted(own))}"
+        )
 
 
 def mixture_sampler(members: Sequence[Member], seed: int) -> MixtureSampler:
@@ -168,7 +198,7 @@ def mixture_normalizer(members: Sequence[Member], action_dim: int, scale: Scale 
 
     No image is read. For `quantile` the actions are, all of them or an evenly spread sample of four million steps.
     """
-    used = [member for member in members if member.action_steps(action_dim)]
+    used = [member for member in members if member.known_actions(action_dim)]
     actions = [known_actions(member) for member in used] if scale == "quantile" else ()
     return fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
 
@@ -198,23 +228,23 @@ def known_actions(member: Member) -> NDArray[np.float32]:
     dataset = member.dataset
     rows = [row for row in member.rows.tolist() if dataset.episodes.action_steps[row]]
     every = -(-int(dataset.episodes.action_steps[rows].sum()) // _SAMPLE)
-    found, skipped = [], 0
+    parts, skipped = [], 0
     for row in rows:
         action, known = dataset.actions(row, 0, int(dataset.episodes.lengths[row]))
         values = action[known & np.isfinite(action).all(axis=1)]
-        found.append(values[-skipped % every :: every].copy())
+        parts.append(values[-skipped % every :: every].copy())
         skipped += len(values)
-    return np.concatenate(found)
+    return np.concatenate(parts)
 
 
 def _action_range(member: Member) -> ActionRange:
-    found = member.dataset.episodes.statistics("action", member.rows)
+    statistics = member.dataset.episodes.statistics("action", member.rows)
     return ActionRange(
-        count=int(found.count),
-        low=_floats(found.min),
-        high=_floats(found.max),
-        total=_floats(found.sum),
-        squares=_floats(found.sumsq),
+        count=int(statistics.count),
+        low=_floats(statistics.min),
+        high=_floats(statistics.max),
+        total=_floats(statistics.sum),
+        squares=_floats(statistics.sumsq),
         source=member.source,
     )
 

@@ -128,17 +128,17 @@ def fit_normalizer(
     Raises:
         ValueError: when a range has another number of dimensions.
     """
-    known = [found for found in ranges if found.count]
+    known = [part for part in ranges if part.count]
     if not known:
         return ActionNormalizer.identity(action_dim)
-    if any(len(found.low) != action_dim for found in known):
+    if any(len(part.low) != action_dim for part in known):
         raise ValueError(f"an action range does not have {action_dim} dimensions")
-    count = sum(found.count for found in known)
-    mean = np.sum([found.total for found in known], axis=0) / count
+    count = sum(part.count for part in known)
+    mean = np.sum([part.total for part in known], axis=0) / count
     if scale == "min_max":
-        low, high = np.min([found.low for found in known], axis=0), np.max([found.high for found in known], axis=0)
+        low, high = np.min([part.low for part in known], axis=0), np.max([part.high for part in known], axis=0)
     elif scale == "z_score":
-        std = np.sqrt(np.maximum(np.sum([found.squares for found in known], axis=0) / count - mean**2, 0.0))
+        std = np.sqrt(np.maximum(np.sum([part.squares for part in known], axis=0) / count - mean**2, 0.0))
         low, high = mean - std, mean + std
     else:
         low, high = _percentiles(known, actions)
@@ -148,7 +148,7 @@ def fit_normalizer(
         high=tuple(high.tolist()),
         mean=tuple(mean.tolist()),
         count=count,
-        sources=tuple(found.source for found in known),
+        sources=tuple(part.source for part in known),
     )
 
 

@@ -102,8 +102,8 @@ class SegmentSampler:
         """
         if not len(self) or index < 0:
             raise IndexError(index)
-        epoch, place = divmod(index, len(self))
-        number = _permutation(len(self), (*self._key, epoch))[place]
+        epoch, offset = divmod(index, len(self))
+        number = _permutation(len(self), (*self._key, epoch))[offset]
         episode = int(np.searchsorted(self._ends, number, side="right"))
         start = int(self._ends[episode - 1]) if episode else 0
         return SegmentId(int(self._rows[episode]), number - start)

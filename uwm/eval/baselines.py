@@ -28,7 +28,7 @@ def mean_action(training: Member, normalizer: ActionNormalizer) -> Tensor:
     Returns:
         (A,) float32, normalized.
     """
-    if not training.action_steps(normalizer.action_dim):
+    if not training.known_actions(normalizer.action_dim):
         return normalizer.normalized_mean()
     own = mixture_normalizer([training], normalizer.action_dim)
     return normalizer.normalize(torch.tensor(own.mean, dtype=torch.float64)).float()

@@ -46,22 +46,22 @@ class ErrorAccumulator:
 
     def scores(self) -> tuple[Score, ...]:
         """One score per mode, metric and baseline, in the order in which they were first added."""
-        found = []
+        scores = []
         for (mode, metric, baseline), parts in self._pairs.items():
             groups, model, reference = np.concatenate(parts).T
             if len(groups):
-                found.append(compare(mode, metric, baseline, model, reference, groups.astype(np.int64)))
-        return tuple(found)
+                scores.append(compare(mode, metric, baseline, model, reference, groups.astype(np.int64)))
+        return tuple(scores)
 
     def profiles(self) -> tuple[ActionProfile, ...]:
         """Mean errors by action dimension."""
-        found = []
+        profiles = []
         for mode, parts in self._profiles.items():
             stacked = np.concatenate(parts)  # (n, 2, A)
             if len(stacked):
                 model, reference = stacked.mean(axis=0).tolist()
-                found.append(ActionProfile(mode=mode, model=tuple(model), mean_action=tuple(reference)))
-        return tuple(found)
+                profiles.append(ActionProfile(mode=mode, model=tuple(model), mean_action=tuple(reference)))
+        return tuple(profiles)
 
     def ceiling(self) -> Estimate | None:
         """The tokenizer's own PSNR, if any frame was known."""
@@ -92,10 +92,10 @@ class ExampleCollector:
         rows = np.flatnonzero(np.isin(places, self.places))
         if not len(rows):
             return
-        found = values[torch.from_numpy(rows).to(values.device)].cpu().numpy()
+        kept = values[torch.from_numpy(rows).to(values.device)].cpu().numpy()
         if name not in self._arrays:
-            self._arrays[name] = np.zeros((len(self.places), *found.shape[1:]), found.dtype)
-        self._arrays[name][np.searchsorted(self.places, places[rows])] = found
+            self._arrays[name] = np.zeros((len(self.places), *kept.shape[1:]), kept.dtype)
+        self._arrays[name][np.searchsorted(self.places, places[rows])] = kept
 
     def add_frames(self, name: str, images: Tensor, places: NDArray[np.int64]) -> None:
         """Keep the last of the frames (B, V, N, 3, H, W) in [0, 1] as bytes, channels last."""

@@ -138,23 +138,23 @@ def load_examples(folder: str, evaluation: Evaluation) -> ExampleArrays | None:
     """
     if not evaluation.examples_sha256:
         return None
-    place = locate(folder) / EXAMPLES_FILE
+    location = locate(folder) / EXAMPLES_FILE
     try:
-        content = place.read_bytes(0, MAX_EXAMPLES_BYTES + 1)
+        content = location.read_bytes(0, MAX_EXAMPLES_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise UserError(f"no {place.name} in {place.parent.uri}: make it with `uwm evaluate`") from error
+        raise UserError(f"no {location.name} in {location.parent.uri}: make it with `uwm evaluate`") from error
     if len(content) > MAX_EXAMPLES_BYTES:
-        raise DamagedError(f"{place.uri} is larger than {MAX_EXAMPLES_BYTES} bytes")
+        raise DamagedError(f"{location.uri} is larger than {MAX_EXAMPLES_BYTES} bytes")
     if hashlib.sha256(content).hexdigest() != evaluation.examples_sha256:
-        raise DamagedError(f"{place.uri} does not belong to its {RESULT_FILE}: evaluate again")
+        raise DamagedError(f"{location.uri} does not belong to its {RESULT_FILE}: evaluate again")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         examples = ExampleArrays.from_arrays(arrays)
     except (ValueError, TypeError, zipfile.BadZipFile) as error:
-        raise DamagedError(f"{place.uri} is damaged: {error}") from error
+        raise DamagedError(f"{location.uri} is damaged: {error}") from error
     if len(examples.current) != len(evaluation.examples):
         raise DamagedError(
-            f"{place.uri} holds {len(examples.current)} examples, {RESULT_FILE} {len(evaluation.examples)}"
+            f"{location.uri} holds {len(examples.current)} examples, {RESULT_FILE} {len(evaluation.examples)}"
         )
     return examples

@@ -5,7 +5,7 @@ dimensions, H and W image size, h and w latent size.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import Dataset
+from uwm.checkpoint import load_checkpoint
 from uwm.data.batch import Batch
 from uwm.eval import metrics
 from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION, copied_frames
 from uwm.eval.error_accumulator import ErrorAccumulator, ExampleCollector
 from uwm.eval.files import save_evaluation
+from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 from uwm.eval.result import Evaluation, Metric, ModeName, Settings
 from uwm.eval.setup import EvaluationSetup, ModeSampler, open_evaluation_setup, spread
 from uwm.policy import Mode
@@ -32,16 +36,10 @@ Progress = Callable[[int, int], None]
 @torch.no_grad()
 def evaluate(
     checkpoint: str,
-    dataset_uri: str,
+    dataset: Dataset,
+    options: EvalOptions = EVAL_DEFAULTS,
     *,
-    version: int | None = None,
-    split: str = "val",
-    collections: Sequence[str] = (),
-    samples: int = 64,
     batch_size: int = 16,
-    seed: int = 0,
-    device: str = "auto",
-    steps: int | None = None,
     examples: int = 4,
     out: str | None = None,
     progress: Progress | None = None,
@@ -54,49 +52,41 @@ def evaluate(
 
     Args:
         checkpoint: checkpoint directory or run folder.
-        dataset_uri: the dataset.
-        version: of the dataset; None takes the newest.
-        split: `val`, or `train` to see how far memorizing goes.
-        collections: only these; empty takes all.
-        samples: segments to measure on, fewer when there are not so many.
+        dataset: opened at the version that is asked for.
+        options: which segments, and how they are sampled; split `train` shows how far memorizing goes.
         batch_size: segments at a time; part of what fixes the noise.
-        seed: of the noise that sampling starts from.
-        device: `auto` takes CUDA when there is one.
-        steps: of sampling, instead of the checkpoint's own number.
         examples: segments whose predictions are kept to look at.
         out: folder or URI to write `evaluation.json` and `examples.npz` to; None writes nothing.
         progress: called after each batch.
 
     Raises:
-        UserError: when the checkpoint or the dataset is missing or unfit, no episode is long enough, or
-            the checkpoint predicts numbers that are not finite.
+        UserError: when the checkpoint is missing, the dataset does not fit it, no episode is long enough, nothing that
+            the policy predicts is known, or it predicts numbers that are not finite.
     """
     started = time.monotonic()
-    setup = open_evaluation_setup(
-        checkpoint,
-        dataset_uri,
-        version=version,
-        split=split,
-        collections=collections,
-        samples=samples,
-        device=device,
-        steps=steps,
-    )
+    setup = open_evaluation_setup(checkpoint, dataset, options, units=options.normalizer)
     errors, kept = ErrorAccumulator(), ExampleCollector(spread(len(setup.segments), examples))
     for places, batch in setup.batches(batch_size):
-        sampler = ModeSampler(setup.policy, batch, (seed, int(places[0])))
+        sampler = ModeSampler(setup.policy, batch, (options.seed, int(places[0])))
         _measure(_compared(setup, batch, places, errors, kept), sampler)
         if progress:
             progress(int(places[-1]) + 1, len(setup.segments))
+    scores = errors.scores()
+    if not scores:
+        predicted = ", ".join(sorted(setup.policy.modes))
+        raise UserError(
+            f"nothing to measure: what {setup.checkpoint.path} predicts ({predicted}) is known in none of "
+            f"{len(setup.segments)} {options.split} segments of {dataset.uri}"
+        )
     evaluation = Evaluation(
-        settings=_settings(setup, split=split, seed=seed, batch_size=batch_size, requested=samples),
+        settings=_settings(setup, options, batch_size),
         segments=len(setup.segments),
         episodes=len({segment.episode for segment in setup.segments}),
         short_episodes=setup.short_episodes,
-        scores=errors.scores(),
+        scores=scores,
         actions=errors.profiles(),
         ceiling=errors.ceiling(),
-        examples=tuple(setup.example(int(place)) for place in kept.places),
+        examples=tuple(setup.example(int(index)) for index in kept.places),
         seconds=time.monotonic() - started,
     )
     if out is None:
@@ -135,7 +125,7 @@ def _compared(
         setup=setup,
         batch=batch,
         places=places,
-        episodes=np.array([setup.segments[place].episode for place in places]),
+        episodes=np.array([setup.segments[index].episode for index in places]),
         copied=copied,
         frame_mask=frame_mask,
         mean_action=setup.mean_action.to(batch.action).expand_as(batch.action),
@@ -181,13 +171,15 @@ def _keep_truth(compared: ComparedBatch) -> None:
 
 def _measure_action(compared: ComparedBatch, mode: Mode, action: Tensor, known: Tensor) -> None:
     """Compare actions (B, S, A) with the truth and with the mean action."""
-    true, mask, mean = compared.batch.action, compared.batch.action_mask, compared.mean_action
+    setup, mask = compared.setup, compared.batch.action_mask
+    true, mean = compared.batch.action, compared.mean_action
     name: ModeName = mode.value
     for metric, error in ((Metric.ACTION_MSE, metrics.action_mse), (Metric.ACTION_L1, metrics.action_l1)):
-        compared.add((name, metric, MEAN_ACTION), error(action, true, mask), error(mean, true, mask), known)
-    physical, truth = compared.setup.physical(action), compared.setup.physical(true)
+        model, reference = (error(setup.in_units(values), setup.in_units(true), mask) for values in (action, mean))
+        compared.add((name, metric, MEAN_ACTION), model, reference, known)
+    physical, truth = setup.physical(action), setup.physical(true)
     model = metrics.action_profile(physical, truth, mask)
-    reference = metrics.action_profile(compared.setup.physical(mean), truth, mask)
+    reference = metrics.action_profile(setup.physical(mean), truth, mask)
     compared.errors.add_profile(name, model, reference, known)
     compared.kept.add(f"predicted/{name}", physical, compared.places)
 
@@ -227,7 +219,7 @@ def _measure_next(compared: ComparedBatch, mode: Mode, latents: Tensor, known: T
     compared.kept.add_frames(f"frame/{name}", images, compared.places)
 
 
-def _settings(setup: EvaluationSetup, *, split: str, seed: int, batch_size: int, requested: int) -> Settings:
+def _settings(setup: EvaluationSetup, options: EvalOptions, batch_size: int) -> Settings:
     checkpoint, member = setup.checkpoint, setup.member
     config, state = checkpoint.config, checkpoint.state
     return Settings(
@@ -242,7 +234,7 @@ def _settings(setup: EvaluationSetup, *, split: str, seed: int, batch_size: int,
         dataset_uri=member.ref.uri,
         dataset_version=member.dataset.version,
         dataset_id=member.dataset.table_id,
-        split=split,
+        split=options.split,
         collections=member.ref.collections,
         cameras=config.data.cameras,
         action_names=setup.action_names,
@@ -250,8 +242,9 @@ def _settings(setup: EvaluationSetup, *, split: str, seed: int, batch_size: int,
         next_start=config.data.next_start,
         next_frames=config.data.next_frames,
         fps=member.dataset.episodes.row(setup.segments[0].episode).fps,
-        seed=seed,
+        seed=options.seed,
         batch_size=batch_size,
         sample_steps=config.policy.diffusion.sample_steps if config.policy.diffusion else 1,
-        requested=requested,
+        requested=options.samples,
+        normalizer=load_checkpoint(options.normalizer).identity if options.normalizer else "",
     )

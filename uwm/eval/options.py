@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from uwm.config import DatasetVersion
 
 
-class EvalOptions(BaseModel):
-    """On what a checkpoint is asked, and how it samples."""
+class SegmentOptions(BaseModel):
+    """On which segments a checkpoint is asked, and how it samples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=lambda name, _: name)
 
@@ -21,10 +21,20 @@ class EvalOptions(BaseModel):
     device: str = Field("auto", description="auto takes CUDA when there is one.")
 
 
+class EvalOptions(SegmentOptions):
+    """What a checkpoint is measured on, and in which units."""
+
+    normalizer: str | None = Field(
+        None,
+        description="checkpoint in whose normalized units action errors are told, so that they can be compared with "
+        "its own; the evaluated one's by default.",
+    )
+
+
 EVAL_DEFAULTS = EvalOptions()
 
 
-class SampleOptions(EvalOptions):
+class SampleOptions(SegmentOptions):
     """What is predicted to be looked at."""
 
     samples: int = Field(4, ge=1, description="segments to predict.")

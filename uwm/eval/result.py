@@ -133,6 +133,7 @@ class Settings(Result):
     batch_size: int = Field(gt=0)
     sample_steps: int = Field(gt=0)
     requested: int = Field(gt=0, description="segments asked for")
+    normalizer: str = Field("", description="checkpoint in whose units action errors are told; empty is its own")
 
 
 class Evaluation(Result):

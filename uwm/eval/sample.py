@@ -4,7 +4,6 @@ Dimension letters: B batch, V views, N next frames, S action steps, A action dim
 size.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,10 @@ from storage_schemas.documents import write_document
 from storage_schemas.errors import UserError
 from storage_schemas.images import encoded, tiled
 from storage_schemas.location import Location, locate
+from storage_schemas.store.dataset import Dataset
 from uwm.data.batch import Batch
 from uwm.device import Precision
+from uwm.eval.options import SAMPLE_DEFAULTS, SampleOptions
 from uwm.eval.setup import EvaluationSetup, ModeSampler, open_evaluation_setup
 from uwm.policy import Mode
 
@@ -51,80 +52,58 @@ def parse_mode(name: str) -> Mode:
 @torch.no_grad()
 def sample(
     checkpoint: str,
-    dataset_uri: str,
+    dataset: Dataset,
     mode: str,
-    *,
     out: str,
-    count: int = 4,
-    seed: int = 0,
-    version: int | None = None,
-    split: str = "val",
-    collections: Sequence[str] = (),
-    device: str = "auto",
+    options: SampleOptions = SAMPLE_DEFAULTS,
+    *,
     precision: Precision = "fp32",
-    steps: int | None = None,
 ) -> SampleFiles:
     """Sample one mode on evenly spaced held-out segments and save images and actions.
 
     Args:
         checkpoint: checkpoint directory or run folder.
-        dataset_uri: the dataset.
+        dataset: opened at the version that is asked for.
         mode: one of the five.
         out: folder or URI to write to.
-        count: segments.
-        seed: of the noise that sampling starts from.
-        version: of the dataset; None takes the newest.
-        split: `val` or `train`.
-        collections: only these; empty takes all.
-        device: `auto` takes CUDA when there is one.
+        options: which segments, and how they are sampled.
         precision: of the weights.
-        steps: of sampling, instead of the checkpoint's own number.
 
     Raises:
         UserError: when the mode is unknown, the checkpoint can't answer it, or checkpoint or dataset are
             missing or unfit.
     """
     question = parse_mode(mode)
-    setup = open_evaluation_setup(
-        checkpoint,
-        dataset_uri,
-        version=version,
-        split=split,
-        collections=collections,
-        samples=count,
-        device=device,
-        precision=precision,
-        steps=steps,
-    )
+    setup = open_evaluation_setup(checkpoint, dataset, options, precision=precision)
     if question not in setup.policy.modes:
         raise UserError(f"this checkpoint has no mode {mode}: it has {', '.join(sorted(setup.policy.modes))}")
     folder = locate(out)
     strips: list[str] = []
     records: list[dict[str, object]] = []
     for places, batch in setup.batches(_BATCH):
-        answer = ModeSampler(setup.policy, batch, (seed, int(places[0]))).ask([question])[question]
+        answer = ModeSampler(setup.policy, batch, (options.seed, int(places[0]))).ask([question])[question]
         images = None if answer.next_obs is None else setup.policy.decode(answer.next_obs)
         actions = None if answer.action is None else setup.physical(answer.action)
-        for row, place in enumerate(places.tolist()):
+        for row, index in enumerate(places.tolist()):
             predicted = None if images is None else images[row]
-            strips.append(_write_strip(folder / f"{mode}-{place:03d}.png", batch, row, predicted))
-            records.append(_record(setup, batch, row, place, None if actions is None else actions[row]))
-    content = {"mode": mode, "seed": seed, "action_names": setup.action_names, "segments": records}
+            strips.append(_write_strip(folder / f"{mode}-{index:03d}.png", batch, row, predicted))
+            records.append(_record(setup, batch, row, index, None if actions is None else actions[row]))
+    content = {"mode": mode, "seed": options.seed, "action_names": setup.action_names, "segments": records}
     write_document(folder / ACTIONS_FILE, content)
     return SampleFiles(strips=tuple(strips), actions=(folder / ACTIONS_FILE).uri)
 
 
-def _record(setup: EvaluationSetup, batch: Batch, row: int, place: int, predicted: Tensor | None) -> dict[str, object]:
+def _record(setup: EvaluationSetup, batch: Batch, row: int, index: int, predicted: Tensor | None) -> dict[str, object]:
     true = setup.physical(batch.action[row : row + 1])[0]
     known = bool(batch.action_mask[row].all())
     return {
-        **setup.example(place).model_dump(),
+        **setup.example(index).model_dump(),
         "true": true.tolist() if known else None,
         "predicted": None if predicted is None else predicted.tolist(),
     }
 
 
-def _write_strip(place: Location, batch: Batch, row: int, predicted: Tensor | None) -> str:
+def _write_strip(location: Location, batch: Batch, row: int, predicted: Tensor | None) -> str:
     """Write the pictures of one segment; `predicted` is (V, N, 3, H, W)."""
     seen = batch.obs_mask[row, :, -1] | batch.next_mask[row, :, -1]  # (V,)
     columns = [_shown(batch.obs[row, :, -1], batch.obs_mask[row, :, -1])]
@@ -132,8 +111,8 @@ def _write_strip(place: Location, batch: Batch, row: int, predicted: Tensor | No
     if predicted is not None:
         columns.append(_shown(predicted[:, -1], seen))
     grid = np.stack([column[seen.cpu().numpy()] for column in columns], axis=1)  # (views seen, columns, H, W, 3)
-    place.write_bytes(encoded(tiled(grid, gap=_GAP)))
-    return place.uri
+    location.write_bytes(encoded(tiled(grid, gap=_GAP)))
+    return location.uri
 
 
 def _shown(images: Tensor, mask: Tensor) -> NDArray[np.uint8]:

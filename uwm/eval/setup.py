@@ -11,16 +11,19 @@ from torch import Tensor
 from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import Dataset
 from uwm.checkpoint import Checkpoint, load_checkpoint, load_weights
-from uwm.config import DatasetRef
+from uwm.config import DatasetRef, DiffusionConfig, RunConfig
 from uwm.config import replace as change
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
-from uwm.data.mixture import Member, check_actions, open_member
+from uwm.data.mixture import Member, check_actions, choose_member
+from uwm.data.normalize import ActionNormalizer
 from uwm.data.sampler import Pick
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
+from uwm.eval.options import SegmentOptions
 from uwm.eval.result import Example
 from uwm.policy import Mode, Policy, Sample
 
@@ -37,6 +40,8 @@ class EvaluationSetup:
     short_episodes: int
     """Episodes without one full window."""
     mean_action: Tensor  # (A,), normalized
+    units: ActionNormalizer
+    """That action errors are told in: the checkpoint's own, or that of one it is compared with."""
     device: torch.device
 
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
@@ -49,9 +54,9 @@ class EvaluationSetup:
             places = np.arange(start, start + len(chosen))
             yield places, evaluation_batch(raw, data, self.checkpoint.normalizer, device=self.device)
 
-    def example(self, place: int) -> Example:
+    def example(self, index: int) -> Example:
         """Where the segment at `place` comes from."""
-        segment = self.segments[place]
+        segment = self.segments[index]
         row = self.member.dataset.episodes.row(segment.episode)
         return Example(
             episode_id=row.episode_id,
@@ -65,6 +70,10 @@ class EvaluationSetup:
         """Normalized actions (..., A) in the store's units."""
         return self.checkpoint.normalizer.denormalize(action)
 
+    def in_units(self, action: Tensor) -> Tensor:
+        """Normalized actions (..., A) in the units that errors are told in."""
+        return action if self.units == self.checkpoint.normalizer else self.units.normalize(self.physical(action))
+
     @property
     def action_names(self) -> tuple[str, ...]:
         """Names of the action's dimensions."""
@@ -76,36 +85,39 @@ class EvaluationSetup:
 
 def open_evaluation_setup(
     checkpoint: str,
-    dataset_uri: str,
+    dataset: Dataset,
+    options: SegmentOptions,
     *,
-    version: int | None,
-    split: str,
-    collections: Sequence[str],
-    samples: int,
-    device: str,
+    units: str | None = None,
     precision: Precision = "fp32",
-    steps: int | None = None,
 ) -> EvaluationSetup:
     """Load a policy and choose held-out segments.
 
+    Args:
+        checkpoint: checkpoint directory or run folder.
+        dataset: opened at the version that is asked for.
+        options: what else is asked for.
+        units: checkpoint in whose normalized units action errors are told; the same one when None.
+        precision: of the policy's weights.
+
     Raises:
-        UserError: when the checkpoint or the dataset is missing or unfit, or no episode of the split
+        UserError: when the checkpoint is missing, the dataset does not fit it, or no episode of the split
             has one full window.
     """
-    loaded = _with_steps(load_checkpoint(checkpoint), steps)
+    loaded = _with_steps(load_checkpoint(checkpoint), options.steps)
     if loaded.config.stage == "tokenizer":
         raise UserError(f"{loaded.path} is a tokenizer: evaluate the checkpoint of a policy")
-    ref = DatasetRef(uri=dataset_uri, version=version, collections=tuple(collections))
-    member = open_member(ref, loaded.config.data, split=split)
+    ref = DatasetRef(uri=dataset.uri, version=dataset.version, collections=options.collections)
+    member = choose_member(dataset, ref, loaded.config.data, split=options.split)
     check_actions([member], loaded.config.data.action_dim)
     last = loaded.config.data.segment_spec.last
-    segments = full_windows(member.rows, member.lengths, last, samples)
+    segments = full_windows(member.rows, member.lengths, last, options.samples)
     if not segments:
         raise UserError(
-            f"no {split} episode of {dataset_uri} has the {last + 1} steps of one segment: ingest longer ones"
+            f"no {options.split} episode of {dataset.uri} has the {last + 1} steps of one segment: ingest longer ones"
         )
-    place = resolve_device(device)
-    policy = _policy(loaded, place, precision)
+    device = resolve_device(options.device)
+    policy = _policy(loaded, device, precision)
     return EvaluationSetup(
         checkpoint=loaded,
         policy=policy,
@@ -114,8 +126,20 @@ def open_evaluation_setup(
         segments=segments,
         short_episodes=int((member.lengths <= last).sum()),
         mean_action=mean_action(_training_member(member), loaded.normalizer),
-        device=place,
+        units=_units(loaded, units),
+        device=device,
     )
+
+
+def _units(checkpoint: Checkpoint, other: str | None) -> ActionNormalizer:
+    """The units of errors. Raises UserError when the other checkpoint has none for these actions."""
+    if other is None:
+        return checkpoint.normalizer
+    normalizer = load_checkpoint(other).normalizer
+    if normalizer.action_dim != checkpoint.normalizer.action_dim:
+        own = checkpoint.normalizer.action_dim
+        raise UserError(f"{other} has {normalizer.action_dim} action dimensions, {checkpoint.path} {own}")
+    return normalizer
 
 
 def _policy(checkpoint: Checkpoint, device: torch.device, precision: Precision) -> Policy:
@@ -181,14 +205,14 @@ class ModeSampler:
         Raises:
             UserError: when a prediction is not finite.
         """
-        found = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
-        for mode, sample in found.items():
+        samples = self._policy.sample_modes(self._encoded, modes, torch.Generator().manual_seed(self._seed))
+        for mode, sample in samples.items():
             for values in (sample.action, sample.next_obs):
                 if values is not None and not bool(values.isfinite().all()):
                     raise UserError(
                         f"the checkpoint predicts numbers that are not finite in mode {mode}: it has diverged"
                     )
-        return found
+        return samples
 
 
 def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
@@ -196,13 +220,19 @@ def _with_steps(checkpoint: Checkpoint, steps: int | None) -> Checkpoint:
     if steps is None:
         return checkpoint
     config = checkpoint.config
-    if config.policy.diffusion is None:
-        raise UserError(f"{checkpoint.path} predicts at once: policy {config.policy.kind} has no sampling steps")
-    most = config.policy.diffusion.train_timesteps
-    if not 0 < steps <= most:
-        raise UserError(f"{steps} sampling steps: this checkpoint takes 1 to {most}")
-    policy = change(config.policy, diffusion=change(config.policy.diffusion, sample_steps=steps))
+    diffusion = check_steps(config, steps)
+    policy = change(config.policy, diffusion=change(diffusion, sample_steps=steps))
     return replace(checkpoint, config=change(config, policy=policy))
+
+
+def check_steps(config: RunConfig, steps: int) -> DiffusionConfig:
+    """The diffusion of a policy that can be sampled in so many steps. Raises UserError when it can't be."""
+    diffusion = config.policy.diffusion
+    if diffusion is None:
+        raise UserError(f"{config.name} predicts at once: policy {config.policy.kind} has no sampling steps")
+    if not 0 < steps <= diffusion.train_timesteps:
+        raise UserError(f"{steps} sampling steps: {config.name} takes 1 to {diffusion.train_timesteps}")
+    return diffusion
 
 
 def _training_member(member: Member) -> Member:

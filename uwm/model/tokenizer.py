@@ -153,9 +153,10 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
         return IdentityTokenizer()
     if not config.path:
         raise UserError(f"policy.tokenizer.path is empty: the {config.kind} tokenizer needs the place of its weights")
-    if config.kind == "sdxl":
-        return SdxlTokenizer(load_vae(config.path), config.latent_scale)
-    return AutoencoderTokenizer(_load_autoencoder(Path(config.path)))
+    with torch.device("cpu"):  # also while a network around it is only laid out
+        if config.kind == "sdxl":
+            return SdxlTokenizer(load_vae(config.path), config.latent_scale)
+        return AutoencoderTokenizer(_load_autoencoder(Path(config.path)))
 
 
 def fingerprint_weights(module: nn.Module) -> str:

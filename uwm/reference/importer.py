@@ -20,21 +20,21 @@ from uwm.recipes import get_recipe
 from uwm.reference.pickle_check import Refused
 from uwm.reference.published import ASSUMED, Published, action_normalizer, ordered, sizes, take_apart
 from uwm.reference.torchfile import read_torch_file
-from uwm.train.resume import flatten
+from uwm.train.resume import fixed_settings
 from uwm.train.setup import code_revision
 
 _FIRST_BLOCK = re.compile(r"encoder\.down_blocks\.0\.resnets\.\d+\.conv1\.weight")
 TOKENIZER_FOLDER = "tokenizer"
 SDXL_SCALING = 0.13025
-"""Of the SDXL VAE's latents, which no weight tells (Podell et al. 2023, arXiv 2307.01952)."""
+"""The factor of the SDXL VAE's latents, which no weight tells (Podell et al. 2023, arXiv 2307.01952)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """What an import made."""
+    """The checkpoint that an import made, and what it assumed."""
 
     path: str
-    """The checkpoint."""
+    """Folder of the checkpoint."""
     policy: str
     step: int
     parameters: int
@@ -95,7 +95,7 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
         tensors=weights,
         keep=1,
     )
-    settings = flatten(config)
+    settings = fixed_settings(config)
     return Imported(
         path=str(path),
         policy=published.layout.policy,
@@ -162,13 +162,13 @@ def _read(published: Published, config: RunConfig, stored: Mapping[str, Tensor])
 def _check(config: RunConfig, weights: Mapping[TensorKind, Mapping[str, Tensor]], source: Path) -> str:
     """That the network takes the weights; returns its tokenizer's fingerprint."""
     model = build(config)
-    wanted = model.state_dict()
+    expected = model.state_dict()
     for named in weights.values():
-        wrong = sorted({*named} ^ {*wanted})
+        wrong = sorted({*named} ^ {*expected})
         wrong += [
-            f"{name} {tuple(named[name].shape)} instead of {tuple(wanted[name].shape)}"
-            for name in sorted({*named} & {*wanted})
-            if named[name].shape != wanted[name].shape
+            f"{name} {tuple(named[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in sorted({*named} & {*expected})
+            if named[name].shape != expected[name].shape
         ]
         if wrong:
             raise UserError(f"{source}: {len(wrong)} weights don't fit the network: {'; '.join(wrong[:3])}")

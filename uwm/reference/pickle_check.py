@@ -76,7 +76,7 @@ class _Storage:
 
 
 class PickleCheck:
-    """The stand-ins of one file's pickles.
+    """Follows one file's pickles and collects what they ask for.
 
     Attributes:
         storages: bytes of every storage that a tensor asked for, by key.
@@ -202,7 +202,7 @@ class PickleCheck:
         self._stack.append(_Object(function.path))
 
     def _encode(self, text: object = None, encoding: object = None) -> None:
-        """How protocol 2 writes bytes."""
+        """Count the bytes of an array: protocol 2 writes them as an encoded text."""
         if not isinstance(text, str) or encoding != "latin1":
             raise Refused("a call of _codecs.encode for other than bytes")
         self._encoded += len(text)

@@ -27,7 +27,14 @@ VAE = "obs_encoder.vae."
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before names."""
 EMA_KEYS = ("ema", "ema_model", "model_ema")
-ASSUMED = ("policy.num_heads", "data.action_steps", "data.obs_frames", "data.next_frames", "data.cameras", "data.crop")
+ASSUMED = (
+    "policy.num_heads",
+    "data.action_horizon",
+    "data.obs_frames",
+    "data.next_frames",
+    "data.cameras",
+    "data.crop",
+)
 """Settings that weights don't tell, or not alone."""
 
 
@@ -115,10 +122,10 @@ def _tensors(state: object) -> dict[str, Tensor]:
     """A state dict's tensors, without the names of wrappers."""
     if not isinstance(state, dict):
         return {}
-    found = {str(key): value.detach() for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {str(key): value.detach() for key, value in state.items() if isinstance(value, Tensor)}
     for wrapper in WRAPPERS:
-        found = {key.removeprefix(wrapper).replace(f".{wrapper}", "."): value for key, value in found.items()}
-    return found
+        tensors = {key.removeprefix(wrapper).replace(f".{wrapper}", "."): value for key, value in tensors.items()}
+    return tensors
 
 
 def renamed(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,11 +134,11 @@ def renamed(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: when a name belongs to no part of the network; names the first few.
     """
-    found, unknown = {}, []
+    weights, unknown = {}, []
     for name, value in state.items():
         prefix = next((prefix for prefix in layout.prefixes if name.startswith(prefix)), None)
         if prefix is not None:
-            found[layout.prefixes[prefix] + name.removeprefix(prefix)] = value
+            weights[layout.prefixes[prefix] + name.removeprefix(prefix)] = value
         elif not name.startswith(VAE):
             unknown.append(name)
     if unknown:
@@ -139,7 +146,7 @@ def renamed(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             f"weights that the published {layout.policy} on images does not have ({len(unknown)}): "
             f"{', '.join(unknown[:3])}"
         )
-    return found
+    return weights
 
 
 def sizes(published: Published, base: RunConfig) -> dict[str, object]:
@@ -158,7 +165,7 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
         tokens, width = shapes["pos_embed"][1:]
         timestep = shapes[layout.timestep_out][0]
         condition = shapes["blocks.0.adaLN_modulation.1.weight"][1] - timestep
-        found: dict[str, object] = {
+        settings: dict[str, object] = {
             "data.action_dim": shapes[layout.action_in][1],
             "policy.embed_dim": width,
             "policy.mlp_ratio": shapes["blocks.0.mlp.fc1.weight"][0] / width,
@@ -167,23 +174,23 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
             "policy.qkv_bias": "blocks.0.attn.qkv.bias" in shapes,
         }
         if "registers" in shapes:
-            found["policy.num_registers"] = shapes["registers"][1]
+            settings["policy.num_registers"] = shapes["registers"][1]
         if "obs_patchifier.patch_encoder.weight" in shapes:
-            found["policy.patch"] = shapes["obs_patchifier.patch_encoder.weight"][2:]
+            settings["policy.patch"] = shapes["obs_patchifier.patch_encoder.weight"][2:]
     except (KeyError, IndexError, ValueError) as error:
         raise UserError(f"not the published {layout.policy}: its weights lack {error}") from error
-    steps = tokens if "obs_patchifier.patch_encoder.weight" not in shapes else base.data.action_steps
+    steps = tokens if "obs_patchifier.patch_encoder.weight" not in shapes else base.data.action_horizon
     steps = shapes["pad_tokens"][1] if "pad_tokens" in shapes else steps
-    found["data.action_steps"] = steps
+    settings["data.action_horizon"] = steps
     views = len(base.data.cameras)
     if condition:
         kind, features = _encoder(weights)
-        found |= {"policy.obs_encoder.kind": kind, "policy.obs_encoder.embed_dim": features}
+        settings |= {"policy.obs_encoder.kind": kind, "policy.obs_encoder.embed_dim": features}
         views = _views(condition, features, base)
-    if "policy.patch" in found:
+    if "policy.patch" in settings:
         patches = tokens - shapes.get("registers", (0, 0))[1] - steps
-        found["data.crop"] = _crop(patches, views, shapes["obs_patchifier.patch_encoder.weight"][2:], base)
-    return found
+        settings["data.crop"] = _crop(patches, views, shapes["obs_patchifier.patch_encoder.weight"][2:], base)
+    return settings
 
 
 def _encoder(weights: Mapping[str, Tensor]) -> tuple[str, int]:
@@ -223,8 +230,8 @@ def _crop(patches: int, views: int, patch: tuple[int, ...], base: RunConfig) -> 
         if side * side * frames == per_view:
             return side * patch[1] * VAE_DOWNSAMPLE, side * patch[2] * VAE_DOWNSAMPLE
     raise UserError(
-        f"it has {patches} latent patches with data.action_steps={base.data.action_steps}, which make no square image "
-        f"in {views} views: set data.action_steps, data.next_frames, data.cameras=a,b or data.crop=height,width"
+        f"it has {patches} latent patches with data.action_horizon={base.data.action_horizon}, which make no square "
+        f"image in {views} views: set data.action_horizon, data.next_frames, data.cameras=a,b or data.crop=height,width"
     )
 
 
@@ -248,7 +255,7 @@ def ordered(layout: Layout, weights: Mapping[str, Tensor], config: RunConfig) ->
 _MODULATION = "adaLN_modulation.1.weight"
 
 
-def action_normalizer(found: object, action_dim: int, source: str) -> ActionNormalizer:
+def action_normalizer(normalizer: object, action_dim: int, source: str) -> ActionNormalizer:
     """The published normalizer, whose actions are `normalized * scale + offset`; none means actions as they are.
 
     It does not say from how many steps it was made, nor their mean: the count is 1, so that finetuning keeps
@@ -257,10 +264,10 @@ def action_normalizer(found: object, action_dim: int, source: str) -> ActionNorm
     Raises:
         UserError: when it holds no usable numbers.
     """
-    if found is None:
+    if normalizer is None:
         scale, offset = [1.0] * action_dim, [0.0] * action_dim
     else:
-        scale, offset = (_numbers(found, name, action_dim) for name in ("scale", "offset"))
+        scale, offset = (_numbers(normalizer, name, action_dim) for name in ("scale", "offset"))
     if min(scale) < 0:
         raise UserError("the action normalizer has a negative scale")
     return ActionNormalizer(

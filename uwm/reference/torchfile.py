@@ -35,7 +35,7 @@ class Foreign:
     """
 
     def __new__(cls) -> "OrderedDict[object, object]":  # type: ignore[misc]
-        """The instance's place."""
+        """Make what stands for an instance."""
         return OrderedDict()
 
 
@@ -133,8 +133,8 @@ def _check_zip(path: Path, file: io.BufferedReader) -> Callable[[], object]:
     for key, size in check.storages.items():
         member = members.get(f"{folder}data/{key}")
         if member is None or member.file_size != size:
-            held = "no member" if member is None else f"a zip member of {member.file_size}"
-            raise Refused(f"a tensor of {size} bytes in {held}")
+            member_size = "no member" if member is None else f"a zip member of {member.file_size}"
+            raise Refused(f"a tensor of {size} bytes in {member_size}")
     return lambda: _load(path, check, mmap=True)
 
 

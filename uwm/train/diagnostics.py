@@ -86,10 +86,10 @@ class Buckets:
         """Take a batch's losses in; `dataset` (B,) is the batch's."""
         parts = {"action": output.action, "next_obs": output.next_obs}
         known = {name: part for name, part in parts.items() if part is not None}
-        place = dataset.to(output.loss.device, non_blocking=True)
+        owner = dataset.to(output.loss.device, non_blocking=True)
         for name, part in known.items():
             for index, label in enumerate(self._datasets):
-                self._take(f"dataset/{label}/{name}_loss", part, place == index)
+                self._take(f"dataset/{label}/{name}_loss", part, owner == index)
         noise = [part.noise for part in known.values() if part.noise is not None]
         for mode, chooses in MODE_BUCKETS.items() if len(noise) == len(parts) else ():
             for name in _PREDICTS[mode]:
@@ -97,8 +97,8 @@ class Buckets:
 
     def _take(self, name: str, part: SampleLosses, chosen: Tensor) -> None:
         weight = (chosen & part.known).to(part.error)
-        found = torch.stack([(weight * part.error).sum(), weight.sum()])
-        self._sums[name] = self._sums[name] + found if name in self._sums else found
+        values = torch.stack([(weight * part.error).sum(), weight.sum()])
+        self._sums[name] = self._sums[name] + values if name in self._sums else values
 
     def read(self, world: World) -> dict[str, float]:
         """The means since the last reading, over all processes; waits for the device."""
@@ -144,11 +144,11 @@ class Diagnostics:
             world: the processes to sum over.
         """
         norm = whole(nn.utils.get_total_norm([parameter.detach() for parameter in self._parameters]))
-        found = {"parameter_norm": float(norm)}
+        values = {"parameter_norm": float(norm)}
         if self._peak and self._counter:
-            found["flops_per_sample"] = self._counter.get_total_flops() / self._samples
-            found["mfu"] = found["flops_per_sample"] * samples_per_second / self._peak
-        return found | self._buckets.read(world)
+            values["flops_per_sample"] = self._counter.get_total_flops() / self._samples
+            values["mfu"] = values["flops_per_sample"] * samples_per_second / self._peak
+        return values | self._buckets.read(world)
 
 
 def flop_counter() -> FlopCounterMode:

@@ -32,7 +32,7 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
-    """Its number on its machine, which is also its GPU's."""
+    """Number of this process on its machine, which is also its GPU's."""
 
     @property
     def main(self) -> bool:

@@ -15,7 +15,7 @@ from uwm.checkpoint import Checkpoint
 from uwm.config import InitChange, RunConfig
 from uwm.data.mixture import Member, known_actions
 from uwm.data.normalize import ActionNormalizer
-from uwm.train.resume import flatten
+from uwm.train.resume import fixed_settings
 
 MOST_BEYOND = 0.2
 """Share of the steps that may lie beyond the parent's range, where training goes but sampling can't follow."""
@@ -35,11 +35,16 @@ def check_meaning(parent: Checkpoint, config: RunConfig, tokenizer: str) -> None
         UserError: when they differ in a way that the run does not declare.
     """
     check_shapes(parent, config, tokenizer)
-    before, now = flatten(parent.config), flatten(config)
+    check_changes(parent.config, config, str(parent.path))
+
+
+def check_changes(parent: RunConfig, config: RunConfig, parent_name: str) -> None:
+    """Raises UserError when a run differs from its parent in a setting of meaning that it does not declare."""
+    before, now = fixed_settings(parent), fixed_settings(config)
     for name in get_args(InitChange):
         if before.get(name) != now.get(name) and name not in config.init_changes:
             raise UserError(
-                f"{parent.path} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
+                f"{parent_name} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
                 f"set it as it was, or declare the change with init_changes={name}"
             )
 
@@ -81,7 +86,7 @@ def share_beyond(normalizer: ActionNormalizer, members: Sequence[Member], config
     Raises:
         UserError: when it is more than `MOST_BEYOND`, or the actions fill next to nothing of the parent's range.
     """
-    used = [member for member in members if member.action_steps(config.data.action_dim)]
+    used = [member for member in members if member.known_actions(config.data.action_dim)]
     if not used:
         return 0.0
     actions = torch.from_numpy(np.concatenate([known_actions(member) for member in used]))
@@ -101,4 +106,4 @@ def share_beyond(normalizer: ActionNormalizer, members: Sequence[Member], config
 
 
 def _text(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -20,19 +22,20 @@ from uwm.config import RunConfig
 
 SHUTDOWN_SECONDS = 50
 """How long the processes may take to write their checkpoint when they are stopped; their starter waits 60."""
-_IN_ORDER = (2, 128 + 2, 128 + 15)
-"""Exit codes that no restart would change: a UserError, SIGINT, SIGTERM."""
 
 
-def launch(config: RunConfig, path: str) -> int:
+def launch(config: RunConfig, path: str, stop_signals: Sequence[int]) -> int:
     """Run `python -m uwm.train PATH` in `train.processes` processes; returns the exit code of all.
 
     Args:
         config: that `path` holds.
         path: of the configuration.
+        stop_signals: end a run in order.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):  # nothing is lost before the agent listens
-        signal.signal(number, signal.SIG_DFL)
+    for number in stop_signals:  # nothing is lost before the agent listens
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    in_order = (0, 2, *(128 + number for number in stop_signals))  # a UserError's and a stop's: a restart ends as they
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes tell what happened
     os.environ.setdefault("OMP_NUM_THREADS", "1" if config.train.threads == 0 else str(config.train.threads))
     if config.train.machines == 1 and sys.platform == "linux":
@@ -41,9 +44,10 @@ def launch(config: RunConfig, path: str) -> int:
     try:
         for attempt in range(config.train.restarts + 1):
             code = _attempt(config, path, attempt)
-            if code in (0, *_IN_ORDER):
+            if code in in_order:
                 return code
-            sys.stderr.write(f"a process of {config.name} ended with exit code {code} (try {attempt + 1})\n")
+            with suppress(OSError):  # nobody reads it any more
+                sys.stderr.write(f"a process of {config.name} ended with exit code {code} (try {attempt + 1})\n")
     except SignalException as error:
         return 128 + int(error.sigval)
     return code

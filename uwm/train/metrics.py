@@ -22,7 +22,7 @@ class MetricSums:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsSummary:
-    """The same in all processes, but for the time."""
+    """What the steps were like over all processes, and the same in all of them but for the time."""
 
     logs: dict[str, float]
     """Means of what was logged, the loss among it."""
@@ -37,7 +37,7 @@ class MetricsSummary:
 
 @dataclass
 class Metrics:
-    """Collects since the last report; tensors stay on the device until they are read."""
+    """Collects the steps since the last report; tensors stay on the device until they are read."""
 
     waited: float = 0.0
     since: float = field(default_factory=time.perf_counter)

@@ -55,7 +55,7 @@ class Engine:
         self._hold = hold
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
-        """As `Learner.loss`."""
+        """The loss of a batch, see `Learner.loss`."""
         passed: tuple[Tensor, LossOutput] = self._forward(batch, generator)
         loss, output = passed
         return replace(output, loss=loss)

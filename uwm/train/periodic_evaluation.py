@@ -13,6 +13,7 @@ import torch
 from storage_schemas.errors import UserError
 from uwm.data.mixture import Member
 from uwm.eval.offline import evaluate
+from uwm.eval.options import EvalOptions
 from uwm.eval.result import Evaluation, Score
 from uwm.eval.setup import full_windows
 from uwm.events import Evaluated
@@ -46,16 +47,10 @@ class PeriodicEvaluation:
         for index, member in enumerate(self._members):
             folder = run.folder / FOLDER / f"step-{run.step:08d}-{index}"
             with torch.random.fork_rng(devices=[]):
-                evaluation = evaluate(
-                    str(checkpoint),
-                    member.dataset.uri,
-                    version=member.dataset.version,
-                    collections=member.ref.collections,
-                    samples=run.config.train.eval_samples,
-                    device=str(run.device),
-                    examples=EXAMPLES,
-                    out=str(folder),
+                options = EvalOptions(
+                    collections=member.ref.collections, samples=run.config.train.eval_samples, device=str(run.device)
                 )
+                evaluation = evaluate(str(checkpoint), member.dataset, options, examples=EXAMPLES, out=str(folder))
             yield _event(evaluation, run.step, str(folder))
 
 

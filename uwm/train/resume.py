@@ -8,44 +8,7 @@ from pathlib import Path
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
-from uwm.config import Config, DatasetRef, RunConfig, TokenizerConfig, TrainConfig, replace
-
-FREE_TO_CHANGE = frozenset(
-    {
-        "output",
-        "init_from",
-        "policy.tokenizer.path",
-        "data.workers",
-        "data.prefetch",
-        "optim.decay_steps",
-        "train.steps",
-        "train.device",
-        "train.log_every",
-        "train.save_every",
-        "train.keep",
-        "train.threads",
-        "train.matmul",
-        "train.sync",
-        "train.track",
-        "train.eval_every",
-        "train.eval_samples",
-        "train.compile",
-        "policy.attention",
-        "policy.diffusion.precompute_modulation",
-        "train.batch_size",
-        "train.accumulate",
-        "train.processes",
-        "train.machines",
-        "train.rendezvous",
-        "train.restarts",
-        "train.parallel",
-        "train.replicas",
-        "train.checkpoint_activations",
-        "train.spike_limit",
-        "train.spike_window",
-    }
-)
-"""What may differ between the parts of a resumed run. Parent, tokenizer, decay and batch are compared by meaning."""
+from uwm.config import MAY_CHANGE, Config, DatasetRef, RunConfig, TokenizerConfig, TrainConfig, replace
 
 
 @contextmanager
@@ -64,10 +27,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def resolve_paths(config: RunConfig) -> RunConfig:
+def resolve_paths(config: RunConfig, latest: Checkpoint | None = None) -> RunConfig:
     """Replace run folders by the checkpoints that they stand for now, as absolute paths, and tags by versions.
 
-    A run that starts from a parent and names no autoencoder takes the parent's tokenizer.
+    A run that starts from a parent and names no autoencoder takes the parent's tokenizer. One that goes on has taken
+    what it needs: its parent may have moved, gone on, or be pruned since.
+
+    Args:
+        config: what is asked for.
+        latest: checkpoint that the run goes on from, if any.
 
     Raises:
         UserError: when a finetuning run names no parent, or a checkpoint or tag is missing.
@@ -77,11 +45,16 @@ def resolve_paths(config: RunConfig) -> RunConfig:
         raise UserError("a finetuning run starts from a checkpoint: set init_from=<run folder or checkpoint>")
     changes: dict[str, object] = {"data": replace(config.data, datasets=[_pinned(ref) for ref in config.data.datasets])}
     tokenizer = own_tokenizer(config)
-    if config.init_from:
+    if config.init_from and not latest:
         parent = resolve_checkpoint(config.init_from).absolute()
         changes["init_from"] = str(parent)
         if tokenizer and not tokenizer.path:
             tokenizer = load_checkpoint(parent).config.policy.tokenizer
+    elif latest:
+        if _names(config.init_from, latest.state.parent):
+            changes["init_from"] = latest.config.init_from
+        if tokenizer and (not tokenizer.path or _names(tokenizer.path, latest.state.tokenizer_checkpoint)):
+            tokenizer = latest.config.policy.tokenizer
     if tokenizer:
         path = resolve_checkpoint(tokenizer.path).absolute() if tokenizer.path else ""
         changes["policy"] = replace(config.policy, tokenizer=replace(tokenizer, path=str(path)))
@@ -93,71 +66,82 @@ def _pinned(ref: DatasetRef) -> DatasetRef:
     return replace(ref, version=open_dataset(ref.uri, ref.version).version) if isinstance(ref.version, str) else ref
 
 
-def find_checkpoint(config: RunConfig, *, resume: bool, processes: int = 1) -> Checkpoint | None:
-    """The latest checkpoint of the run, if any.
+def find_checkpoint(config: RunConfig, *, resume: bool) -> Checkpoint | None:
+    """The latest checkpoint in the run's folder, if any. Raises UserError when there is one and `resume` is False."""
+    path = latest_checkpoint(config.folder)
+    if path and not resume:
+        raise UserError(f"{config.folder} already holds checkpoints: resume it, remove it, or set another output")
+    return load_checkpoint(path) if path else None
+
+
+def check_same_run(config: RunConfig, latest: Checkpoint, processes: int) -> None:
+    """Check that a checkpoint is one of the run that is asked for.
 
     Args:
         config: with paths resolved.
-        resume: whether there may be one.
+        latest: in the run's folder.
         processes: that train together; they may be others than before as long as a step has as many samples.
 
     Raises:
-        UserError: when the folder holds a run of another configuration, or `resume` is False and it
-            holds any.
+        UserError: when the folder holds a run of another configuration; says in what they differ.
     """
-    path = latest_checkpoint(config.folder)
-    if not path:
-        return None
-    if not resume:
-        raise UserError(f"{config.folder} already holds checkpoints: resume it, remove it, or set another output")
-    found = load_checkpoint(path)
-    differing = _differences(config, found, processes)
+    differing = _differences(config, latest, processes)
     if differing:
         raise UserError(
             f"{config.folder} holds another run, which differs in {'; '.join(differing[:3])}: "
             "set another name or output, or remove it"
         )
-    return found
 
 
-def _differences(config: RunConfig, found: Checkpoint, processes: int) -> list[str]:
-    """How the run that is asked for differs from the one that is there, as `field: there -> asked for`."""
-    there, wanted = flatten(found.config), flatten(config)
+def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[str]:
+    """How the run that is asked for differs from the one in the folder, as `setting: recorded -> asked for`."""
+    recorded, asked = fixed_settings(latest.config), fixed_settings(config)
     changed = [
-        f"{key}: {there.get(key)} -> {wanted.get(key)}"
-        for key in sorted({*there, *wanted} - FREE_TO_CHANGE)
-        if there.get(key) != wanted.get(key) and not (key.endswith(".version") and wanted.get(key) is None)
+        f"{name}: {recorded.get(name)} -> {asked.get(name)}"
+        for name in sorted({*recorded, *asked})
+        if recorded.get(name) != asked.get(name) and not (name.endswith(".version") and asked.get(name) is None)
     ]
-    if config.optim.schedule == "cosine" and _decay_end(config) != _decay_end(found.config):
-        changed.append(f"the end of the cosine (optim.decay_steps): {_decay_end(found.config)} -> {_decay_end(config)}")
-    samples, before = step_samples(config.train, processes), found.state.batch or found.config.train.batch_size
+    decay_end = _decay_end(latest.config)
+    if config.optim.schedule == "cosine" and _decay_end(config) != decay_end:
+        changed.append(f"the end of the cosine (optim.decay_steps): {decay_end} -> {_decay_end(config)}")
+    samples, before = step_samples(config.train, processes), latest.state.batch or latest.config.train.batch_size
     if samples != before:
         product = f"train.batch_size x train.accumulate x {processes} process{'es' if processes > 1 else ''}"
         changed.append(f"the samples of a step ({product}): {before} -> {samples}")
-    if _identity(config.init_from) != (found.state.parent.identity if found.state.parent else ""):
-        changed.append("its parent (init_from)")
-    recorded = found.state.tokenizer_checkpoint
-    tokenizer = tokenizer_origin(config)
-    if (tokenizer and tokenizer.identity) != (recorded and recorded.identity):
+    if config.init_from != latest.config.init_from:
+        parent = latest.state.parent.path if latest.state.parent else "none"
+        changed.append(f"its parent (init_from): {parent} -> {config.init_from or 'none'}")
+    tokenizer, own = latest.state.tokenizer_checkpoint, tokenizer_origin(config)
+    if (own and own.identity) != (tokenizer and tokenizer.identity):
         changed.append("its tokenizer (policy.tokenizer.path)")
     return changed
 
 
-def flatten(config: Config) -> dict[str, object]:
-    """Every single setting by its dotted name."""
-    found: dict[str, object] = {}
+def _names(path: str, recorded: Origin | None) -> bool:
+    """Whether a path names the checkpoint that a run has taken from; of one that is gone, or moved, the name counts."""
+    if not (path and recorded):
+        return not path and not recorded
+    named, checkpoint = Path(path).absolute(), Path(recorded.path)
+    try:
+        return origin(named).identity == recorded.identity
+    except UserError:  # there is none any more
+        return named.name in (checkpoint.name, checkpoint.parent.parent.name)
 
-    def visit(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, item in value.items():
-                visit(f"{prefix}{key}.", item)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            visit(prefix, dict(enumerate(value)))
+
+def fixed_settings(config: Config) -> dict[str, object]:
+    """Every single setting that does not change on resume (see `uwm.config.Changeable`), by its dotted name."""
+    settings: dict[str, object] = {}
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if MAY_CHANGE in field.metadata:
+            continue
+        parts = {name: value} if not isinstance(value, tuple) else {f"{name}.{i}": part for i, part in enumerate(value)}
+        if all(isinstance(part, Config) for part in parts.values()):
+            for prefix, part in parts.items():
+                settings |= {f"{prefix}.{key}": inner for key, inner in fixed_settings(part).items()}
         else:
-            found[prefix.removesuffix(".")] = value
-
-    visit("", config.model_dump(mode="json"))
-    return found
+            settings[name] = value
+    return settings
 
 
 def _decay_end(config: RunConfig) -> int:
@@ -167,10 +151,6 @@ def _decay_end(config: RunConfig) -> int:
 def step_samples(config: TrainConfig, processes: int) -> int:
     """The samples of a step, over all processes and accumulated batches."""
     return config.batch_size * config.accumulate * processes
-
-
-def _identity(path: str) -> str:
-    return origin(path).identity if path else ""
 
 
 def own_tokenizer(config: RunConfig) -> TokenizerConfig | None:

@@ -1,7 +1,7 @@
 """Everything that stands before the first step: new, from a parent, or from where a run stopped."""
 
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +12,7 @@ from storage_schemas.errors import UserError
 from uwm.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
 from uwm.config import RunConfig, replace
 from uwm.data.latents import LatentStore, open_latents
-from uwm.data.mixture import Member, check_actions, mixture_normalizer, open_member, open_mixture
+from uwm.data.mixture import Member, check_actions, check_cameras, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import autocast, resolve_precision, set_matmul
 from uwm.events import DatasetUse
@@ -31,14 +31,14 @@ class Run:
     """A run that is set up, and where it stands."""
 
     config: RunConfig
-    """With dataset versions, parent and tokenizer paths filled in."""
+    """The configuration with dataset versions, parent and tokenizer paths filled in."""
     members: tuple[Member, ...]
     normalizer: ActionNormalizer
     share_beyond: float
     """Of the training steps, in the worst dimension: with actions beyond the range of a parent's normalizer."""
     world: World
     model: Learner
-    """Its parameters are shards when FSDP divides it."""
+    """The network; its parameters are shards when FSDP divides it."""
     engine: Engine
     """The model's loss, over all processes."""
     optimizer: torch.optim.Optimizer
@@ -51,7 +51,7 @@ class Run:
     attention: str
     code_revision: str
     latents: tuple[LatentStore, ...] = ()
-    """Of every dataset, when the run trains on cached latents."""
+    """Cached latents of every dataset, when the run trains on them."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """The last logged numbers."""
     saved: Path | None = None
@@ -80,12 +80,12 @@ def pin_versions(config: RunConfig) -> RunConfig:
     return _with_versions(config, open_mixture(config.data))
 
 
-def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: World) -> Run:
-    """Set a run up to go on from `found`, from its parent, or from scratch.
+def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: World) -> Run:
+    """Set a run up to go on from `latest`, from its parent, or from scratch.
 
     Args:
         config: with paths resolved.
-        found: the checkpoint to go on from.
+        latest: the checkpoint to go on from.
         build: makes the network.
         world: the processes that train it together.
 
@@ -94,22 +94,21 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
     """
     if config.stage == "tokenizer" and world.size * config.train.accumulate > 1:
         raise UserError("a tokenizer keeps statistics of its batches: set train.processes=1 and train.accumulate=1")
-    members = _open_data(config, found)
-    if config.stage != "tokenizer":
-        check_actions(members, config.data.action_dim)
+    parent = load_checkpoint(config.init_from) if config.init_from and not latest else None
+    members = _open_data(config, latest)
+    check_data(members, config, new=not (latest or parent))
     config = _with_versions(config, members)
     device = world.device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)
     set_matmul(config.train.matmul)
     model = _make_model(config, build, device)
-    parent = load_checkpoint(config.init_from) if config.init_from and not found else None
-    if found:
-        check_shapes(found, config, model.tokenizer_fingerprint)
-        load_weights(model, found, ema=False)
+    if latest:
+        check_shapes(latest, config, model.tokenizer_fingerprint)
+        load_weights(model, latest, ema=False)
     elif parent:
         check_meaning(parent, config, model.tokenizer_fingerprint)
         load_weights(model, parent, ema=True)
-    normalizer, beyond = _choose_normalizer(members, config, found, parent)
+    normalizer, beyond = _choose_normalizer(members, config, latest, parent)
     with autocast(device, dtype):
         attention = model.attention_report()
     engine = parallelize(model, config.train, world, device, dtype)
@@ -134,21 +133,21 @@ def prepare(config: RunConfig, found: Checkpoint | None, build: Build, world: Wo
         code_revision=code_revision(),
         latents=_latents(members, config, model),
     )
-    if found:
-        _go_on(run, found)
+    if latest:
+        _go_on(run, latest)
     return run
 
 
-def _go_on(run: Run, found: Checkpoint) -> None:
-    """Bring everything but the weights to where `found` stands."""
-    restore_optimizer(run.optimizer, run.model, found.tensors("optim"))
+def _go_on(run: Run, latest: Checkpoint) -> None:
+    """Bring everything but the weights to where `latest` stands."""
+    restore_optimizer(run.optimizer, run.model, latest.tensors("optim"))
     if run.average:
-        run.average.restore(found.tensors("ema"))
-    run.parent = found.state.parent
-    run.metrics = found.state.metrics
-    run.saved = found.path
-    run.step = found.state.step
-    run.position = found.state.position
+        run.average.restore(latest.tensors("ema"))
+    run.parent = latest.state.parent
+    run.metrics = latest.state.metrics
+    run.saved = latest.path
+    run.step = latest.state.step
+    run.position = latest.state.position
 
 
 def _make_model(config: RunConfig, build: Build, device: torch.device) -> Learner:
@@ -161,14 +160,30 @@ def _make_model(config: RunConfig, build: Build, device: torch.device) -> Learne
     return model
 
 
-def _open_data(config: RunConfig, found: Checkpoint | None) -> tuple[Member, ...]:
-    if not found:
+def _open_data(config: RunConfig, latest: Checkpoint | None) -> tuple[Member, ...]:
+    if not latest:
         return open_mixture(config.data)
-    members = open_mixture(found.config.data)
-    for member, use in zip(members, found.state.datasets, strict=True):
+    asked = zip(config.data.datasets, latest.state.datasets, strict=True)
+    members = open_mixture(replace(config.data, datasets=[replace(ref, version=use.version) for ref, use in asked]))
+    for member, use in zip(members, latest.state.datasets, strict=True):
         if member.dataset.table_id != use.table_id:
-            raise UserError(f"{use.uri} is another dataset than the one that {found.path} was trained on")
+            raise UserError(f"{member.ref.uri} is another dataset than the one that {latest.path} was trained on")
     return members
+
+
+def check_data(members: Sequence[Member], config: RunConfig, *, new: bool) -> None:
+    """Raises UserError when the data can't teach what the run is to learn; one that is not new has cameras already."""
+    if new:
+        check_cameras(members, config.data.cameras)
+    if config.stage == "tokenizer":
+        return
+    check_actions(members, config.data.action_dim)
+    acts_only = not config.policy.reads_next_obs
+    if acts_only and not any(member.known_actions(config.data.action_dim) for member in members):
+        raise UserError(
+            f"nothing to learn from: policy {config.policy.kind} learns from actions, and no training episode of "
+            f"{', '.join(member.ref.uri for member in members)} has a known one"
+        )
 
 
 def _latents(members: tuple[Member, ...], config: RunConfig, model: Learner) -> tuple[LatentStore, ...]:
@@ -187,11 +202,11 @@ def _with_versions(config: RunConfig, members: tuple[Member, ...]) -> RunConfig:
 
 
 def _choose_normalizer(
-    members: tuple[Member, ...], config: RunConfig, found: Checkpoint | None, parent: Checkpoint | None
+    members: tuple[Member, ...], config: RunConfig, latest: Checkpoint | None, parent: Checkpoint | None
 ) -> tuple[ActionNormalizer, float]:
     """A run's own from before, else its parent's, else one of its data; and the share of actions beyond a parent's."""
-    if found:
-        return found.normalizer, 0.0
+    if latest:
+        return latest.normalizer, 0.0
     if parent and (normalizer := parents_normalizer(parent, config)):
         return normalizer, share_beyond(normalizer, members, config)
     diffusion, scale = config.policy.diffusion, config.data.action_scale
@@ -214,7 +229,7 @@ def _use(member: Member, action_dim: int) -> DatasetUse:
         collections=member.ref.collections,
         episodes=len(member.rows),
         segments=len(member.sampler((0,))),
-        action_steps=member.action_steps(action_dim),
+        action_steps=member.known_actions(action_dim),
     )
 
 
@@ -223,9 +238,9 @@ def code_revision() -> str:
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-        if found.returncode == 0:
-            return found.stdout.strip()
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        if described.returncode == 0:
+            return described.stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         pass  # no git here: the version says it
     return f"uwm-pipeline {metadata.version('uwm-pipeline')}"

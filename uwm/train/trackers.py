@@ -79,7 +79,7 @@ class Trackers:
         self._open.clear()
 
     def __call__(self, event: TrainEvent) -> None:
-        """Pass an event on."""
+        """Pass an event on to every tracker that still works."""
         if isinstance(event, TrainStarted):
             for name in self._config.train.track:
                 self._start(name, event)
@@ -119,9 +119,9 @@ class Trackers:
 def numbers(event: TrainProgress | Evaluated) -> dict[str, float]:
     """The numbers of an event, by the names that trackers show."""
     if isinstance(event, Evaluated):
-        place = f"eval/{event.dataset.rstrip('/').rpartition('/')[2]}"
-        gains = {f"{place}/{name}_gain": value for name, value in event.gains.items()}
-        return {f"{place}/{name}": value for name, value in event.metrics.items()} | gains
+        prefix = f"eval/{event.dataset.rstrip('/').rpartition('/')[2]}"
+        gains = {f"{prefix}/{name}_gain": value for name, value in event.gains.items()}
+        return {f"{prefix}/{name}": value for name, value in event.metrics.items()} | gains
     own = {
         "loss": event.loss,
         **event.logs,
@@ -154,7 +154,7 @@ class TensorBoard:
         self._writer.add_text("settings", f"```json\n{text}\n```", event.step)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """One scalar each."""
+        """Write one scalar for each number."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -198,7 +198,7 @@ class WandB:
         self._run.log(dict(values), step=step)
 
     def pictures(self, step: int, pictures: "Pictures") -> None:
-        """Stills and GIFs."""
+        """Show stills and GIFs."""
         import io
 
         shown = {name: self._wandb.Image(_open_image(content)) for name, content in pictures.images.items()}
@@ -231,22 +231,22 @@ class MLflow:
         known = self._client.get_experiment_by_name(project)
         experiment = known.experiment_id if known else self._client.create_experiment(project)
         identity = _identity(event.folder)
-        found = self._client.search_runs([experiment], f"tags.uwm_folder = '{identity}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+        runs = self._client.search_runs([experiment], f"tags.uwm_folder = '{identity}'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
         run = self._client.create_run(experiment, run_name=config.name, tags={"uwm_folder": identity})
         self._client.log_dict(run.info.run_id, settings(config, event), "settings.json")
         return str(run.info.run_id)
 
     def numbers(self, step: int, values: Mapping[str, float]) -> None:
-        """One metric each; steps that the run has already are left out: they are the same bit for bit."""
+        """Write one metric for each number; steps that the run has already are left out, as they are the same."""
         if step <= self._last and any(name.startswith("train/") for name in values):
             return
         for name, value in values.items():
             self._client.log_metric(self._run, name, value, step=step)
 
     def pictures(self, step: int, pictures: "Pictures") -> None:
-        """Files, by step."""
+        """Store pictures as files in a folder of the step."""
         import tempfile
 
         with tempfile.TemporaryDirectory(prefix="uwm-") as folder:

@@ -30,7 +30,7 @@ from uwm.train.micro_batches import MicroBatchReader
 from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.parallel import clip_gradients, whole
 from uwm.train.periodic_evaluation import PeriodicEvaluation
-from uwm.train.resume import find_checkpoint, lock_folder, resolve_paths
+from uwm.train.resume import check_same_run, find_checkpoint, lock_folder, resolve_paths
 from uwm.train.setup import Build, Run, pin_versions, prepare
 
 
@@ -79,32 +79,34 @@ class _Start:
     """What the main process decides for all before a run begins."""
 
     config: RunConfig
-    """With paths resolved and, of a new run of several processes, dataset versions pinned."""
+    """The configuration with paths resolved and, of a new run of several processes, dataset versions pinned."""
     checkpoint: Checkpoint | None
-    """That the run goes on from."""
+    """The checkpoint that the run goes on from."""
 
 
 def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool) -> _Start:
     """Lock the run's folder and choose what the run starts from."""
-    resolved = resolve_paths(config)
-    locks.enter_context(lock_folder(Path(resolved.folder)))
-    latest = find_checkpoint(resolved, resume=resume, processes=world.size)
-    if world.size > 1 and not latest:
+    locks.enter_context(lock_folder(Path(config.folder)))
+    latest = find_checkpoint(config, resume=resume)
+    resolved = resolve_paths(config, latest)
+    if latest:
+        check_same_run(resolved, latest, world.size)
+    elif world.size > 1:
         resolved = pin_versions(resolved)  # the others may see a newer version a moment later
     return _Start(config=resolved, checkpoint=latest)
 
 
 def _teller(run: Run, on_event: log.OnEvent) -> log.OnEvent:
-    """Where a process sends its events."""
-    if not run.world.main:
-        return lambda event: on_event(event) if isinstance(event, log.TrainStopped | log.TrainFinished) else None
-    metrics = log.MetricsFile(run.folder, step=run.step)
+    """Where a process sends its events; all processes tell each event together, for one that can't ends them all."""
+    metrics = log.MetricsFile(run.folder, step=run.step) if run.world.main else None
 
     def tell(event: log.TrainEvent) -> None:
-        metrics(event)
-        on_event(event)
+        if metrics:
+            metrics(event)
+        if metrics or isinstance(event, log.TrainStopped | log.TrainFinished):
+            on_event(event)
 
-    return tell
+    return lambda event: run.world.together(lambda: tell(event))
 
 
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
@@ -182,6 +184,10 @@ class _Loop:
 
     def _report(self) -> None:
         """Tell how the steps since the last report went. Raises UserError when they diverged."""
+        self.tell(self._progress())
+
+    def _progress(self) -> log.TrainProgress:
+        """How the steps since the last report went. Raises UserError when they diverged."""
         run, steps = self.run, self.run.config.train.steps
         summary = self.metrics.read(run.world)
         divergence = self.divergence.check(run.step - self.metrics.steps + 1, summary.losses, summary.norms)
@@ -201,32 +207,31 @@ class _Loop:
         )
         run.metrics = {**summary.logs, "grad_norm": event.grad_norm}
         self.metrics = Metrics()
-        self.tell(event)
+        return event
 
     def _evaluate(self, evaluation: PeriodicEvaluation) -> None:
         """Measure this step's checkpoint in the main process; training notices nothing of it."""
         path = self._save()
         began = time.perf_counter()
 
-        def measure() -> None:
-            for event in evaluation.measure(path):
-                self.tell(event)
-
-        self.run.world.from_main(measure)
+        events = self.run.world.from_main(lambda: list(evaluation.measure(path)))
         self.metrics.since += time.perf_counter() - began
+        for event in events:
+            self.tell(event)
 
     def _save(self) -> Path:
         """Save the state after `run.step` steps, once; the time it takes counts for no measurement."""
         run = self.run
         if run.saved:
             return run.saved
-        if self.metrics.steps:
-            self._report()  # which keeps weights that are not finite from being saved
+        # Measured first, so that weights that are not finite aren't saved; told last, for who listens may fail.
+        events: list[log.TrainEvent] = [self._progress()] if self.metrics.steps else []
         began = time.perf_counter()
         tensors = _tensors(run)  # of all processes, so all take part
         run.saved = run.world.from_main(lambda: _write(run, tensors))
         self.metrics.since += time.perf_counter() - began
-        self.tell(log.CheckpointSaved(path=str(run.saved), step=run.step))
+        for event in (*events, log.CheckpointSaved(path=str(run.saved), step=run.step)):
+            self.tell(event)
         return run.saved
 
 

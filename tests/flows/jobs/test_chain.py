@@ -1,5 +1,7 @@
 """The chain without Prefect: real stores, training processes, evaluations and decisions."""
 
+import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from flows.jobs.chain import Chain, plan_chain, run_chain
 from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import pin_dataset
 from flows.jobs.promotion import Track
-from flows.jobs.train import Trained, make_config
+from flows.jobs.train import Trained, make_config, run_training
 from storage_schemas.catalog.commits import commit
+from storage_schemas.catalog.rows import split_of
 from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import lineage_root
@@ -165,3 +168,47 @@ def test_a_form_says_the_same_as_key_value_pairs() -> None:
 
 def test_an_empty_form_changes_nothing() -> None:
     assert Settings().applied_to(make_config("uwm")) == make_config("uwm")
+
+
+@pytest.mark.slow
+def test_one_outlier_in_a_new_version_promotes_nothing(store: Path, make_episode: Callable[..., Episode]) -> None:
+    usual = [f"data.datasets.0.uri={store}", "train.steps=1"]
+    first = run_chain(Counted(), chain(store, metric="inverse/action_mse", overrides=usual))
+    assert first.decision is not None
+    name = next(letter for letter in "ghijkl" if split_of(f"episode-{letter}", 50) == "train")
+    episode = make_episode(name, cameras=CAMERAS, size=(36, 64), action_dim=10)
+    outlier = dataclasses.replace(episode, action=episode.action * 1000)
+    commit(str(store), write_part(str(store), [outlier], run_id="test"))
+    second = run_chain(Counted(), chain(store, metric="inverse/action_mse", overrides=usual))
+    assert second.decision is not None
+    assert not second.decision.promoted
+    assert second.decision.candidate.value.mean > 100 * second.decision.best.value.mean, "in the units of the best"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["deleted", "replaced"])
+def test_a_best_that_is_gone_is_named_before_the_training_and_replaced_after_it(
+    store: Path, grow: Callable[[str], None], harm: str
+) -> None:
+    first = run_chain(Counted(), chain(store))
+    assert first.decision is not None
+    folder = Path(first.decision.candidate.uri)
+    shutil.rmtree(folder.parents[1])
+    if harm == "replaced":
+        other = run_training(make_config("debug", (f"data.datasets.0.uri={store}", "train.steps=1", "train.seed=9")))
+        shutil.copytree(other.path, folder)
+    grow("g")
+    planned = run_chain(Counted(), chain(store, from_best=True), dry_run=True)
+    assert f"{first.decision.candidate.checkpoint}, the best so far, is gone" in planned.plan[2]
+    assert "starting from" not in planned.plan[0]
+    second = run_chain(Counted(), chain(store, from_best=True))
+    assert second.decision is not None
+    assert second.decision.promoted
+    assert "is gone" in second.decision.reason
+
+
+def test_a_store_is_known_however_its_place_is_spelt(store: Path) -> None:
+    Path("elsewhere").symlink_to(store.parent)
+    overrides = [f"data.datasets.0.uri=elsewhere/{store.name}", "train.steps=1"]
+    plan = plan_chain(chain(store, overrides=overrides))
+    assert plan.config.data.datasets[0].version == plan.dataset.version

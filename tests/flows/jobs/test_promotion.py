@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.cli import run
-from flows.jobs.promotion import Contender, Decision, Measure, Track, compare, tracks
+from flows.jobs.promotion import Comparison, Contender, Decision, Measure, Track, compare, tracks
 from storage_schemas.errors import UserError
 from uwm.eval.result import Estimate
 
@@ -27,12 +28,20 @@ def contender(name: str, mean: float, error: float = 0.1) -> Contender:
     )
 
 
-def unchanged(best: Contender) -> Contender:
-    return best
+def against(candidate: Contender) -> Callable[[Contender | None], Comparison]:
+    """A comparison with the best so far as it was measured before."""
+    return lambda best: Comparison(candidate=candidate, best=best)
+
+
+def verdict(measure: Measure, candidate: Estimate, best: Estimate | None) -> tuple[bool, str]:
+    other = contender("best", 0).model_copy(update={"value": best}) if best else None
+    return compare(
+        measure, Comparison(candidate=contender("new", 0).model_copy(update={"value": candidate}), best=other)
+    )
 
 
 def decide(track: Track, name: str, mean: float) -> Decision:
-    return track.decide(name, contender(name, mean), ERROR, unchanged, dataset="stores/droid@1")
+    return track.decide(name, ERROR, against(contender(name, mean)), dataset="stores/droid@1")
 
 
 @pytest.mark.parametrize(
@@ -47,20 +56,20 @@ def decide(track: Track, name: str, mean: float) -> Decision:
     ],
 )
 def test_only_what_is_clearly_better_is_promoted(measure: str, candidate: float, best: float, promoted: bool) -> None:
-    found, reason = compare(Measure.parse(measure), estimate(candidate), estimate(best))
+    found, reason = verdict(Measure.parse(measure), estimate(candidate), estimate(best))
     assert found is promoted
     assert measure in reason
 
 
 def test_the_first_of_a_track_is_promoted() -> None:
-    assert compare(ERROR, estimate(1.0), None)[0]
+    assert verdict(ERROR, estimate(1.0), None)[0]
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.floats(0, 1), st.floats(0, 1), st.floats(0, 5))
 def test_of_two_models_at_most_one_is_better(a: float, b: float, ea: float, eb: float, margin: float) -> None:
     measure = Measure.parse("video/latent_mse", margin)
     one, other = estimate(a, ea), estimate(b, eb)
-    assert not (compare(measure, one, other)[0] and compare(measure, other, one)[0])
+    assert not (verdict(measure, one, other)[0] and verdict(measure, other, one)[0])
 
 
 def test_decisions_are_numbered_and_the_best_is_what_the_newest_promotion_says(tmp_path: Path) -> None:
@@ -86,13 +95,13 @@ def test_a_best_that_changes_meanwhile_is_compared_with_again(tmp_path: Path) ->
     decide(track, "a", 3.0)
     measured = []
 
-    def remeasure(best: Contender) -> Contender:
+    def contend(best: Contender | None) -> Comparison:
         if not measured:
             decide(Track(str(tmp_path), "policy"), "rival", 1.0)
-        measured.append(best.checkpoint)
-        return best
+        measured.append(best.checkpoint if best else "")
+        return Comparison(candidate=contender("b", 2.0), best=best)
 
-    late = track.decide("b", contender("b", 2.0), ERROR, remeasure, dataset="stores/droid@1")
+    late = track.decide("b", ERROR, contend, dataset="stores/droid@1")
     assert measured == ["checkpoint/a@1", "checkpoint/rival@1"]
     assert not late.promoted
     assert late.number == 3
@@ -102,12 +111,35 @@ def test_the_best_so_far_counts_as_it_was_measured_again(tmp_path: Path) -> None
     track = Track(str(tmp_path), "policy")
     decide(track, "a", 1.0)
 
-    def worse_on_new_data(best: Contender) -> Contender:
-        return best.model_copy(update={"value": estimate(5.0)})
-
-    late = track.decide("b", contender("b", 2.0), ERROR, worse_on_new_data, dataset="stores/droid@2")
+    worse_on_new_data = contender("a", 5.0)
+    late = track.decide(
+        "b",
+        ERROR,
+        lambda best: Comparison(candidate=contender("b", 2.0), best=worse_on_new_data),
+        dataset="stores/droid@2",
+    )
     assert late.promoted
-    assert late.best == worse_on_new_data(contender("a", 1.0))
+    assert late.best == worse_on_new_data
+
+
+def test_a_best_that_is_gone_is_named_and_replaced(tmp_path: Path) -> None:
+    track = Track(str(tmp_path), "policy")
+    decide(track, "a", 1.0)
+    lost = Comparison(
+        candidate=contender("b", 2.0), best=None, lost="checkpoint/a@1, the best so far, is gone (deleted)"
+    )
+    late = track.decide("b", ERROR, lambda best: lost, dataset="stores/droid@2")
+    assert late.promoted
+    assert late.reason.startswith("checkpoint/a@1, the best so far, is gone (deleted): the candidate takes its place")
+    assert track.best() == contender("b", 2.0)
+
+
+def test_what_can_not_be_compared_is_not_promoted(tmp_path: Path) -> None:
+    track = Track(str(tmp_path), "policy")
+    decide(track, "a", 2.0)
+    unlike = Comparison(candidate=contender("b", 1.0), best=contender("a", 2.0), unlike="other latents")
+    late = track.decide("b", ERROR, lambda best: unlike, dataset="stores/droid@2")
+    assert (late.promoted, late.reason) == (False, "other latents")
 
 
 @pytest.mark.parametrize("text", ["action_mse", "inverse/accuracy", "dream/psnr", ""])

@@ -28,7 +28,8 @@ class Truth(Protocol):
 def header(**changes: Any) -> VideoInfo:
     facts: dict[str, Any] = {
         "container": "", "codec": "", "rate": 1.0, "timed": True, "rounding": 0.0, "frames": None, "duration": None,
-        "whole": False, "left_out": (), "coded": (48, 64), "orientation": Orientation(), "display": (48.0, 64.0),
+        "whole": False, "left_out": (), "joined": "",
+        "coded": (48, 64), "orientation": Orientation(), "display": (48.0, 64.0),
     }  # fmt: skip
     return VideoInfo(**facts | changes)
 

@@ -39,8 +39,8 @@ def random_batch(config: RunConfig, size: int = 3) -> Batch:
         obs_mask=known(views, data.obs_frames),
         next_obs=torch.rand(size, views, data.next_frames, *image, generator=noise),
         next_mask=known(views, data.next_frames),
-        action=torch.rand(size, data.action_steps, data.action_dim, generator=noise) * 2 - 1,
-        action_mask=known(data.action_steps),
+        action=torch.rand(size, data.action_horizon, data.action_dim, generator=noise) * 2 - 1,
+        action_mask=known(data.action_horizon),
     )
 
 
@@ -53,7 +53,7 @@ def test_masking_is_not_a_choice_where_it_is_published(name: str) -> None:
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        (("policy=dp_unet", "data.action_steps=5"), "5 can't be halved 2 times"),
+        (("policy=dp_unet", "data.action_horizon=5"), "5 can't be halved 2 times"),
         (("policy=gr1",), "policy.obs_encoder.kind: Input should be 'vit_b_32' or 'vit_small'"),
         ((*GR1, "data.next_frames=1"), "obs_frames 2 must equal"),
         ((*GR1, "policy.decoder.patch=5"), "not divisible by policy.decoder.patch"),
@@ -146,7 +146,7 @@ def test_pad_recipe_is_of_published_scale() -> None:
             image_shape=(data.next_frames, *(side // 8 for side in data.crop)),
             num_chans=4,
             num_views=len(data.cameras),
-            action_len=data.action_steps,
+            action_len=data.action_horizon,
             action_dim=data.action_dim,
         )
     assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(122.1e6, rel=1e-3)

@@ -23,7 +23,7 @@ def config(**changes: object) -> DataConfig:
         "obs_frames": 1,
         "next_frames": 2,
         "action_dim": 2,
-        "action_steps": 3,
+        "action_horizon": 3,
     }
     return DataConfig.model_validate(sizes | {"cameras": ("a", "b")} | changes)
 

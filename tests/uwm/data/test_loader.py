@@ -2,16 +2,18 @@
 
 import pickle
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.table import create_dataset
-from storage_schemas.episode import Episode, SegmentId
+from storage_schemas.episode import EncodedFrames, Episode, SegmentId
+from storage_schemas.errors import DamagedError
 from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 from uwm.config import DataConfig, DatasetRef
@@ -28,7 +30,7 @@ def config(*uris: str, **changes: object) -> DataConfig:
         "datasets": [DatasetRef(uri=uri) for uri in uris],
         "cameras": ("wrist", "top", "left"),
         "action_dim": 3,
-        "action_steps": 4,
+        "action_horizon": 4,
         "next_start": 3,
         "resize": (20, 30),
         "crop": (16, 24),
@@ -42,7 +44,7 @@ def reader(data: DataConfig) -> SegmentReader:
 
 def equal(one: RawBatch, two: RawBatch) -> bool:
     pairs = [(getattr(one, f.name), getattr(two, f.name)) for f in fields(one)]
-    return all(a is b is None or torch.equal(a, b) for a, b in pairs)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_frames_actions_and_masks_come_from_the_store(make_store: Callable[..., str]) -> None:
@@ -118,6 +120,21 @@ def test_order_is_the_same_from_any_place_and_with_workers(make_store: Callable[
         expected = straight[start // 3 :]
         assert len(resumed) == len(expected)
         assert all(equal(one, two) for one, two in zip(resumed, expected, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_damaged_names_episode_and_file_in_one_line(make_store: Callable[..., str], workers: int) -> None:
+    uri = make_store("robot", (9,))
+    row = open_mixture(config(uri))[0].dataset.episodes.row(0)
+    for shard in Path(uri).glob("parts/*/rgb*/c/**/*"):
+        if shard.is_file():
+            content = shard.read_bytes()
+            shard.write_bytes(bytes(4000) + content[4000:])
+    with pytest.raises(DamagedError) as caught:
+        run(config(uri), 0, 6, workers)
+    assert str(caught.value).startswith(f"episode {row.episode_id} of {uri}, from {row.source_uri}: ")
+    assert str(caught.value).endswith("`uwm verify` names all damage")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 6])
@@ -211,3 +228,22 @@ def shared_inodes(size: int) -> set[str]:
         if name and "/torch_" in name[0] and last - first >= size:
             found.add(inode)
     return found
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_frame_is_one_line_with_its_episode_and_file(
+    tmp_path: Path, make_episode: Callable[..., Episode], workers: int
+) -> None:
+    """As older versions stored it: with an end, but without half of its data."""
+    uri = str(tmp_path / "store")
+    create_dataset(uri, DatasetSpec(cameras=("left", "wrist"), action_dim=3, val_percent=0))
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    jpeg = simplejpeg.encode_jpeg(pixels)
+    cut = jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9"
+    frames = EncodedFrames(height=24, width=32, jpegs=(jpeg, cut, *[jpeg] * 7))
+    episode = replace(make_episode("bad", length=9), frames={"left": frames, "wrist": frames})
+    commit(uri, write_part(uri, [episode], run_id="test"))
+    with pytest.raises(DamagedError) as caught:
+        run(config(uri), 0, 6, workers=workers)
+    assert "episode episode-bad from memory://bad has a frame that can't be decoded" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -15,6 +15,7 @@ from uwm.data.mixture import (
     MixtureSampler,
     Quotas,
     check_actions,
+    check_cameras,
     dataset_normalizer,
     mixture_normalizer,
     mixture_sampler,
@@ -84,8 +85,8 @@ def test_versions_are_pinned_and_shares_kept(make_store: Callable[..., str]) -> 
     assert [member.ref.version for member in members] == [member.dataset.version for member in members]
     sampler = mixture_sampler(members, 0)
     assert Counter(sampler.pick(i).dataset for i in range(40)) == {0: 30, 1: 10}
-    assert [member.action_steps(3) for member in members] == [23, 0]
-    assert members[0].action_steps(5) == 0, "actions of another space are not used"
+    assert [member.known_actions(3) for member in members] == [23, 0]
+    assert members[0].known_actions(5) == 0, "actions of another space are not used"
 
 
 def test_normalizer_covers_training_episodes_only(make_store: Callable[..., str]) -> None:
@@ -113,7 +114,7 @@ def test_without_actions_the_normalizer_is_the_identity(make_store: Callable[...
     ("changes", "message"),
     [
         ({"cameras": ("top",)}, "none of the cameras"),
-        ({"collections": ("elsewhere",)}, "no train episode"),
+        ({"collections": ("elsewhere",)}, "no collection elsewhere"),
         ({"version": 99}, "99"),
     ],
 )
@@ -162,3 +163,25 @@ def test_actions_of_another_dimension_are_an_error_that_names_both(make_store: M
         train(debug_run(other))
     silent = debug_run(make_store("silent", (12, 9), action_dim=5, known=False))
     check_actions(open_mixture(silent.data), silent.data.action_dim)  # without actions, nothing is lost
+
+
+def test_a_misspelt_camera_is_named_with_the_nearest(make_store: MakeStore, debug_run: DebugRun) -> None:
+    store = make_store()  # left and wrist
+    with pytest.raises(UserError, match=r"'wirst' in data\.cameras: did you mean 'wrist'\?; there are left, wrist"):
+        train(debug_run(store, "data.cameras=left,wirst"))
+    more = open_mixture(debug_run(store, "data.cameras=left,wrist,right").data)
+    check_cameras(more, ("left", "wrist", "right"))  # a place for what it is finetuned on later
+
+
+def test_one_wrong_collection_among_several_is_named(make_store: MakeStore, debug_run: DebugRun) -> None:
+    store = make_store()
+    (known,) = set(open_dataset(store).episodes.collections)
+    with pytest.raises(UserError, match=f"has no collection elsewhere: it has {known}"):
+        train(debug_run(store, f"data.datasets.0.collections={known},elsewhere"))
+
+
+def test_a_policy_that_only_acts_needs_a_known_action(make_store: MakeStore, debug_run: DebugRun) -> None:
+    film = make_store("film", known=False)
+    with pytest.raises(UserError, match=r"nothing to learn from: policy dp learns from actions, .*film"):
+        train(debug_run(film, "policy.kind=dp"))
+    train(debug_run(film, "train.steps=1"))  # a policy that predicts frames learns from them

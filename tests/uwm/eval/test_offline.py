@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from uwm.config import RunConfig
 from uwm.eval.baselines import COPIED, COPIED_TOKENIZED, MEAN_ACTION
 from uwm.eval.files import load_evaluation, load_examples
 from uwm.eval.offline import ORDER, evaluate
+from uwm.eval.options import EvalOptions
 from uwm.eval.result import Evaluation, Metric
 from uwm.eval.setup import full_windows, open_evaluation_setup, spread
 from uwm.policy import Mode
@@ -52,6 +54,12 @@ def test_windows_are_whole_different_and_evenly_spaced(lengths: list[int], last:
     assert not len(gaps) or (gaps.min() > 0 and gaps.max() - gaps.min() <= 1)
 
 
+def measure(checkpoint: str, store: str, **given: Any) -> Evaluation:
+    """`evaluate` on the newest version, or on `version`."""
+    options = EvalOptions(**{name: given.pop(name) for name in EvalOptions.model_fields if name in given})
+    return evaluate(checkpoint, open_dataset(store, options.version), options, **given)
+
+
 @given(st.integers(0, 500), st.integers(0, 50))
 def test_spread_stays_inside(total: int, count: int) -> None:
     found = spread(total, count)
@@ -62,7 +70,7 @@ def test_spread_stays_inside(total: int, count: int) -> None:
 def test_all_modes_are_measured_beside_their_baselines(store: str, checkpoint: str, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     out = str(tmp_path / "evaluation")
-    found = evaluate(
+    found = measure(
         checkpoint, store, samples=10, batch_size=4, examples=3, out=out, progress=lambda *told: seen.append(told)
     )
     assert seen == [(4, 10), (8, 10), (10, 10)]
@@ -92,23 +100,21 @@ def test_all_modes_are_measured_beside_their_baselines(store: str, checkpoint: s
 
 
 def test_evaluating_again_gives_the_same_numbers(store: str, checkpoint: str) -> None:
-    first = evaluate(checkpoint, store, samples=6, batch_size=4)
-    assert numbers(evaluate(checkpoint, store, samples=6, batch_size=4)) == numbers(first)
-    other = evaluate(checkpoint, store, samples=6, batch_size=4, seed=1)
+    first = measure(checkpoint, store, samples=6, batch_size=4)
+    assert numbers(measure(checkpoint, store, samples=6, batch_size=4)) == numbers(first)
+    other = measure(checkpoint, store, samples=6, batch_size=4, seed=1)
     assert other.score("policy", Metric.ACTION_MSE) != first.score("policy", Metric.ACTION_MSE)
     pairs = zip(first.scores, other.scores, strict=True)
     assert all(one.reference == two.reference for one, two in pairs)  # baselines draw nothing
 
 
 def test_baselines_are_what_they_say(store: str, checkpoint: str) -> None:
-    found = evaluate(checkpoint, store, samples=1000, batch_size=64)
+    found = measure(checkpoint, store, samples=1000, batch_size=64)
     dataset, loaded = open_dataset(store), load_checkpoint(checkpoint)
     training, held_out = (dataset.episodes.select(split=split) for split in ("train", "val"))
     mean = np.concatenate([dataset.array(int(row), "action") for row in training]).mean(axis=0)
     assert loaded.normalizer.normalize(torch.from_numpy(mean)).numpy() == pytest.approx(
-        open_evaluation_setup(
-            checkpoint, store, version=None, split="val", collections=(), samples=1, device="cpu"
-        ).mean_action.numpy(),
+        open_evaluation_setup(checkpoint, dataset, EvalOptions(samples=1, device="cpu")).mean_action.numpy(),
         abs=1e-5,
     )
     errors = []
@@ -125,7 +131,7 @@ def test_baselines_are_what_they_say(store: str, checkpoint: str) -> None:
 def test_action_free_data_asks_only_about_frames(make_store: MakeStore, checkpoint: str, tmp_path: Path) -> None:
     video = make_store("video", lengths=LENGTHS, val=50, known=False, cameras=("wrist",))
     out = str(tmp_path / "evaluation")
-    found = evaluate(checkpoint, video, samples=6, batch_size=4, out=out)
+    found = measure(checkpoint, video, samples=6, batch_size=4, out=out)
     assert {score.mode for score in found.scores} == {"video", "joint"}
     assert not {Metric.ACTION_MSE, Metric.ACTION_L1} & {score.metric for score in found.scores}
     assert found.actions == ()
@@ -148,14 +154,14 @@ def test_bad_requests_end_in_one_line(store: str, checkpoint: str, make_store: M
     ]
     for path, uri, options, words in calls:
         with pytest.raises(UserError, match=words) as caught:
-            evaluate(path, uri, samples=4, **options)  # type: ignore[arg-type]
+            measure(path, uri, samples=4, **options)
         assert "\n" not in str(caught.value)
 
 
 def test_a_tokenizer_is_no_policy(store: str, debug_run: DebugRun) -> None:
     tokenizer = train(debug_run(store, "stage=tokenizer", "train.steps=1", "autoencoder.width=4"))
     with pytest.raises(UserError, match="is a tokenizer"):
-        evaluate(str(tokenizer), store)
+        measure(str(tokenizer), store)
 
 
 def test_a_diverged_checkpoint_is_named(store: str, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,4 +173,21 @@ def test_a_diverged_checkpoint_is_named(store: str, checkpoint: str, monkeypatch
 
     monkeypatch.setattr(UWMPolicy, "sample_modes", diverged)
     with pytest.raises(UserError, match="diverged"):
-        evaluate(checkpoint, store, samples=1)
+        measure(checkpoint, store, samples=1)
+
+
+def test_nothing_to_measure_is_an_error(make_store: MakeStore, debug_run: DebugRun) -> None:
+    """A policy that predicts actions alone has no answer that data without actions could be compared with."""
+    store = make_store("robot", lengths=LENGTHS, val=50)
+    acting = str(train(debug_run(store, "policy=dp", "train.steps=1")))
+    video = make_store("video", lengths=LENGTHS, val=50, known=False)
+    with pytest.raises(
+        UserError, match=r"nothing to measure: .* predicts \(policy\) is known in none of 4 val segments"
+    ):
+        measure(acting, video, samples=4)
+
+
+def test_a_collection_that_is_not_there_is_named(store: str, checkpoint: str) -> None:
+    (known,) = set(open_dataset(store).episodes.collections)
+    with pytest.raises(UserError, match=f"has no collection elsewhere: it has {known}"):
+        measure(checkpoint, store, collections=(known, "elsewhere"), samples=4)

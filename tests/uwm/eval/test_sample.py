@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import open_dataset
 from uwm.config import RunConfig
+from uwm.eval.options import SampleOptions
 from uwm.eval.sample import parse_mode, sample
 from uwm.policy import Mode
 from uwm.train.trainer import train
@@ -18,8 +20,9 @@ def test_every_mode_writes_strips_and_actions(
 ) -> None:
     store = make_store(lengths=(12, 9, 2, 14, 20, 8), val=50)
     checkpoint = str(train(debug_run(store, "train.steps=1")))
+    dataset, options = open_dataset(store), SampleOptions(samples=2, seed=3)
     for mode in Mode:
-        files = sample(checkpoint, store, mode.value, out=str(tmp_path / mode.value), count=2, seed=3)
+        files = sample(checkpoint, dataset, mode.value, str(tmp_path / mode.value), options)
         assert len(files.strips) == 2
         columns = 2 if mode in (Mode.POLICY, Mode.INVERSE) else 3
         for strip in files.strips:
@@ -31,7 +34,7 @@ def test_every_mode_writes_strips_and_actions(
             assert np.shape(record["true"]) == (4, 3)
             predicts = mode not in (Mode.FORWARD, Mode.VIDEO)
             assert np.shape(record["predicted"] or []) == ((4, 3) if predicts else (0,))
-    again = sample(checkpoint, store, "joint", out=str(tmp_path / "again"), count=2, seed=3)
+    again = sample(checkpoint, dataset, "joint", str(tmp_path / "again"), options)
     assert Path(again.strips[0]).read_bytes() == (tmp_path / "joint" / Path(again.strips[0]).name).read_bytes()
 
 

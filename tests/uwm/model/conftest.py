@@ -16,7 +16,7 @@ def tiny() -> RunConfig:
     """Two views of 16 x 24 pixels, identity tokenizer, 0.1 M parameters."""
     return RunConfig(
         name="tiny",
-        data=DataConfig(cameras=("left", "wrist"), action_dim=3, action_steps=4, resize=(16, 24), crop=(16, 24)),
+        data=DataConfig(cameras=("left", "wrist"), action_dim=3, action_horizon=4, resize=(16, 24), crop=(16, 24)),
         policy=UwmConfig(
             embed_dim=32,
             timestep_embed_dim=16,
@@ -50,8 +50,8 @@ def make_batch(tiny: RunConfig) -> Callable[..., Batch]:
             obs_mask=torch.ones(size, views, data.obs_frames, dtype=torch.bool),
             next_obs=images(data.next_frames),
             next_mask=torch.ones(size, views, data.next_frames, dtype=torch.bool),
-            action=torch.rand(size, data.action_steps, data.action_dim, generator=draw) * 2 - 1,
-            action_mask=torch.ones(size, data.action_steps, dtype=torch.bool),
+            action=torch.rand(size, data.action_horizon, data.action_dim, generator=draw) * 2 - 1,
+            action_mask=torch.ones(size, data.action_horizon, dtype=torch.bool),
         )
 
     return make

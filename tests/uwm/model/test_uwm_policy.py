@@ -246,7 +246,7 @@ def test_published_sizes_build_the_published_network() -> None:
             image_shape=(2, 28, 28),
             num_chans=4,
             num_views=len(data.cameras),
-            action_len=data.action_steps,
+            action_len=data.action_horizon,
             action_dim=data.action_dim,
         )
     assert network.num_tokens == 171

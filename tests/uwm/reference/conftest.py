@@ -54,7 +54,7 @@ def golden_params(golden_root: Path) -> Callable[[str], dict[str, Tensor]]:
 @pytest.fixture
 def settings() -> tuple[str, ...]:
     """What the golden weights do not tell."""
-    return ("policy.num_heads=4", "data.action_steps=4", "data.cameras=left,wrist")
+    return ("policy.num_heads=4", "data.action_horizon=4", "data.cameras=left,wrist")
 
 
 @pytest.fixture(scope="session")

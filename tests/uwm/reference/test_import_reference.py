@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
+from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import latest_checkpoint, load_checkpoint, load_policy
 from uwm.config import replace
 from uwm.diffusion.modes import Modality, run
 from uwm.eval.offline import evaluate
+from uwm.eval.options import EvalOptions, SampleOptions
 from uwm.eval.sample import sample
 from uwm.overrides import apply_overrides
 from uwm.policy import Mode
@@ -120,7 +122,7 @@ def test_an_imported_run_is_not_overwritten(
         ({"obs_encoder.vae.shift": torch.ones(1, 4, 1, 1)}, (), "latents are shifted"),
         ({"obs_encoder.vae.vae.decoder.conv_in.weight": None}, (), "no AutoencoderKL"),
         ({}, ("data.cameras=one",), "Set data.obs_frames and data.cameras"),
-        ({}, ("data.action_steps=5",), "make no square image"),
+        ({}, ("data.action_horizon=5",), "make no square image"),
         ({}, ("policy.num_heads=5",), "not divisible by num_heads"),
         ({}, ("policy.heads=5",), "no setting|policy"),
     ],
@@ -167,7 +169,7 @@ def test_baselines_are_imported(
 ) -> None:
     made = import_reference(write(baseline(name)), tmp_path / "run", BASELINE_SETTINGS)
     config = load_checkpoint(tmp_path / "run").config
-    assert (made.policy, config.policy.kind, config.data.action_steps) == (name, name, 4)
+    assert (made.policy, config.policy.kind, config.data.action_horizon) == (name, name, 4)
     loaded = load_policy(tmp_path / "run", "cpu").policy.state_dict()
     expected = {key: value for key, value in golden_params(name).items() if name == "pad" or "adaLN" not in key}
     assert len(expected) > 10  # DP's modulations are sorted, see below
@@ -219,12 +221,11 @@ def test_an_import_is_finetuned_evaluated_and_sampled(
     assert tuned.state.parent.identity == imported.identity
     modes = {"uwm": len(Mode), "pad": 3, "dp": 1}[name]
     for number, run_folder in enumerate(("run", "tuned")):
-        found = evaluate(str(tmp_path / run_folder), uri, samples=2, split="train")
+        found = evaluate(str(tmp_path / run_folder), open_dataset(uri), EvalOptions(samples=2, split="train"))
         assert len({score.mode for score in found.scores}) == modes
         out = str(tmp_path / f"samples-{number}")
-        assert Path(
-            sample(str(tmp_path / run_folder), uri, "policy", out=out, count=1, split="train").actions
-        ).is_file()
+        options = SampleOptions(samples=1, split="train")
+        assert Path(sample(str(tmp_path / run_folder), open_dataset(uri), "policy", out, options).actions).is_file()
 
 
 @pytest.mark.slow

@@ -210,7 +210,7 @@ def test_checkpointed_activations_are_computed_twice_and_give_the_same_weights(
     once = len(calls)
     again = load_checkpoint(train(debug_run(uri, "train.checkpoint_activations=true", output="again")))
     assert len(calls) - once == 2 * once == 16
-    assert kept.state.files["policy.safetensors"] == again.state.files["policy.safetensors"]
+    assert kept.state.files["model.safetensors"] == again.state.files["model.safetensors"]
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -42,7 +42,7 @@ class Waits(TorchDispatchMode):
 def config() -> RunConfig:
     return RunConfig(
         name="tiny",
-        data=DataConfig(cameras=("left", "wrist"), action_dim=3, action_steps=4, resize=(16, 24), crop=(16, 24)),
+        data=DataConfig(cameras=("left", "wrist"), action_dim=3, action_horizon=4, resize=(16, 24), crop=(16, 24)),
         policy=UwmConfig(
             embed_dim=32,
             timestep_embed_dim=16,

@@ -1,11 +1,13 @@
 """The demo's three stages, one step each, with the networks that the demo trains."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from storage_schemas.errors import UserError
+from uwm.bundle import export
 from uwm.checkpoint import load_checkpoint, load_policy
 from uwm.config import RunConfig
 from uwm.overrides import apply_overrides
@@ -57,3 +59,40 @@ def test_image_tokenizer_and_patch_sizes_divide(name: str) -> None:
     latent = (config.data.next_frames, *(side // downsample for side in config.data.crop))
     assert all(side % downsample == 0 for side in config.data.crop)
     assert all(side % patch == 0 for side, patch in zip(latent, config.policy.patch, strict=True))
+
+
+def test_runs_that_were_copied_together_and_whose_parent_is_gone_still_work(
+    tmp_path: Path, make_store: Callable[..., str]
+) -> None:
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    data = f"data.datasets.0.uri={make_store('robot')}"
+    task = (data, "data.datasets.0.collections=lab", "optim.schedule=constant")
+    train(stage("tokenizer", runs, data))
+    both = (data, f"data.datasets.1.uri={make_store('video', (8,), known=False)}")
+    train(stage("pretrain", runs, *both, f"policy.tokenizer.path={runs / 'tokenizer'}"))
+    train(stage("finetune", runs, *task, f"init_from={runs / 'pretrain'}"))
+    runs.rename(elsewhere)
+    before = load_policy(elsewhere / "finetune", "cpu").policy.state_dict()
+
+    second = train(stage("finetune", elsewhere, *task, "train.steps=2", f"init_from={elsewhere / 'pretrain'}"))
+    assert load_checkpoint(second).state.step == 2
+    shutil.rmtree(elsewhere / "pretrain")
+    export(second, tmp_path / "bundle")
+    third = train(stage("finetune", elsewhere, *task, "train.steps=3", f"init_from={elsewhere / 'pretrain'}"))
+    child = load_checkpoint(third)
+    assert child.state.step == 3
+    assert child.state.parent == load_checkpoint(second).state.parent
+    assert load_policy(third, "cpu").policy.state_dict().keys() == before.keys()
+    with pytest.raises(UserError, match="its parent"):
+        train(stage("finetune", elsewhere, *task, "train.steps=4", f"init_from={tmp_path / 'other'}"))
+
+
+def test_a_store_that_was_moved_is_known_by_its_log(tmp_path: Path, make_store: Callable[..., str]) -> None:
+    robot, steady = Path(make_store("robot")), "optim.schedule=constant"
+    train(stage("tokenizer", tmp_path, f"data.datasets.0.uri={robot}", steady))
+    moved = robot.rename(tmp_path / "moved")
+    resumed = train(stage("tokenizer", tmp_path, f"data.datasets.0.uri={moved}", "train.steps=2", steady))
+    assert [use.uri for use in load_checkpoint(resumed).state.datasets] == [str(moved)]
+    other = make_store("other")
+    with pytest.raises(UserError, match=r"other is another dataset than the one that .* was trained on"):
+        train(stage("tokenizer", tmp_path, f"data.datasets.0.uri={other}", "train.steps=3", steady))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from uwm.checkpoint import load_checkpoint
+from storage_schemas.errors import UserError
+from uwm.checkpoint import latest_checkpoint, load_checkpoint
 from uwm.config import RunConfig
 from uwm.events import TrainFinished, TrainProgress, TrainStarted, TrainStopped, parse_line
 from uwm.train.__main__ import StopSignal, main
@@ -51,6 +52,25 @@ def test_sigterm_leaves_a_checkpoint_that_resumes(
     assert resumed.state.files["optim.safetensors"] == straight.state.files["optim.safetensors"]
 
 
+def test_a_terminal_that_is_closed_stops_a_run_in_order(
+    tmp_path: Path, make_store: Callable[..., str], debug_run: Callable[..., RunConfig]
+) -> None:
+    """Nobody reads its words any more, and it gets SIGHUP; see also test_endings.py."""
+    config = debug_run(make_store(), "train.steps=1000000", "train.save_every=1000000", "data.workers=2")
+    process = subprocess.Popen(command(written(config, tmp_path)), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = parse_line(line)
+        if isinstance(event, TrainProgress) and event.step == 3:
+            break
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    latest = latest_checkpoint(config.folder)
+    assert latest
+    assert load_checkpoint(latest).state.step >= 3
+
+
 def test_a_whole_run_prints_only_events(
     tmp_path: Path,
     make_store: Callable[..., str],
@@ -82,13 +102,13 @@ def test_the_process_tells_trackers(
     assert list(Path(config.folder).glob("tensorboard/events.*"))
     missing = debug_run(make_store("other"), "train.track=mlflow", "train.steps=1", output="other")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert main([str(written(missing, tmp_path))]) == 2
-    assert "mlflow is not installed" in capsys.readouterr().err
+    with pytest.raises(UserError, match="mlflow is not installed"):
+        main([str(written(missing, tmp_path))])
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "can't read"), ("{}", "name: Field required"), ("{", "Invalid JSON"), ("UNKNOWN", "Extra inputs")],
+    [(None, "does not exist"), ("{}", "name: Field required"), ("{", "Invalid JSON"), ("UNKNOWN", "Extra inputs")],
 )
 def test_bad_calls_end_with_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "config.json"

@@ -186,7 +186,7 @@ def test_a_parent_without_actions_gives_no_bounds(
         (("data.datasets.0.version=0",), "data.datasets.0.version"),
         (("optim.schedule=cosine",), "optim.schedule"),
         (("stage=finetune",), "init_from"),
-        (("init_from=nowhere",), "nowhere does not exist"),
+        (("init_from=nowhere",), r"its parent \(init_from\): none -> nowhere"),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(
