@@ -70,4 +70,5 @@ def test_tour_names_what_exists(file: str, name: str) -> None:
 
 
 def test_the_tour_has_the_eight_commands_of_the_demo() -> None:
-    assert len([words for page, words in printed() if page == "tour.md" and words[0] in ("ingest", "train", "evaluate")]) == 8
+    steps = ("ingest", "train", "evaluate")
+    assert sum(page == "tour.md" and words[0] in steps for page, words in printed()) == 8
