@@ -7,8 +7,8 @@ where to go. Whole-file writes are atomic: a reader sees the old bytes, the new 
 import os
 import posixpath
 import re
+import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from storage_schemas.errors import StorageError, UserError
+from storage_schemas.local_files import write_file
 
 _S3 = ("s3", "s3a")
 _GCS = ("gs", "gcs")
@@ -59,24 +60,28 @@ def s3_endpoint() -> str | None:
 
 @contextmanager
 def storage_errors(location: "Location") -> Iterator[None]:
-    """Turn what a remote storage's libraries raise into one `StorageError`; missing files stay what they are."""
-    if location.is_local:
-        yield
-        return
+    """Turn what a storage's libraries raise into one `StorageError`; a missing or taken name stays what it is."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError):
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
         raise
-    except _outages() as error:
+    except _outages(location) as error:
         if type(error).__name__ == "CommitFailedError":
             raise
-        plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))  # deltalake paints its errors
-        reason = " ".join(plain.split())[:300] or type(error).__name__
-        raise StorageError(f"{location.uri}: the storage failed: {reason}") from error
+        raise StorageError(f"{location.uri}: the storage failed: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))  # deltalake paints its errors
+    reason = " ".join(plain.split())[:300] or type(error).__name__
+    links = re.search(r"os error (1|95)\)", reason)  # what a file system without hard links says to a commit
+    return reason + (": commits need hard links, which exFAT and some shares lack" if links else "")
 
 
 def persistent(location: "Location", action: Callable[[], T]) -> T:
-    """Do something that may be done twice, again when a remote storage fails under it.
+    """Do something that may be done twice, again when a storage fails under it.
 
     Libraries repeat requests themselves, but not all of them an answer that breaks off in the middle.
 
@@ -93,13 +98,16 @@ def persistent(location: "Location", action: Callable[[], T]) -> T:
         return action()
 
 
-def _outages() -> tuple[type[Exception], ...]:
-    """What s3fs, other file systems of fsspec and deltalake raise when a storage fails."""
+def _outages(location: "Location") -> tuple[type[Exception], ...]:
+    """What the kernel, s3fs, other file systems of fsspec and deltalake raise when a storage fails."""
     import asyncio
 
+    from deltalake.exceptions import DeltaError
+
+    if location.is_local:
+        return OSError, DeltaError
     from aiohttp import ClientError as HttpError
     from botocore.exceptions import BotoCoreError, ClientError
-    from deltalake.exceptions import DeltaError
     from pyarrow import ArrowException
 
     return OSError, asyncio.TimeoutError, HttpError, BotoCoreError, ClientError, DeltaError, ArrowException
@@ -157,20 +165,21 @@ class Location:
 
     def names(self) -> list[str]:
         """Sorted names in the folder; empty when there is none. Unfinished writes are left out."""
-        if self.is_local:
-            names = [entry.name for entry in os.scandir(self.path)] if Path(self.path).is_dir() else []
-        else:
-            with storage_errors(self):
+        with storage_errors(self):
+            if self.is_local:
+                names = [path.name for path in Path(self.path).iterdir()] if Path(self.path).is_dir() else []
+            else:
                 entries = self.fs().ls(self.path, detail=False) if self.fs().isdir(self.path) else []
-            names = [posixpath.basename(entry.rstrip("/")) for entry in entries]
+                names = [posixpath.basename(entry.rstrip("/")) for entry in entries]
         return sorted(name for name in names if not name.startswith(".tmp-"))
 
     def files(self) -> list["FileInfo"]:
         """All files at any depth of the folder, also unfinished ones."""
-        if self.is_local:
-            paths = (Path(folder, name) for folder, _, names in os.walk(self.path) for name in names)
-            return [info for path in paths if (info := _local_info(path, self.path)) is not None]
         with storage_errors(self):
+            if self.is_local:
+                walk = os.walk(self.path, onerror=_unless_gone)
+                paths = (Path(folder, name) for folder, _, names in walk for name in names)
+                return [info for path in paths if (info := _local_info(path, self.path)) is not None]
             entries = self.fs().find(self.path, detail=True)
         return [
             FileInfo(
@@ -183,14 +192,14 @@ class Location:
 
     def read_bytes(self, start: int | None = None, end: int | None = None) -> bytes:
         """The file, or its bytes `start` to `end`; a negative start counts from the end."""
-        if not self.is_local:
-            with storage_errors(self):
+        with storage_errors(self):
+            if not self.is_local:
                 return bytes(self.fs().cat_file(self.path, start=start, end=end))
-        with Path(self.path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            first, last, _ = slice(start, end).indices(size)
-            file.seek(first)
-            return file.read(max(0, last - first))
+            with Path(self.path).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                first, last, _ = slice(start, end).indices(size)
+                file.seek(first)
+                return file.read(max(0, last - first))
 
     def read_many(self, names: Sequence[str]) -> list[bytes]:
         """The whole files of those names below this folder, together. Raises FileNotFoundError."""
@@ -207,18 +216,21 @@ class Location:
         Raises:
             FileExistsError: when `exclusive` and there is a file; exactly one of several writers wins.
         """
-        if self.is_local:
-            _write_local(Path(self.path), data, exclusive)
-        else:
-            with storage_errors(self):
+        with storage_errors(self):
+            if self.is_local:
+                write_file(Path(self.path), data, exclusive)
+            else:
                 self.fs().pipe_file(self.path, data, mode="create" if exclusive else "overwrite")
 
     def remove(self) -> None:
         """Remove the file or the folder with all that is in it."""
-        from fsspec.implementations.local import LocalFileSystem
-
         with storage_errors(self):
-            (LocalFileSystem() if self.is_local else self.fs()).rm(self.path, recursive=True)
+            if not self.is_local:
+                self.fs().rm(self.path, recursive=True)
+            elif Path(self.path).is_dir():
+                shutil.rmtree(self.path)
+            else:
+                Path(self.path).unlink()
 
     def delta_uri(self) -> str:
         """The place as deltalake takes it."""
@@ -267,6 +279,11 @@ class FileInfo:
     modified: datetime
 
 
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # someone else removes folders here, too
+        raise error
+
+
 def _local_info(path: Path, root: str) -> FileInfo | None:
     try:
         info = path.lstat()
@@ -307,29 +324,3 @@ def locate(uri: str | os.PathLike[str]) -> Location:
     except (ValueError, ImportError) as error:
         raise UserError(f"can't open {text}: {error}") from error
     return Location(f"{protocol}://{path.lstrip('/')}", protocol, path)
-
-
-def _write_local(path: Path, data: bytes, exclusive: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if exclusive:
-            path.hardlink_to(temporary)  # unlike a rename, a link fails when the name is taken
-        else:
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring a folder's new names, or a file's bytes, to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

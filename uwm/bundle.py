@@ -25,7 +25,8 @@ from torch import Tensor
 
 from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import DamagedError, UserError
-from storage_schemas.location import locate, sync_folder
+from storage_schemas.local_files import sync_folder
+from storage_schemas.location import locate
 from uwm.card import model_card
 from uwm.checkpoint import Checkpoint, load_checkpoint, sha256_file
 from uwm.config import Config, RunConfig, TokenizerConfig, replace

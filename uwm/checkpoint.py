@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from storage_schemas.documents import read_document, write_document
-from storage_schemas.errors import DamagedError, UserError
-from storage_schemas.location import locate, sync_folder
+from storage_schemas.errors import DamagedError, StorageError, UserError
+from storage_schemas.local_files import sync_folder
+from storage_schemas.location import locate
 from uwm.config import C, Config, RunConfig, replace
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import resolve_device
@@ -149,7 +150,7 @@ def save_checkpoint(
         sync_folder(root)
         for old in _complete(root)[: -keep - 1]:
             _remove(old)
-    except (OSError, SafetensorError) as error:
+    except (OSError, StorageError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         reason = (error.strerror if isinstance(error, OSError) else "") or str(error)
         raise UserError(f"can't write checkpoint {final}: {reason}; the one before it resumes the run") from error

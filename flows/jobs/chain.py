@@ -15,10 +15,9 @@ from flows.jobs.pipeline import Jobs
 from flows.jobs.promotion import MEASURES, Comparison, Contender, Decision, Measure, Track
 from flows.jobs.train import Trained, adapted, make_config
 from flows.lineage.records import DatasetPin
-from storage_schemas.catalog.table import dataset_exists
+from storage_schemas.catalog.table import same_dataset
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.lineage.records import digest, lineage_root
-from storage_schemas.location import locate
 from uwm.config import RunConfig, replace
 from uwm.eval.options import EvalOptions
 from uwm.eval.result import ACTION_METRICS, Metric
@@ -131,18 +130,11 @@ def _lost(best: Contender) -> str:
     )
 
 
-def _is_same(uri: str, dataset: DatasetPin) -> bool:
-    """Whether a dataset is the pinned one, wherever it lies and however that is spelt."""
-    if locate(uri) == locate(dataset.uri):
-        return True
-    return dataset_exists(uri) and pin_dataset(uri).table_id == dataset.table_id
-
-
 def _configure(chain: Chain, dataset: DatasetPin, identity: str, start: Contender | None) -> RunConfig:
     """The run with name, folder, parent and version. Raises UserError when it does not train on the dataset."""
     config = make_config(chain.recipe, chain.overrides)
     uri, refs = dataset.uri, config.data.datasets
-    same = [_is_same(ref.uri, dataset) for ref in refs]
+    same = [same_dataset(ref.uri, uri) for ref in refs]
     if not any(same):
         raise UserError(f"{chain.recipe} does not train on {uri}: name it, data.datasets.0.uri={uri}")
     pinned = [replace(ref, version=dataset.version) if mine else ref for ref, mine in zip(refs, same, strict=True)]

@@ -15,12 +15,18 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_schemas.catalog.delta import exclusive, read_columns, with_columns_of
+from storage_schemas.catalog.delta import (
+    check_writable,
+    data_files,
+    exclusive,
+    read_columns,
+    read_rows,
+    with_columns_of,
+)
 from storage_schemas.catalog.rows import EpisodeRow, rows_to_arrow
 from storage_schemas.catalog.table import create_dataset, dataset_exists, open_dataset_table, take_spec
 from storage_schemas.errors import StorageError, UserError
@@ -152,7 +158,8 @@ class Committer:
             return
         where = [f"ordinal IN ({', '.join(map(str, gone))})"] if gone else []
         if first is not None:
-            tail = table.to_pyarrow_table(filters=[("ordinal", ">=", first)])
+            files = [file for file in data_files(table) if file["max.ordinal"] >= first]
+            tail = read_rows(self._location / "episodes", table, files=files).filter(pc.field("ordinal") >= first)
             stays = pc.invert(pc.is_in(tail["ordinal"], pa.array(gone, pa.int64())))
             data = pa.concat_tables([tail.filter(stays).sort_by("ordinal"), data])
             where.append(f"ordinal >= {first}")
@@ -190,8 +197,8 @@ class _Known:
 
     def update(self, table: "DeltaTable", folder: Location) -> None:
         """Read what has come and drop what has gone since the last time."""
-        actions = pa.table(table.get_add_actions(flatten=True))
-        paths = set(actions["path"].to_pylist())
+        files = data_files(table)
+        paths = {file["path"] for file in files}
         if paths != self._files.keys():
             gone = [self._files.pop(path) for path in self._files.keys() - paths]
             new = _read_files(folder, paths - self._files.keys())
@@ -203,12 +210,7 @@ class _Known:
             for episodes in new.values():
                 self.episodes |= episodes
                 self.following = max([self.following, *(episode.ordinal + 1 for episode in episodes.values())])
-        if len(actions):
-            self._lines = sorted(
-                zip(actions["min.ordinal"].to_pylist(), actions["num_records"].to_pylist(), strict=True)
-            )
-        else:
-            self._lines = []
+        self._lines = [(file["min.ordinal"], file["num_records"]) for file in files]
 
     def tail(self) -> int | None:
         """The ordinal from which on the data files are small and many, so that they should be joined."""
@@ -224,7 +226,7 @@ def _read_files(folder: Location, paths: Collection[str]) -> dict[str, dict[str,
     columns = ["episode_id", "source_fingerprint", "part", "ordinal"]
     files = {}
     for path in paths:
-        values = [column.to_pylist() for column in read_columns(folder / unquote(path), columns).columns]
+        values = [column.to_pylist() for column in read_columns(folder / path, columns).columns]
         files[path] = {name: _StoredEpisode(*rest) for name, *rest in zip(*values, strict=True)}
     return files
 
@@ -241,6 +243,7 @@ def attempt(location: Location, action: Callable[[], T]) -> T:
     """
     from deltalake.exceptions import CommitFailedError
 
+    check_writable(location)
     outages = 0
     for tries in range(_ATTEMPTS):
         try:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 
 from storage_schemas.catalog.commits import CommitResult, attempt, commit
-from storage_schemas.catalog.delta import create_table, exclusive, is_table, open_table
+from storage_schemas.catalog.delta import create_table, exclusive, is_table, open_table, read_rows
 from storage_schemas.catalog.rows import EpisodeTable
 from storage_schemas.catalog.table import dataset_exists, load, open_dataset_table
 from storage_schemas.errors import UserError
-from storage_schemas.location import Location, locate, persistent
+from storage_schemas.location import Location, locate
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -76,7 +76,7 @@ def add_quarantine(uri: str | os.PathLike[str], rows: Sequence[QuarantineRow]) -
 
 def _add_once(location: Location, rows: Sequence[QuarantineRow]) -> int:
     table = open_table(location)
-    seen = {entry.key for entry in _entries(table)}
+    seen = {entry.key for entry in _entries(location, table)}
     unique = {row.key: row for row in rows}
     new = [row for key, row in unique.items() if key not in seen]
     if new:
@@ -96,16 +96,16 @@ def release(uri: str | os.PathLike[str], is_over: Callable[[QuarantineRow], bool
 
 def _release_once(location: Location, is_over: Callable[[QuarantineRow], bool]) -> int:
     table = open_table(location)
-    entries = _entries(table)
+    entries = _entries(location, table)
     kept = [entry for entry in entries if entry.reason == WITHDRAWN or not is_over(entry)]
     if len(kept) < len(entries):
         _write(table, kept, "overwrite")
     return len(entries) - len(kept)
 
 
-def _entries(table: "DeltaTable") -> list[QuarantineRow]:
+def _entries(location: Location, table: "DeltaTable") -> list[QuarantineRow]:
     """All rows; a column that an older table lacks, or left empty, has its default."""
-    rows = table.to_pyarrow_table().sort_by("time").to_pylist()
+    rows = read_rows(location, table).sort_by("time").to_pylist()
     given = ({name: value for name, value in row.items() if value is not None} for row in rows)
     return [QuarantineRow(**{**row, "time": row["time"].astimezone(UTC)}) for row in given]
 
@@ -135,8 +135,7 @@ def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = Non
     known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
     if not some:
         return []
-    table = open_table(location / "quarantine")
-    entries = persistent(location, lambda: _entries(table))
+    entries = _entries(location / "quarantine", open_table(location / "quarantine"))
     return [row for row in entries if (row.source_uri, row.fingerprint) not in known]
 
 
@@ -160,7 +159,7 @@ def withdraw(
     location = locate(uri)
     columns = ["episode_id", "source_uri", "source_fingerprint"]
     table = open_dataset_table(location)
-    rows = persistent(location, lambda: table.to_pyarrow_table(columns=columns)).to_pylist()
+    rows = read_rows(location / "episodes", table, columns).to_pylist()
     sources = {row["episode_id"]: (row["source_uri"], row["source_fingerprint"]) for row in rows}
     if absent := [name for name in episode_ids if name not in sources]:
         raise UserError(f"{location.uri} has no episode {absent[0]!r} in version {table.version()}")

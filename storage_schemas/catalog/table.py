@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from storage_schemas.catalog.delta import create_table, exclusive, in_order, is_table, open_table
+from storage_schemas.catalog.delta import create_table, exclusive, is_table, open_table, read_rows
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.errors import UserError
-from storage_schemas.location import Location, locate, persistent
+from storage_schemas.location import Location, locate
 from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
@@ -72,6 +72,22 @@ def dataset_exists(uri: str | os.PathLike[str]) -> bool:
     return is_table(locate(uri) / "episodes")
 
 
+def dataset_id(uri: str | os.PathLike[str]) -> str:
+    """What a dataset is, wherever it lies and however that is spelt: the identity of its log. Reads no row.
+
+    Raises:
+        UserError: when there is no dataset.
+    """
+    return str(open_dataset_table(locate(uri)).metadata().id)
+
+
+def same_dataset(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two places hold the same dataset, or are the same place."""
+    if locate(one) == locate(other):
+        return True
+    return dataset_exists(one) and dataset_exists(other) and dataset_id(one) == dataset_id(other)
+
+
 def dataset_spec(location: Location) -> DatasetSpec:
     """The spec of the dataset. Raises UserError when there is none."""
     return _spec(location, open_dataset_table(location))
@@ -92,9 +108,7 @@ def load(location: Location, table: "DeltaTable") -> Snapshot:
     """Read the version of a dataset that its table is opened at. Raises UserError."""
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
-    pool = pa.system_memory_pool()  # the default one keeps 50 MB more of what decoding took
-    rows = persistent(location, lambda: in_order(table).to_table(columns=columns, memory_pool=pool))
-    pool.release_unused()
+    rows = read_rows(location / "episodes", table, columns)
     return Snapshot(
         version=table.version(),
         table_id=str(table.metadata().id),
@@ -105,7 +119,7 @@ def load(location: Location, table: "DeltaTable") -> Snapshot:
 
 def _statistics(location: Location, version: int) -> pa.Table:
     table = open_table(location / "episodes", version)
-    return persistent(location, lambda: table.to_pyarrow_table(columns=["ordinal", "statistics"]))
+    return read_rows(location / "episodes", table, ["ordinal", "statistics"])
 
 
 def _spec(location: Location, table: "DeltaTable") -> DatasetSpec:

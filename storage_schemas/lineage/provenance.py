@@ -7,15 +7,16 @@ versions share is read once.
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
-from storage_schemas.catalog.delta import in_order
+from storage_schemas.catalog.delta import data_files, read_rows
 from storage_schemas.catalog.versions import open_version
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
-from storage_schemas.location import locate, persistent
+from storage_schemas.location import Location, locate
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -161,32 +162,42 @@ def _asked(record: LineageRecord, uris: Collection[str] | None, read: _RowsByFil
     table = open_version(location, int(record.version))
     if record.identity != f"{table.metadata().id}@{record.version}":
         raise UserError(f"{record.uri} is another dataset by now")
-    return persistent(location, lambda: list(_rows(table, uris, read)))
+    return list(_rows(location / "episodes", table, uris, read))
 
 
-def _rows(table: "DeltaTable", uris: Collection[str] | None, read: _RowsByFile) -> Iterator[dict[str, Any]]:
+def _rows(
+    location: Location, table: "DeltaTable", uris: Collection[str] | None, read: _RowsByFile
+) -> Iterator[dict[str, Any]]:
     """Rows of one version; `read` keeps those of data files that were read already, for the next version."""
-    dataset = in_order(table)
-    for fragment in dataset.get_fragments(filter=_near(uris)):
-        file = f"{table.table_uri}/{fragment.path}"
-        if file not in read:
-            table_rows = fragment.to_table(columns=list(_COLUMNS), schema=dataset.schema, filter=_near(uris))
-            rows = table_rows.rename_columns(list(_COLUMNS.values())).to_pylist()
-            read[file] = [row for row in rows if uris is None or _is_of(row["source_uri"], uris)]
-        yield from read[file]
+    for file in data_files(table):
+        place = f"{location.uri}/{file['path']}"
+        if place not in read:
+            read[place] = [] if uris is not None and not _may_hold(file, uris) else _read(location, table, file, uris)
+        yield from read[place]
+
+
+def _read(
+    location: Location, table: "DeltaTable", file: dict[str, Any], uris: Collection[str] | None
+) -> list[dict[str, Any]]:
+    rows = read_rows(location, table, list(_COLUMNS), [file])
+    if uris is not None:
+        column = rows["source_uri"]
+        ranges = (pc.and_(pc.greater_equal(column, uri), pc.less(column, _after(uri))) for uri in uris)
+        rows = rows.filter(reduce(pc.or_, ranges))  # leaves little for Python to look at one by one
+    named = rows.rename_columns(list(_COLUMNS.values())).to_pylist()
+    return [row for row in named if uris is None or _is_of(row["source_uri"], uris)]
 
 
 def _is_of(source_uri: str, uris: Collection[str]) -> bool:
     return source_uri in uris or source_uri.partition("#")[0] in uris
 
 
-def _near(uris: Collection[str] | None) -> Any:
-    """A range around the wanted URIs, which the table's own minima and maxima can answer for most data files."""
-    if uris is None:
-        return None
-    name = pc.field("source_uri")
-    ranges = [(name >= uri) & (name < uri + "$") for uri in uris]  # "$" comes after "#"
-    whole = ranges[0]
-    for more in ranges[1:]:
-        whole = whole | more
-    return whole
+def _may_hold(file: dict[str, Any], uris: Collection[str]) -> bool:
+    """Whether a data file can have rows of some URIs, by its smallest and largest."""
+    smallest, largest = file["min.source_uri"], file["max.source_uri"]
+    return smallest is None or largest is None or any(smallest < _after(uri) and largest >= uri for uri in uris)
+
+
+def _after(uri: str) -> str:
+    """What comes after all places inside a file: `$` follows `#`."""
+    return uri + "$"

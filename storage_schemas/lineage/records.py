@@ -23,6 +23,9 @@ KINDS = ("source", "dataset", "checkpoint", "evaluation")
 
 ROOT_VARIABLE = "UWM_LINEAGE"
 
+_DEPTH = 4
+"""Steps from a root's parent to a thing beside it: the folder of runs, a run, its checkpoints, one of these."""
+
 Fact = str | int | float | bool | None
 
 
@@ -240,6 +243,9 @@ def kind_of(node: str) -> str:
 def graph(root: str) -> LineageGraph:
     """Read all records under `root`; without any, the graph is empty.
 
+    A record names where its thing lay. When that was moved together with the records beside it, the record that is
+    returned names the new place.
+
     Raises:
         UserError: when a record is damaged.
     """
@@ -249,5 +255,16 @@ def graph(root: str) -> LineageGraph:
         for name in folder.names():
             if name.endswith(".json"):
                 record = read_document(folder / name, LineageRecord)
-                records[record.node] = record
+                records[record.node] = record if kind == "source" else _found_again(record, locate(root))
     return LineageGraph(root=locate(root).uri, records=records)
+
+
+def _found_again(record: LineageRecord, root: Location) -> LineageRecord:
+    """The record with the place beside its root to which its thing was moved, when it is where it was no more."""
+    location = locate(record.uri)
+    if not (location.is_local and root.is_local) or location.exists():
+        return record
+    steps = location.path.strip("/").split("/")
+    tails = ("/".join(steps[-depth:]) for depth in range(1, min(len(steps), _DEPTH) + 1))
+    moved = next((root.parent / tail for tail in tails if (root.parent / tail).exists()), None)
+    return record if moved is None else replace(record, uri=moved.uri)

@@ -4,16 +4,18 @@ The log says what a version consists of, so the order is everything: the log is 
 and the log is written last, oldest entry first. Whatever interrupts the copy, the target is a dataset at some version.
 """
 
-import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 from storage_schemas.catalog.delta import is_table, open_table
 from storage_schemas.catalog.table import open_dataset_table
+from storage_schemas.catalog.versions import tags
+from storage_schemas.documents import write_document
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate, persistent
 from storage_schemas.maintenance.orphans import TABLES, is_unfinished, named_files
@@ -65,6 +67,7 @@ def back_up(
         UserError: when there is no dataset, the target is something else or newer, or a file vanishes underneath.
     """
     source, goal = locate(uri), locate(target)
+    _check_apart(source, goal)
     logs = [_log(source, table) for table in TABLES if table == "episodes" or is_table(source / table)]
     _check_target(source, goal, logs[0])
     data = _data(source)
@@ -99,6 +102,13 @@ def _log(location: Location, table: str) -> _Log:
     return _Log(
         table=table, names=tuple(name for version, name in sorted(entries) if version <= newest), version=newest
     )
+
+
+def _check_apart(source: Location, goal: Location) -> None:
+    """Refuse a target that is the dataset itself, or lies inside it, however it is spelt."""
+    ours, theirs = (Path(place.path).resolve() if place.is_local else Path(place.path) for place in (source, goal))
+    if source.is_local == goal.is_local and theirs.is_relative_to(ours):
+        raise UserError(f"{goal.uri} lies in the dataset {source.uri} itself: name another place for the copy")
 
 
 def _check_target(source: Location, goal: Location, log: _Log) -> None:
@@ -152,15 +162,9 @@ def _copy(source: Location, goal: Location, name: str) -> int:
 
 def _copy_tags(source: Location, goal: Location, newest: int) -> int:
     """Bring the tags of versions that the copy has, and drop those that the dataset has no more."""
-    place = source / "tags"
-    kept = {name: content for name, content in _documents(place) if json.loads(content)["version"] <= newest}
-    for name in set((goal / "tags").names()) - kept.keys():
+    kept = [tag for tag in tags(source.uri) if tag.version <= newest]
+    for name in set((goal / "tags").names()) - {f"{tag.name}.json" for tag in kept}:
         (goal / "tags" / name).remove()
-    for name, content in kept.items():
-        (goal / "tags" / name).write_bytes(content)
+    for tag in kept:
+        write_document(goal / "tags" / f"{tag.name}.json", tag)
     return len(kept)
-
-
-def _documents(place: Location) -> Iterable[tuple[str, bytes]]:
-    names = [name for name in place.names() if name.endswith(".json")]
-    return zip(names, place.read_many(names), strict=True)

@@ -1,6 +1,7 @@
 """Writing parts: complete, synced and never changed after."""
 
 import os
+import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from storage_schemas.catalog.rows import EpisodeRow, split_of
 from storage_schemas.catalog.statistics import episode_statistics
 from storage_schemas.catalog.table import dataset_spec
 from storage_schemas.episode import EncodedFrames, Episode, frame_size
-from storage_schemas.location import Location, locate, sync_folder
+from storage_schemas.local_files import make_folder, sync_folder
+from storage_schemas.location import Location, locate, storage_errors
 from storage_schemas.schema import (
     Codec,
     DatasetSpec,
@@ -124,7 +126,16 @@ class _PartWriter:
         self._unsynced: list[Path] = []
 
     def write(self, episodes: Sequence[Episode], run_id: str) -> list[EpisodeRow]:
-        """Write all files, bring them to disk, and return one row per episode."""
+        """Write all files, bring them to disk, and return one row per episode; nothing is left when that fails."""
+        try:
+            with storage_errors(self._folder):
+                return self._write(episodes, run_id)
+        except BaseException:
+            if self._folder.is_local:  # what is left on an object store is an orphan, which `uwm gc` finds
+                shutil.rmtree(self._folder.path, ignore_errors=True)
+            raise
+
+    def _write(self, episodes: Sequence[Episode], run_id: str) -> list[EpisodeRow]:
         schema = self._schema(episodes)
         numbers: dict[str, list[NDArray[Any]]] = {name: [] for name in schema.numbers}
         pending = _Pending(schema)
@@ -217,7 +228,7 @@ class _PartWriter:
             target.write_bytes(b"".join(pieces))
             return
         path = Path(target.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with path.open("wb") as file:
             file.writelines(pieces)
         self._unsynced.append(path)

@@ -5,19 +5,20 @@ the CRC-32C of that index. The local reader is plain `pread`: nothing to warm up
 so it is safe in forked workers and costs no memory however large the dataset is.
 """
 
+import errno
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import starmap
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.errors import DamagedError
+from storage_schemas.errors import DamagedError, StorageError
 
+T = TypeVar("T")
 HOLE = np.uint64(2**64 - 1)
 """Offset and size of a chunk that the shard does not hold."""
 _ENTRY = 16
@@ -119,18 +120,21 @@ class LocalParts:
 
     def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
         """See `PartReader`. Neighbouring chunks are read at once."""
+
+        def read(file: int, size: int) -> Sequence[bytes | memoryview | None]:
+            data_size = size - index_bytes(entries)
+            if data_size < 0:
+                raise DamagedError(f"{key} is cut short")
+            first, last = int(ids.min()), int(ids.max())
+            index = np.frombuffer(os.pread(file, (last - first + 1) * _ENTRY, data_size + first * _ENTRY), "<u8")
+            index = index.reshape(-1, 2)[ids - first]
+            _check_inside(index, data_size)
+            return _read_ranges(file, index)
+
         try:
-            file, size = self._open(key)
+            return self._read(key, read)
         except FileNotFoundError:
             return [None] * len(ids)
-        data_size = size - index_bytes(entries)
-        if data_size < 0:
-            raise DamagedError(f"{key} is cut short")
-        first, last = int(ids.min()), int(ids.max())
-        index = np.frombuffer(os.pread(file, (last - first + 1) * _ENTRY, data_size + first * _ENTRY), "<u8")
-        index = index.reshape(-1, 2)[ids - first]
-        _check_inside(index, data_size)
-        return _read_ranges(file, index)
 
     def stream(self, reads: Sequence[ShardRead]) -> Iterator[Sequence[bytes | memoryview | None]]:
         """See `PartReader`. Read one by one: what was just read is still in the processor's cache."""
@@ -139,17 +143,33 @@ class LocalParts:
     def numbers(self, key: str, start: int, size: int, total: int) -> bytes:
         """See `PartReader`. Reads just that range."""
         try:
-            file, _ = self._open(key)
+            data = self._read(key, lambda file, _: os.pread(file, size, start))
         except FileNotFoundError as error:
             raise DamagedError(f"{key} is missing") from error
-        data = os.pread(file, size, start)
         if len(data) != size:
             raise DamagedError(f"{key} is cut short")
         return data
 
     def whole(self, key: str) -> bytes:
         """See `PartReader`."""
-        return Path(self._folder, key).read_bytes()
+        return self._read(key, lambda file, size: os.pread(file, size, 0))
+
+    def _read(self, key: str, read: Callable[[int, int], T]) -> T:
+        """What `read` makes of a file's descriptor and size.
+
+        A share that was away and came back refuses what was opened before (ESTALE): the file is opened again, once.
+        """
+        for last in (False, True):
+            try:
+                return read(*self._open(key))
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if key in self._files:
+                    os.close(self._files.pop(key)[0])
+                if last or error.errno != errno.ESTALE:
+                    raise StorageError(f"{self._folder}/{key}: the storage failed: {error.strerror}") from error
+        raise AssertionError("unreachable")
 
     def _open(self, key: str) -> tuple[int, int]:
         """Descriptor and size of a file; forked processes share descriptors harmlessly, for pread has no position."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import StorageError, UserError
 from storage_schemas.location import Location, locate
 
 
@@ -109,7 +109,7 @@ def test_a_failed_write_leaves_the_old_bytes(tmp_path: Path, monkeypatch: pytest
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         place.write_bytes(b"new")
     assert place.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from storage_schemas.errors import UserError
-from storage_schemas.location import sync_folder
+from storage_schemas.local_files import sync_folder
 from uwm.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.config import RunConfig
 from uwm.overrides import apply_overrides, as_kind

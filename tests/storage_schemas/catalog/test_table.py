@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from storage_schemas.catalog.commits import CommitResult, commit
 from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, quarantined
 from storage_schemas.catalog.rows import EpisodeRow, split_of
-from storage_schemas.catalog.table import create_dataset, dataset_exists
+from storage_schemas.catalog.table import create_dataset, dataset_exists, dataset_id, same_dataset
 from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
 from storage_schemas.schema import DatasetSpec
@@ -207,3 +207,16 @@ def test_what_became_an_episode_leaves_the_quarantine(uri: str) -> None:
     add_quarantine(uri, [quarantine_row("file#a"), quarantine_row("file#a", "older"), quarantine_row("file")])
     commit(uri, [row("a")])
     assert [(entry.source_uri, entry.fingerprint) for entry in quarantined(uri)] == [("file#a", "older")]
+
+
+def test_a_dataset_is_known_wherever_it_lies(add: Add, make_episode: Make, tmp_path: Path) -> None:
+    add([make_episode("a")])
+    add([make_episode("a")], name="other")
+    identity = dataset_id(tmp_path / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    assert same_dataset(tmp_path / "link", tmp_path / "data")
+    assert same_dataset(f"file://{tmp_path}/x/../data", tmp_path / "data")
+    assert not same_dataset(tmp_path / "other", tmp_path / "data")
+    assert not same_dataset(tmp_path / "absent", tmp_path / "data")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert dataset_id(tmp_path / "moved") == identity

@@ -1,8 +1,9 @@
 """From any node to every raw file and back, on real episode tables."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from storage_schemas.episode import Episode
 from storage_schemas.lineage import provenance
 from storage_schemas.lineage.provenance import RawEpisode, datasets_of, raw_files, sightings
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, graph, write_record
+from storage_schemas.location import Location
 from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.dataset import open_dataset
 from storage_schemas.store.parts import write_part
@@ -152,14 +154,24 @@ def test_another_dataset_at_the_same_place_is_not_taken_for_the_one_on_record(la
 
 def test_a_data_file_that_versions_share_is_read_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    genuine = provenance._rows
+    genuine = provenance._read
 
-    def counted(table: object, uris: object, held: dict[str, object]) -> Iterator[object]:
-        before = set(held)
-        rows = list(genuine(table, uris, held))  # type: ignore[arg-type]
-        opened.extend(set(held) - before)
-        return iter(rows)
+    def counted(location: Location, table: Any, data_file: dict[str, Any], uris: Any) -> Any:
+        opened.append(f"{location.uri}/{data_file['path']}")
+        return genuine(location, table, data_file, uris)
 
-    monkeypatch.setattr(provenance, "_rows", counted)
+    monkeypatch.setattr(provenance, "_read", counted)
     assert sightings(lab.graph, {file("one"), file("two")}).episodes
     assert len(opened) == len(set(opened)) <= 3, "three versions, whose second shares the first's file"
+
+
+def test_lineage_of_a_moved_store_goes_with_it(lab: Lab, tmp_path: Path) -> None:
+    before = raw_files(lab.graph, "dataset/droid@1")
+    assert before.episodes
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("droid", "lineage"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    moved = graph(str(tmp_path / "elsewhere" / "lineage"))
+    assert moved.find(str(tmp_path / "elsewhere" / "droid")).startswith("dataset/droid@")
+    after = raw_files(moved, "dataset/droid@1")
+    assert (after.episodes, after.missing) == (before.episodes, {})
