@@ -1,6 +1,7 @@
 """The jobs without Prefect: real stores, a real training process, real records."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from flows.cli import run
 from flows.jobs.evaluate import run_evaluation
 from flows.jobs.ingest import run_ingest
-from flows.jobs.train import make_config, run_training
+from flows.jobs.train import make_config, pin_checkpoint, run_training
 from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import graph
@@ -71,6 +72,18 @@ def test_train_evaluate_and_the_way_back_to_the_raw_data(store: Path, capsys: py
     assert all(Path(line).is_file() for line in capsys.readouterr().out.splitlines())
     with pytest.raises(UserError, match="no version 9"):
         run_evaluation(trained.path, str(store), EvalOptions(version=9))
+
+
+def test_a_child_whose_parent_was_pruned_is_evaluated_and_keeps_its_lineage(store: Path) -> None:
+    settings = (f"data.datasets.0.uri={store}", "train.steps=1")
+    parent = run_training(make_config("debug", settings))
+    child = run_training(make_config("debug", (*settings, "name=child", "stage=finetune", f"init_from={parent.path}")))
+    shutil.rmtree(parent.path)
+    (pinned,) = pin_checkpoint(child.path)[0].parents
+    assert (pinned.run, pinned.step, pinned.identity) == ("debug", 1, parent.record.identity)
+    result = run_evaluation(child.path, str(store), EvalOptions(samples=2))
+    assert child.record.node in result.record.upstream
+    assert parent.record.node in child.record.upstream
 
 
 @pytest.mark.slow
