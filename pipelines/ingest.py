@@ -134,17 +134,9 @@ def ingest(
     plan = _plan(reader, dataset, filters)
     if plan.todo and dataset is not None:
         filters.remember(dataset)
-    location = locate(source)
-    blank = Batch(
-        source=location.path if location.is_local else source,
-        options=options.model_copy(update={"format": reader.format}),
-        reject=filters.names,
-        store_uri=locate(store_uri).uri,
-        spec=spec,
-        run_id=run_id or uuid.uuid4().hex,
-        refs=(),
-    )
-    source_uri = printable(location.uri)
+    found_format = options.model_copy(update={"format": reader.format})
+    blank = _blank_batch(source, store_uri, found_format, filters.names, spec, run_id or uuid.uuid4().hex)
+    source_uri = printable(locate(source).uri)
     quarantine = _Quarantine(store_uri=store_uri, run_id=blank.run_id, source=f"{reader.format} {source_uri}")
     ledger = _Ledger(store_uri, dataset, spec, plan, filters, quarantine)
     quarantine.add(plan.rejected)
@@ -170,6 +162,15 @@ def ingest(
         source_fingerprint=_fingerprint(plan),
         run_id=blank.run_id,
     )
+
+
+def _blank_batch(
+    source: str, store_uri: str, options: IngestOptions, reject: frozenset[str], spec: DatasetSpec, run_id: str
+) -> Batch:
+    """What all batches of an ingestion have in common."""
+    location = locate(source)
+    where, store = location.path if location.is_local else source, locate(store_uri).uri
+    return Batch(source=where, options=options, reject=reject, store_uri=store, spec=spec, run_id=run_id, refs=())
 
 
 def _opened(store_uri: str) -> Dataset | None:

@@ -80,18 +80,7 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
         folder,
         config=config,
         normalizer=normalizer,
-        state=CheckpointState(
-            name=config.name,
-            stage=config.stage,
-            step=published.step,
-            position=0,
-            seed=config.train.seed,
-            datasets=(),
-            source=Origin(path=str(source), identity=digest),
-            tokenizer=fingerprint,
-            code_revision=code_revision(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
+        state=_state(config, published.step, Origin(path=str(source), identity=digest), fingerprint),
         tensors=weights,
         keep=1,
     )
@@ -104,6 +93,22 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
         source=str(source),
         sha256=digest,
         assumed={name: settings[name] for name in ASSUMED if name in settings},
+    )
+
+
+def _state(config: RunConfig, step: int, source: Origin, tokenizer: str) -> CheckpointState:
+    """The state of a checkpoint that was trained elsewhere."""
+    return CheckpointState(
+        name=config.name,
+        stage=config.stage,
+        step=step,
+        position=0,
+        seed=config.train.seed,
+        datasets=(),
+        source=source,
+        tokenizer=tokenizer,
+        code_revision=code_revision(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
