@@ -22,6 +22,9 @@ from storage_schemas.local_files import write_file
 _S3 = ("s3", "s3a")
 _GCS = ("gs", "gcs")
 _ATTEMPTS = 3
+_S3FS_TRIES = 2
+"""How often s3fs tries what botocore has repeated as often as the policy says; reading a file tries that again, so that
+its own 5 make 25 times the policy's requests of a read that can't succeed. The second is for answers that break off."""
 
 T = TypeVar("T")
 
@@ -63,10 +66,8 @@ def storage_errors(location: "Location") -> Iterator[None]:
     """Turn what a storage's libraries raise into one `StorageError`; a missing or taken name stays what it is."""
     try:
         yield
-    except (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise
-    except _outages(location) as error:
-        if type(error).__name__ == "CommitFailedError":
+    except Exception as error:
+        if not _is_outage(location, error):
             raise
         raise StorageError(f"{location.uri}: the storage failed: {_reason(error)}") from error
 
@@ -83,19 +84,28 @@ def _reason(error: Exception) -> str:
 def persistent(location: "Location", action: Callable[[], T]) -> T:
     """Do something that may be done twice, again when a storage fails under it.
 
-    Libraries repeat requests themselves, but not all of them an answer that breaks off in the middle.
+    Libraries repeat requests themselves, but not all of them an answer that breaks off in the middle. A `StorageError`
+    of the action itself goes through: what gave up was patient already, and patience that multiplies takes minutes.
 
     Raises:
         StorageError: when it keeps failing.
     """
     for tries in range(_ATTEMPTS - 1):
         try:
-            with storage_errors(location):
-                return action()
-        except StorageError:
+            return action()
+        except Exception as error:
+            if not _is_outage(location, error):
+                raise
             time.sleep(0.1 * 2**tries)
     with storage_errors(location):
         return action()
+
+
+def _is_outage(location: "Location", error: Exception) -> bool:
+    """Whether a storage failed; a missing or taken name and a lost race of two commits are answers."""
+    if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)):
+        return False
+    return isinstance(error, _outages(location)) and type(error).__name__ != "CommitFailedError"
 
 
 def _outages(location: "Location") -> tuple[type[Exception], ...]:
@@ -146,7 +156,11 @@ class Location:
         """The fsspec file system; fsspec keeps one per process, so it is never pickled or forked."""
         import fsspec
 
-        return fsspec.filesystem(self.protocol, **(_s3_options() if self.protocol in _S3 else {}))
+        if self.protocol not in _S3:
+            return fsspec.filesystem(self.protocol)
+        fs = fsspec.filesystem(self.protocol, **_s3_options())
+        fs.retries = _S3FS_TRIES
+        return fs
 
     def exists(self) -> bool:
         """Whether there is a file or folder here."""
