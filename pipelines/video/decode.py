@@ -278,6 +278,23 @@ def _duration(container: "InputContainer", stream: "VideoStream") -> float | Non
     return container.duration / 1e6 if container.duration and len(container.streams) == 1 else None
 
 
+def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
+    """The frames of a stream, by the decoder that its container chose unless another one is known to be better.
+
+    FFmpeg's own decoder of VP8 says nothing when the data of a frame end early, and leaves in the rest of the picture
+    what lay in that memory before, so that damaged files change from run to run. That of libvpx fills or refuses it.
+    """
+    if stream.codec.name != "vp8":
+        yield from container.decode(stream)
+        return
+    from av import VideoCodecContext
+
+    codec = VideoCodecContext.create("libvpx", "r")
+    codec.options, codec.thread_count = _STRICT, 1
+    for packet in container.demux(stream):
+        yield from codec.decode(packet)
+
+
 def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int, int]) -> Iterator[TimedFrame]:
     """Frames in order; at the end it is checked that it is the end."""
     import av
@@ -290,7 +307,7 @@ def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int
         def frames() -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
             nonlocal first, end
             aspect: Fraction | None = None
-            for number, frame in enumerate(container.decode(stream)):
+            for number, frame in enumerate(_decoded(container, stream)):
                 time = frame.time if info.timed else None
                 if frame.is_corrupt:
                     raise BadDataError("corrupt", f"the decoder marks frame {number} as damaged")
