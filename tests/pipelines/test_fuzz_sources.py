@@ -6,6 +6,7 @@ objection to any frame, and that the store holds exactly what it decoded.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from pipelines.ingest import ingest
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef
 from pipelines.sources.registry import open_source
+from pipelines.video.decode import _decode_pyav, probe
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
@@ -232,6 +234,28 @@ def test_damaged_tfrecords(fixtures_root: Path, tmp_path: Path) -> None:
 def test_damaged_videos(fixtures_root: Path, tmp_path: Path) -> None:
     outcomes = fuzz_videos(whole_videos(fixtures_root, tmp_path), tmp_path, range(FAST_CASES))
     assert len(outcomes) >= 3
+
+
+@pytest.mark.parametrize("seed", [1293, 2074])
+def test_damaged_vp8_shows_nothing_that_lay_in_memory(seed: int, fixtures_root: Path) -> None:
+    path = fixtures_root / "videos" / "city_vp8.webm"
+    if not path.exists():
+        pytest.skip(f"no {path.name} among the fixtures")
+    file = io.BytesIO(damage(path.read_bytes(), seed))
+    info = probe(file)
+
+    def decoded(*, hold: bool) -> list[str]:
+        """Hashes of the frames, whose memory is used again for later ones unless they are held."""
+        found, held = [], []
+        try:
+            for frame in _decode_pyav(file, info, info.rate or 25, info.size(180)):
+                found.append(hashlib.sha256(frame.pixels().tobytes()).hexdigest())
+                held.append(frame if hold else None)
+        except BadDataError as error:
+            found.append(str(error))
+        return found
+
+    assert decoded(hold=True) == decoded(hold=False)
 
 
 @pytest.mark.slow
