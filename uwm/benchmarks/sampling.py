@@ -22,12 +22,13 @@ import torch
 from storage_schemas.store.latents import DRAWS
 from uwm.benchmarks.droid import droid_run, published_sizes
 from uwm.benchmarks.measure import Cost, Work, interleave
-from uwm.config import RunConfig, replace
+from uwm.config import RunConfig
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
 from uwm.model.uwm import UwmObs, UWMPolicy
 from uwm.policy import Mode, Sample
+from uwm.settings import replace
 
 
 @dataclass(frozen=True, kw_only=True)
