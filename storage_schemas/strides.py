@@ -55,7 +55,7 @@ def stride_steps(
     if reasons := [reason for part in space.parts if (reason := unsummable(part))]:
         raise ValueError(reasons[0])
     steps = np.asarray(values, np.float64).reshape(-1, stride, space.dim)
-    whole: NDArray[np.bool_] = np.asarray(known, np.bool_).reshape(-1, stride).all(axis=1)
+    whole = np.logical_and.reduce(np.asarray(known, np.bool_).reshape(-1, stride), axis=1)
     out: NDArray[np.float32] = np.zeros((len(steps), space.dim), np.float32)
     for part in space.parts if whole.any() else ():
         place = space.place(part.name)

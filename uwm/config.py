@@ -360,6 +360,7 @@ class TrainConfig(Settings):
 InitChange = Literal[
     "normalizer",
     "data.cameras",
+    "data.action",
     "data.next_start",
     "policy.diffusion.beta_schedule",
     "policy.diffusion.train_timesteps",

@@ -88,8 +88,10 @@ def _cameras(dataset: Dataset) -> Section:
         present = sizes[:, view][sizes[:, view, 0] > 0] if len(sizes) else sizes[:0, 0]
         shapes = Counter(f"{height} x {width}" for height, width in present.tolist())
         shown = ", ".join(shape for shape, _ in shapes.most_common(4)) or "-"
-        rows.append((camera, _share(len(present), len(dataset)), shown, dataset.spec.role(camera)))
-    return table("Cameras", ("camera", "episodes that have it", "height x width", "looks from"), rows)
+        role = (dataset.spec.role(camera),) if dataset.spec.views else ()
+        rows.append((camera, _share(len(present), len(dataset)), shown, *role))
+    head = ("camera", "episodes that have it", "height x width", *(("looks from",) if dataset.spec.views else ()))
+    return table("Cameras", head, rows)
 
 
 def _collections(dataset: Dataset) -> Section:

@@ -185,9 +185,10 @@ def _numbers(
 def _action_limits(dim: int, space: Space | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Least and largest action, number by number, as far as the declared space has bounds."""
     low, high = np.full(dim, -_FAR), np.full(dim, _FAR)
-    for part in space.parts if space is not None and space.dim == dim else ():
-        bounds = _part_limits(part)
-        if bounds:
+    if space is None or space.dim != dim:
+        return low, high
+    for part in space.parts:
+        if bounds := _part_limits(part):
             low[space.place(part.name)], high[space.place(part.name)] = bounds
     return low, high
 

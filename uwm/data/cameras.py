@@ -70,7 +70,8 @@ def fill_views(arrays: Sequence[NDArray[Any]], positions: Sequence[int], seed: i
         seed: of the run.
         shuffled: whether each missing view shows any of those that there are; else all show the first.
     """
-    for row, (known, position) in enumerate(zip(arrays[0].any(axis=2), positions, strict=True)):
+    for row, position in enumerate(positions):
+        known = np.logical_or.reduce(arrays[0][row], axis=1)  # (V,)
         there, missing = np.flatnonzero(known), np.flatnonzero(~known)
         if not (len(there) and len(missing)):
             continue

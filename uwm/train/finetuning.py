@@ -42,6 +42,8 @@ def check_changes(parent: RunConfig, config: RunConfig, parent_name: str) -> Non
     """Raises UserError when a run differs from its parent in a setting of meaning that it does not declare."""
     before, now = fixed_settings(parent), fixed_settings(config)
     for name in get_args(InitChange):
+        if name == "data.action" and before.get(name) is None:  # nobody had said what they mean
+            continue
         if before.get(name) != now.get(name) and name not in config.init_changes:
             raise UserError(
                 f"{parent_name} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
