@@ -1,6 +1,10 @@
-"""Opens sources by their format, which is found by the names of the files when nobody says it."""
+"""Opens sources by their format, which is found by the names of the files when nobody says it.
+
+Where names do not suffice, as with HDF5, a format's module has a function `recognizes` that looks into a file.
+"""
 
 import importlib
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipelines.names import FORMATS
@@ -10,6 +14,9 @@ from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
     from pipelines.source import SourceReader
+
+_LOOKED_INTO = 32
+"""Files of a source that are looked into before another format is tried."""
 
 
 def open_source(
@@ -32,7 +39,7 @@ def open_source(
 
 
 def detect(source: str) -> str:
-    """The format of a source, by the names of its files.
+    """The format of a source, by the names of its files and, where they do not suffice, by what is in the first ones.
 
     Raises:
         UserError: when there is nothing there or no name tells.
@@ -40,9 +47,11 @@ def detect(source: str) -> str:
     from pipelines.files import SourceFile, find, printable
 
     for name, module_name in FORMATS.items():
-        is_mine = importlib.import_module(f"pipelines.sources.{module_name}").is_mine
-        found = (item for item in find(source, is_mine) if isinstance(item, SourceFile))
-        if any(is_mine(file.name) for file in found):
+        module = importlib.import_module(f"pipelines.sources.{module_name}")
+        found = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
+        mine = islice((file for file in found if module.is_mine(file.name)), _LOOKED_INTO)
+        recognizes = getattr(module, "recognizes", lambda file: True)
+        if any(recognizes(file) for file in mine):
             return name
     raise UserError(
         f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"
