@@ -1,7 +1,4 @@
-"""Opens sources by their format, which is found by the names of the files when nobody says it.
-
-Where names do not suffice, as with HDF5, a format's module has a function `recognizes` that looks into a file.
-"""
+"""Opens sources by their format, which is found by the files when nobody says it."""
 
 import importlib
 from itertools import islice
@@ -26,7 +23,7 @@ def open_source(
 
     Args:
         source: path or fsspec URI of a file, a folder or a glob.
-        options: what the user says about it; the format is found by the names of the files when it names none.
+        options: what the user says about it; the format is found by the files when it names none.
         dataset: the dataset that exists already.
 
     Raises:
@@ -39,10 +36,12 @@ def open_source(
 
 
 def detect(source: str) -> str:
-    """The format of a source, by the names of its files and, where they do not suffice, by what is in the first ones.
+    """The format of a source, by the names of its files; a module whose names do not suffice looks into one.
+
+    Such a module has `recognizes(file)`: whether a file of its names is of its format.
 
     Raises:
-        UserError: when there is nothing there or no name tells.
+        UserError: when there is nothing there or no file tells.
     """
     from pipelines.files import SourceFile, find, printable
 
@@ -50,8 +49,7 @@ def detect(source: str) -> str:
         module = importlib.import_module(f"pipelines.sources.{module_name}")
         found = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
         mine = islice((file for file in found if module.is_mine(file.name)), _LOOKED_INTO)
-        recognizes = getattr(module, "recognizes", lambda file: True)
-        if any(recognizes(file) for file in mine):
+        if any(map(getattr(module, "recognizes", bool), mine)):
             return name
     raise UserError(
         f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"
