@@ -216,6 +216,8 @@ class Demonstrations(ABC):
                 file=file,
                 length=sum(array.nbytes for array in demo.arrays.values() if not array.refused),
             )
+        if count := _miscounted(layout, names):
+            yield Rejection(source_uri=file.uri, fingerprint=f"size={file.size}", reason="count_mismatch", detail=count)
         yield from _left_out(file, root, names)
 
     def _facts_of(self, file: SourceFile) -> Facts:
@@ -327,6 +329,14 @@ def _is_depth(array: Array) -> bool:
 
 def _numbers(demo: Layout) -> dict[str, Array]:
     return {path: array for path, array in demo.arrays.items() if _is_read(path, array) and not array.is_images}
+
+
+def _miscounted(layout: Layout, names: list[str]) -> str:
+    """How the steps of all demonstrations differ from what the file says that they are; empty when they don't."""
+    said = layout.attributes.get("total")
+    actions = (layout.arrays.get(f"{name}/{ACTIONS}") for name in names)
+    found = sum(array.shape[0] for array in actions if array and array.shape)
+    return "" if said is None or said == found else f"its demonstrations have {found} steps, not {said} in total"
 
 
 def _left_out(file: SourceFile, root: Layout, names: list[str]) -> Iterator[LeftOut]:
