@@ -12,6 +12,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -103,6 +104,7 @@ class Demonstrations(ABC):
     Args:
         source: path or fsspec URI.
         options: name of the collection.
+        dataset: the dataset to ingest into, whose action is the one that is taken.
 
     Raises:
         UserError: when there is no HDF5 file.
@@ -113,8 +115,9 @@ class Demonstrations(ABC):
     _placeholder: ClassVar[DatasetSpec]
     """Of a source of which nothing is good, so that its reasons can be told."""
 
-    def __init__(self, source: str, options: IngestOptions) -> None:
+    def __init__(self, source: str, options: IngestOptions, dataset: DatasetSpec | None = None) -> None:
         self._options = options
+        self._dataset = dataset
         self._found = find(source, has_suffix)
         self._files = [item for item in self._found if isinstance(item, SourceFile)]
         if not self._files:
@@ -147,19 +150,20 @@ class Demonstrations(ABC):
         """What a field of the state means."""
 
     def spec(self) -> DatasetSpec:
-        """The cameras of all files and the action of the first one that is good."""
+        """The cameras of all files, and the action of most of them."""
         cameras: dict[str, None] = {}
         fields: dict[str, StateField] = {}
-        action: Space | None = None
+        actions: Counter[Space] = Counter()
         for file in self._files:
             for facts, demo in self._first(file):
-                action = action or self._space(facts, demo)
+                actions[self._space(facts, demo)] += 1
                 cameras |= dict.fromkeys(_cameras(demo))
                 for path, array in _numbers(demo).items():
                     if field := self._declared(path, int(np.prod(array.shape[1:]))):
                         fields.setdefault(path, field)
-        if action is None or not cameras:
+        if not actions or not cameras:
             return self._placeholder
+        action = actions.most_common(1)[0][0]
         return DatasetSpec(
             cameras=tuple(sorted(cameras)),
             action_dim=action.dim,
@@ -247,8 +251,8 @@ class Demonstrations(ABC):
 
     @cached_property
     def _action(self) -> Space | None:
-        """That of the first file that is good, which all others must have too."""
-        return next((self._space(facts, demo) for file in self._files for facts, demo in self._first(file)), None)
+        """The one that all episodes must have."""
+        return self.spec().action if self._dataset is None else self._dataset.action
 
     def _episode(self, ref: SourceRef, place: str, facts: Facts, demo: Layout) -> Episode:
         steps = self._check(facts, demo)
@@ -297,7 +301,7 @@ class Demonstrations(ABC):
         if said != steps:
             raise BadDataError("length_mismatch", f"num_samples is {said} for {steps} actions")
         if self._action is not None and self._space(facts, demo) != self._action:
-            raise BadDataError("other_action", "its environment takes other actions than the source's first file")
+            raise BadDataError("other_action", "its environment takes other actions than the dataset has")
         return steps
 
     def _frames(self, file: SourceFile, path: str, demo: Layout, facts: Facts) -> EncodedFrames:
@@ -334,9 +338,11 @@ def _numbers(demo: Layout) -> dict[str, Array]:
 def _miscounted(layout: Layout, names: list[str]) -> str:
     """How the steps of all demonstrations differ from what the file says that they are; empty when they don't."""
     said = layout.attributes.get("total")
-    actions = (layout.arrays.get(f"{name}/{ACTIONS}") for name in names)
-    found = sum(array.shape[0] for array in actions if array and array.shape)
-    return "" if said is None or said == found else f"its demonstrations have {found} steps, not {said} in total"
+    actions = [array for name in names if (array := layout.arrays.get(f"{name}/{ACTIONS}")) and array.shape]
+    found = sum(array.shape[0] for array in actions)
+    if said is None or said == found or len(actions) < len(names):  # one without actions says so itself
+        return ""
+    return f"its demonstrations have {found} steps, not {said} in total"
 
 
 def _left_out(file: SourceFile, root: Layout, names: list[str]) -> Iterator[LeftOut]:

@@ -81,6 +81,6 @@ def recognizes(file: SourceFile) -> bool:
     return attributes is not None and is_libero(attributes)
 
 
-def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | None) -> Libero:
+def open_reader(source: str, options: IngestOptions, dataset: DatasetSpec | None) -> Libero:
     """For the registry."""
-    return Libero(source, options)
+    return Libero(source, options, dataset)

@@ -68,6 +68,6 @@ def recognizes(file: SourceFile) -> bool:
     return attributes is not None and not is_libero(attributes)
 
 
-def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | None) -> Robomimic:
+def open_reader(source: str, options: IngestOptions, dataset: DatasetSpec | None) -> Robomimic:
     """For the registry."""
-    return Robomimic(source, options)
+    return Robomimic(source, options, dataset)

@@ -88,10 +88,13 @@ def test_each_format_refuses_the_other(tmp_path: Path) -> None:
 
 
 def test_a_file_for_another_controller_is_turned_away(tmp_path: Path) -> None:
-    write_demos(tmp_path / "b/1.hdf5", [4])
-    write_demos(tmp_path / "b/2.hdf5", [4, 5], seed=1, controller=OSC_POSE | {"output_max": [0.1] * 3 + [0.5] * 3})
+    """Most files decide, so that one whose attributes are damaged turns away none but itself."""
+    write_demos(tmp_path / "b/1.hdf5", [4, 5], controller=OSC_POSE | {"type": "JOINT_VELOCITY"})
+    for number in (2, 3):
+        write_demos(tmp_path / f"b/{number}.hdf5", [6], seed=number)
     assert reasons(tmp_path / "b", tmp_path / "store") == ["other_action"] * 2
-    assert len(open_dataset(str(tmp_path / "store"))) == 1
+    assert open_dataset(str(tmp_path / "store")).episodes.lengths.tolist() == [6, 6]
+    assert reasons(tmp_path / "b/1.hdf5", tmp_path / "other") == []
 
 
 BODY_PARTS = {"type": "BASIC", "body_parts": {"right": OSC_POSE | {"input_type": "delta", "input_ref_frame": "base"}}}
