@@ -132,7 +132,7 @@ def _filled_in(name: str, recorded: Mapping[str, object], asked: Mapping[str, ob
     if name == "data.action_dim":
         return recorded.get("data.action") is not None and asked.get("data.action") is None
     left_open = name == "data.action" or name.endswith((".version", ".embodiment", ".cameras"))
-    return (left_open or name.startswith("data.embodiments.")) and not asked.get(name)
+    return (left_open or name.startswith("data.embodiments.")) and asked.get(name) in (None, "", {})
 
 
 def _names(path: str, recorded: Origin | None) -> bool:
