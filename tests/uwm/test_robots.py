@@ -11,6 +11,7 @@ from robots import DELTAS, MakeEpisode, write_robot
 
 from storage_schemas.conventions import DROID_ACTION, DROID_CAMERAS, DROID_ROBOT, droid_action_inverse
 from storage_schemas.conversions import convert
+from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
 from storage_schemas.spaces import Part, Space
 from storage_schemas.store.dataset import open_dataset
@@ -21,11 +22,13 @@ from uwm.config import RunConfig
 from uwm.data.augment import training_batch
 from uwm.data.loader import SegmentReader, batches
 from uwm.data.mixture import mixture_sampler
+from uwm.data.sampler import Pick
 from uwm.eval.offline import evaluate
 from uwm.eval.options import EvalOptions
 from uwm.events import TrainEvent, TrainStarted
 from uwm.overrides import apply_overrides
 from uwm.policies import build
+from uwm.policy import Mode, Policy
 from uwm.preflight import check_run
 from uwm.recipes import get_recipe
 from uwm.train.distributed import World
@@ -155,6 +158,29 @@ def test_each_robot_is_told_in_its_own_space(configure: Callable[..., RunConfig]
     effort = Space(parts=(Part(name="effort", quantity="joint_effort", dim=7, unit="Nm"),))
     with pytest.raises(UserError, match="do not say effort"):
         policy.act(frames, space=effort)
+
+
+@pytest.mark.parametrize("recipe", ["debug", "debug_pad", "debug_dp", "debug_dp_unet"])
+def test_what_a_robot_lacks_stays_noise_while_sampling(configure: Callable[..., RunConfig], recipe: str) -> None:
+    """As in training, where the network has seen nothing else there; and nothing is said of it."""
+    run = prepare(configure(recipe), None, build, World())
+    policy = run.model.eval()
+    assert isinstance(policy, Policy)
+    reader = SegmentReader([m.dataset for m in run.members], run.config.data, refs=[m.ref for m in run.members])
+    raw = reader.read([Pick(0, 2, SegmentId(0, 1)), Pick(1, 0, SegmentId(0, 1))])
+    batch = training_batch(raw, run.config.data, run.normalizer, device=torch.device("cpu"))
+    seen: list[torch.Tensor] = []
+    network = policy.unet if recipe == "debug_dp_unet" else policy.transformer
+    place = {"debug": 1, "debug_pad": 1, "debug_dp": 0, "debug_dp_unet": 0}[recipe]
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[place].clone()))
+    action = policy.sample(batch, Mode.POLICY, torch.Generator().manual_seed(0)).action
+    assert action is not None
+    assert len(seen) > 1
+    assert all(torch.equal(shown[0, :, :9], seen[0][0, :, :9]) for shown in seen)
+    assert not torch.equal(seen[-1][0, :, 9], seen[0][0, :, 9])
+    assert not torch.equal(seen[-1][1], seen[0][1])
+    assert not action[0, :, :9].any()
+    assert action[1].any()
 
 
 def test_an_evaluation_counts_what_the_robot_has(
