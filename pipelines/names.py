@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 FORMATS = {
     "droid-rlds": "droid_rlds",
+    "lerobot": "lerobot",
     "video": "video",
 }
 """The registry of sources: format -> module in `pipelines.sources`, in the order of detection."""

@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from pipelines.checks.quality import BadDataError
 from pipelines.video.isolation import Kind
 
@@ -78,7 +80,7 @@ def serve(parent: Parent) -> None:
         job = json.loads(parent.hear())
         try:
             with _open(parent, job) as file:
-                _times(parent, file) if job["job"] == "times" else _frames(parent, file, job)
+                _JOBS[job["job"]](parent, file, job)
         except BadDataError as error:
             parent.tell("bad", reason=error.reason, detail=error.detail)
         except ConnectionError:
@@ -95,7 +97,7 @@ def _open(parent: Parent, job: dict[str, Any]) -> BinaryIO:
     return io.BufferedReader(RemoteFile(parent, job["size"]), _CHUNK)
 
 
-def _times(parent: Parent, file: BinaryIO) -> None:
+def _times(parent: Parent, file: BinaryIO, _job: dict[str, Any]) -> None:
     from pipelines.video.decode import frame_times
 
     parent.tell("times", frame_times(file).tobytes())
@@ -109,6 +111,20 @@ def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
     parent.tell("info", rate=rate, size=size, left_out=info.left_out)
     for frame in steady_frames(file, info, rate=rate, size=size, backend=job["backend"]):
         parent.tell("frame", frame.data.cast("B"))
+
+
+def _frames_at(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
+    from pipelines.video.decode import probe
+    from pipelines.video.seek import frames_at
+
+    info = probe(file)
+    size = info.size(job["short_side"])
+    parent.tell("info", size=size)
+    for frame in frames_at(file, info, np.array(job["times"], np.float64), size):
+        parent.tell("frame", frame.data.cast("B"))
+
+
+_JOBS = {"times": _times, "frames": _frames, "frames_at": _frames_at}
 
 
 def main() -> None:
