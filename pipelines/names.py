@@ -6,6 +6,10 @@ from collections.abc import Collection
 FORMATS = {
     "droid-rlds": "droid_rlds",
     "lerobot": "lerobot",
+    "droid-raw": "droid_raw",
+    "libero": "libero",
+    "robomimic": "robomimic",
+    "aloha": "aloha",
     "video": "video",
 }
 """The registry of sources: format -> module in `pipelines.sources`, in the order of detection."""

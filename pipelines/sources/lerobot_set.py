@@ -120,21 +120,21 @@ class LeRobotSet:
         if error := self.rows.unreadable.get(listed.data or ""):
             return BadDataError(error.reason, f"{listed.data}: {error.detail}")
         if listed.data is not None and listed.data not in self.files:
-            return BadDataError("missing_file", f"{listed.data} with its rows is not there")
+            return BadDataError("missing_rows", f"{listed.data} is not there")
         return BadDataError("missing_rows", "no file has rows of it")
 
     def video(self, number: int, feature: str) -> SourceFile:
         """The file with the frames of a camera.
 
         Raises:
-            BadDataError: "missing_file".
+            BadDataError: "missing_video".
         """
         place = self.episodes[number].videos.get(feature)
         if place is None or place.file is None:
-            raise BadDataError("missing_file", f"nothing says which video of {feature} has its frames")
+            raise BadDataError("missing_video", f"nothing says which video of {feature} has its frames")
         if place.file not in self.files:
             remedy = f"bring it, or take {feature} out of {INFO} to go without"
-            raise BadDataError("missing_file", f"{place.file} is not there: {remedy}")
+            raise BadDataError("missing_video", f"{place.file} is not there: {remedy}")
         return self.files[place.file]
 
     def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:

@@ -250,7 +250,7 @@ def test_files_that_are_not_there_lose_their_episodes_alone(tmp_path: Path) -> N
     (made.root / made.clip(TOP, 1)).unlink()
     result = Result(made.root)
     check(result, made, [2])
-    assert result.bad == {0: "missing_file", 1: "missing_file"}
+    assert result.bad == {0: "missing_rows", 1: "missing_video"}
 
 
 def drift_that_nothing_settles(made: Maker) -> None:
@@ -478,7 +478,7 @@ def test_paths_lead_to_no_file_outside_and_format_nothing_else(tmp_path: Path) -
     for path in ("../outside.mp4", str(tmp_path / "outside.mp4"), "{video_key.__class__}/{0}", "{video_key:99999d}"):
         made.info["video_path"] = path
         (made.root / "meta/info.json").write_text(json.dumps(made.info))
-        assert set(Result(made.root).bad.values()) == {"missing_file"}
+        assert set(Result(made.root).bad.values()) == {"missing_video"}
 
 
 @pytest.mark.parametrize("fps", [None, 0, -1, "15", float("inf"), True])

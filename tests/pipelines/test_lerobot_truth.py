@@ -55,8 +55,9 @@ def test_bad_dataset_loses_what_is_bad_and_says_why(bad_lerobot, tmp_path: Path)
     told = bad_lerobot.expected
     reasons = {rejection.reason for rejection in report.quarantined}
     numbers = {int(item.source_uri.rpartition("=")[2]) for item in report.quarantined}
-    assert reasons <= {"missing_file", "length_mismatch"}
-    assert ("missing_file" in reasons) == ("absent" in told)
+    assert reasons <= {"missing_video", "missing_rows", "length_mismatch"}
+    assert ("missing_video" in reasons) == ("absent" in told)
+    assert ("missing_rows" in reasons) == ("parquet absent" in told)
     assert ("length_mismatch" in reasons) == ("frames" in told)
     if named := {int(number) for number in re.findall(r"\bep(\d)", told)}:
         assert numbers == named

@@ -11,13 +11,14 @@ import torch
 from storage_schemas.catalog.table import dataset_id
 from storage_schemas.errors import UserError
 from uwm.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
-from uwm.config import RunConfig, replace
+from uwm.config import RunConfig
 from uwm.data.latents import LatentStore, open_latents
 from uwm.data.mixture import Member, check_actions, check_cameras, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import autocast, resolve_precision, set_matmul
 from uwm.events import DatasetUse
 from uwm.policy import Learner
+from uwm.settings import replace
 from uwm.train.distributed import World
 from uwm.train.finetuning import check_meaning, check_shapes, parents_normalizer, share_beyond
 from uwm.train.optim import WeightAverage, make_optimizer, restore_optimizer

@@ -8,12 +8,13 @@ from batches import raw_batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uwm.config import DataConfig, OptimConfig, RunConfig, TokenizerConfig, replace
+from uwm.config import DataConfig, OptimConfig, RunConfig, TokenizerConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
 from uwm.overrides import as_kind
 from uwm.policies import ObsEncoderConfig, UwmConfig, build
+from uwm.settings import replace
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
 
 OF_KIND = {
@@ -65,7 +66,7 @@ def samples(*, cached: bool) -> RawBatch:
         frames=frames,
         view_mask=mask,
         action=torch.zeros(2, 4, 3),
-        action_mask=torch.ones(2, 4, dtype=torch.bool),
+        action_mask=torch.ones(2, 4, 3, dtype=torch.bool),
         latents=torch.zeros(2, 2, 4 if cached else 0, 3, 16, 24, dtype=torch.float16),
     )
 
