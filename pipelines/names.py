@@ -4,10 +4,14 @@ import difflib
 from collections.abc import Collection
 
 FORMATS = {
-    "droid-rlds": "droid_rlds",
+    "droid-rlds": "rlds",
+    "rlds": "rlds",
     "video": "video",
 }
 """The registry of sources: format -> module in `pipelines.sources`, in the order of detection."""
+
+MAPPINGS = ("bridge", "droid", "fractal")
+"""What the fields of some RLDS data sets mean, shipped in `pipelines/sources/mappings`."""
 
 CHECKS = {
     "black": "frames without light",

@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from oxe import fractal
 
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
@@ -185,6 +186,33 @@ class TestDroidRlds(ReaderContract):
 
     def change(self, source: Path) -> None:
         self.write(source, [self.episode(0), self.episode(1)], [self.episode(2, seed=9)])
+
+
+class TestRldsByMapping(ReaderContract):
+    format = "rlds"
+
+    def open(self, source: Path | str, **options: Any) -> SourceReader:
+        return super().open(source, mapping="fractal", **options)
+
+    def test_is_registered_and_detected(self, source: Path) -> None:
+        """What the fields mean can't be detected: a mapping that fits is named, and decides the format."""
+        assert self.format in FORMATS
+        reader = open_source(str(source), IngestOptions(mapping="fractal"))
+        assert isinstance(reader, SourceReader)
+        assert reader.format == self.format
+        with pytest.raises(UserError, match="--mapping"):
+            open_source(str(source))
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_rlds: Callable[..., Path]) -> Path:
+        self.write = write_rlds
+        return write_rlds(tmp_path / "set", [fractal(seed=0), fractal(seed=1)], [fractal(seed=2)])
+
+    def damage(self, source: Path) -> str:
+        return TestDroidRlds.damage(TestDroidRlds(), source)
+
+    def change(self, source: Path) -> None:
+        self.write(source, [fractal(seed=0), fractal(seed=1)], [fractal(seed=9)])
 
 
 class TestVideo(ReaderContract):
