@@ -36,6 +36,7 @@ class IngestOptions(BaseModel):
     camera: str | None = Field(None, description="camera that video frames count as; the dataset's first by default.")
     fps: float = Field(15.0, gt=0, allow_inf_nan=False, description="most steps per second of video.")
     clip_steps: int = Field(150, ge=5, description="most steps of an episode cut from a video.")
+    scene_cuts: bool = Field(False, description="whether a video is cut where its scenes change, too.")
     backend: Backend = Field("pyav", description="decoder of videos: pyav or decord.")
     val_percent: int | None = Field(
         None, ge=0, le=100, description="per cent of episodes held out, fixed for a new dataset; 10 by default."

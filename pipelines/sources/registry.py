@@ -34,22 +34,28 @@ def open_source(
 def detect(source: str) -> str:
     """The format of a source, by the names of its files; a module whose names do not suffice looks into one.
 
-    Such a module has `recognizes(file)`: whether a file of its names is of its format.
+    Such a module has `recognizes(file)`: whether a file of its names is of its format. One with `takes(name)` takes
+    sources of that name, which it would not look for in a folder.
 
     Raises:
         UserError: when there is nothing there or no file tells.
     """
     from pipelines.files import SourceFile, find, printable
 
+    own_name = source.rstrip("/").rpartition("/")[2]
     for name, module_name in FORMATS.items():
         module = importlib.import_module(f"pipelines.sources.{module_name}")
         found = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
         mine = (file for file in found if module.is_mine(file.name))
-        if any(map(getattr(module, "recognizes", bool), mine)):
+        if any(map(getattr(module, "recognizes", bool), mine)) or getattr(module, "takes", _never)(own_name):
             return name
     raise UserError(
         f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"
     )
+
+
+def _never(_name: str) -> bool:
+    return False
 
 
 def is_of(format: str | None, name: str) -> bool:  # noqa: A002

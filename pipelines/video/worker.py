@@ -103,11 +103,13 @@ def _times(parent: Parent, file: BinaryIO) -> None:
 
 def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
     from pipelines.video.decode import probe, steady_frames
+    from pipelines.video.spans import Span
 
-    info = probe(file)
+    span = None if job["span"] is None else Span(*job["span"])
+    info = probe(file) if span is None else probe(file, whole=False)
     rate, size = info.steps_per_second(job["fps"], job["min_steps"]), info.size(job["short_side"])
     parent.tell("info", rate=rate, size=size, left_out=info.left_out)
-    for frame in steady_frames(file, info, rate=rate, size=size, backend=job["backend"]):
+    for frame in steady_frames(file, info, rate=rate, size=size, backend=job["backend"], span=span):
         parent.tell("frame", frame.data.cast("B"))
 
 
