@@ -6,6 +6,7 @@ from collections.abc import Collection
 FORMATS = {
     "droid-rlds": "rlds",
     "rlds": "rlds",
+    "replay-buffer": "replay_buffer",
     "video": "video",
 }
 """The registry of sources: format -> module in `pipelines.sources`, in the order of detection."""

@@ -1,6 +1,7 @@
 """What every source reader does: one suite, inherited by a class per format."""
 
 import shutil
+import zipfile
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ import fsspec
 import numpy as np
 import pytest
 from oxe import fractal
+from replay_buffers import pusht, umi, write_store, zipped
 
-from pipelines.checks.quality import BadDataError, Rejection
+from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import raw_path
 from pipelines.names import FORMATS
 from pipelines.options import IngestOptions
@@ -27,8 +29,10 @@ def read_all(reader: SourceReader) -> tuple[list[Episode], list[Rejection]]:
         if isinstance(ref, Rejection):
             rejections.append(ref)
             continue
+        if isinstance(ref, LeftOut):
+            continue
         try:
-            episodes += list(reader.read(ref))
+            episodes += [item for item in reader.read(ref) if isinstance(item, Episode)]
         except BadDataError as error:
             rejections.append(ref.rejection(error.reason, error.detail))
     return episodes, rejections
@@ -145,7 +149,8 @@ class ReaderContract:
     def test_remote_source_is_equal(self, source: Path) -> None:
         fs = fsspec.filesystem("memory")
         folder = f"/contract/{self.format}/{source.name}"
-        fs.pipe({f"{folder}/{file.relative_to(source)}": file.read_bytes() for file in source.rglob("*.*")})
+        files = (path for path in source.rglob("*") if path.is_file())
+        fs.pipe({f"{folder}/{file.relative_to(source)}": file.read_bytes() for file in files})
         try:
             remote, rejections = read_all(self.open(f"memory:/{folder}"))
         finally:
@@ -215,6 +220,50 @@ class TestRldsByMapping(ReaderContract):
         self.write(source, [fractal(seed=0), fractal(seed=1)], [fractal(seed=9)])
 
 
+class TestReplayBuffer(ReaderContract):
+    """Of diffusion_policy, in folders; three of the episodes of one store lie in chunks of their own."""
+
+    format = "replay-buffer"
+    lengths = (8, 8, 4)
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        write_store(tmp_path / "sets/b.zarr", pusht((5,), seed=60), (5,))
+        return write_store(tmp_path / "sets/a.zarr", pusht(self.lengths), self.lengths).parent
+
+    def damage(self, source: Path) -> str:
+        chunk = source / "a.zarr/data/img/2.0.0.0"
+        chunk.write_bytes(chunk.read_bytes()[:100])
+        return f"{source}/a.zarr/meta/episode_ends/.zarray#episode=1"
+
+    def change(self, source: Path) -> None:
+        arrays = pusht(self.lengths)
+        arrays["action"][8:16] += 1
+        write_store(source / "a.zarr", arrays, self.lengths)
+
+
+class TestReplayBufferInAZip(TestReplayBuffer):
+    """Of UMI."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        return zipped(write_store(tmp_path / "sets/a.zarr", umi(self.lengths), self.lengths)).parent
+
+    def damage(self, source: Path) -> str:
+        data = bytearray((source / "a.zarr.zip").read_bytes())
+        with zipfile.ZipFile(source / "a.zarr.zip") as archive:
+            place = archive.getinfo("data/camera0_rgb/9.0.0.0").header_offset
+        data[place + 100] ^= 255
+        (source / "a.zarr.zip").write_bytes(data)
+        return f"{source}/a.zarr.zip#episode=1"
+
+    def change(self, source: Path) -> None:
+        arrays = umi(self.lengths)
+        arrays["camera0_rgb"][8:16] //= 2
+        (source / "a.zarr.zip").unlink()
+        zipped(write_store(source / "a.zarr", arrays, self.lengths))
+
+
 class TestVideo(ReaderContract):
     format = "video"
 
@@ -231,6 +280,29 @@ class TestVideo(ReaderContract):
 
     def change(self, source: Path) -> None:
         self.write(source / "1.mp4", frames=12, seed=50)
+
+
+class TestVideosOfAList(TestVideo):
+    """A list in the folder, which is taken when it is what is named."""
+
+    def open(self, source: Path | str, **options: Any) -> SourceReader:
+        return super().open(f"{source}/list.csv", **options)
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_video: Callable[..., Path]) -> Path:
+        self.write = write_video
+        for number in range(3):
+            write_video(tmp_path / f"clips/{number}.mp4", frames=24, seed=number)
+        lines = ["path,start,end,text", "0.mp4,,,lift", "1.mp4,0.5,1.4,", "2.mp4,,,"]
+        (tmp_path / "clips/list.csv").write_text("\n".join(lines))
+        return tmp_path / "clips"
+
+    def test_is_registered_and_detected(self, source: Path) -> None:
+        assert detect(str(source / "list.csv")) == self.format
+        assert open_source(str(source / "list.csv")).format == self.format
+
+    def change(self, source: Path) -> None:
+        self.write(source / "1.mp4", frames=24, seed=50)
 
 
 class TestVideoByDecord(TestVideo):
