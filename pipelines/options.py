@@ -35,6 +35,9 @@ class IngestOptions(BaseModel):
     collection: str | None = Field(None, description="name of the collection; by default the lab or folder.")
     camera: str | None = Field(None, description="camera that video frames count as; the dataset's first by default.")
     fps: float = Field(15.0, gt=0, allow_inf_nan=False, description="most steps per second of video.")
+    rate: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="steps per second of robot data that does not say it."
+    )
     clip_steps: int = Field(150, ge=5, description="most steps of an episode cut from a video.")
     scene_cuts: bool = Field(False, description="whether a video is cut where its scenes change, too.")
     backend: Backend = Field("pyav", description="decoder of videos: pyav or decord.")

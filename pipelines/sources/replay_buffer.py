@@ -93,7 +93,7 @@ class ReplayBuffers:
 
     Args:
         source: path or fsspec URI.
-        options: its `fps` says the steps per second, which the stores do not.
+        options: its `rate` says the steps per second, which the stores do not.
 
     Raises:
         UserError: when there is none, none can be read, or two hold different actions.
@@ -142,9 +142,9 @@ class ReplayBuffers:
         for store in self._stores.values():
             for name, why in store.left_out.items():
                 yield LeftOut(source_uri=store.file.uri, what=f"data/{name}: {why}")
-            if "fps" not in self._options.model_fields_set:
+            if self._options.rate is None:
                 what = (
-                    f"no rate is stored: {self._fps(store):g} steps per second are taken, unless --fps says otherwise"
+                    f"no rate is stored: {self._fps(store):g} steps per second are taken, unless --rate says otherwise"
                 )
                 yield LeftOut(source_uri=store.file.uri, what=what, tolerated=True)
             rows = min((len(array) for array in (*store.images.values(), *store.numbers.values())), default=0)
@@ -173,9 +173,7 @@ class ReplayBuffers:
             )
 
     def _fps(self, store: _Store) -> float:
-        if "fps" in self._options.model_fields_set:
-            return self._options.fps
-        return UMI_RATE if store.robots else RATE
+        return self._options.rate or (UMI_RATE if store.robots else RATE)
 
     def _reference(self, store: _Store, index: int) -> SourceRef | Rejection:
         uri = f"{store.file.uri}#episode={index}"

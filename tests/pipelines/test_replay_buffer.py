@@ -54,7 +54,7 @@ def test_diffusion_policy(tmp_path: Path, compressor: Any) -> None:
     assert detect(str(source)) == "replay-buffer"
     found, rejected, remarks = outcomes(source)
     assert not rejected
-    assert remarks == ["no rate is stored: 10 steps per second are taken, unless --fps says otherwise"]
+    assert remarks == ["no rate is stored: 10 steps per second are taken, unless --rate says otherwise"]
     for episode, start, length in zip(found, STARTS, LENGTHS, strict=True):
         steps = slice(start, start + length)
         np.testing.assert_array_equal(episode.action, arrays["action"][steps])
@@ -66,7 +66,7 @@ def test_diffusion_policy(tmp_path: Path, compressor: Any) -> None:
     spec = open_source(str(source)).spec()
     assert spec.action is not None
     assert [part.quantity for part in spec.action.parts] == ["other"], "nothing in the store says what it is"
-    (episode, *_), _, remarks = outcomes(source, fps=20)
+    (episode, *_), _, remarks = outcomes(source, rate=20)
     assert (episode.meta.fps, remarks) == (20.0, [])
 
 
