@@ -6,6 +6,10 @@ from collections.abc import Collection
 FORMATS = {
     "droid-rlds": "rlds",
     "rlds": "rlds",
+    "droid-raw": "droid_raw",
+    "libero": "libero",
+    "robomimic": "robomimic",
+    "aloha": "aloha",
     "replay-buffer": "replay_buffer",
     "video": "video",
 }

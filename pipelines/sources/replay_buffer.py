@@ -33,7 +33,7 @@ _MAX_EPISODES = 1 << 24
 _MAX_EPISODE_BYTES = 8 << 30
 _SAMPLES = 3
 """Images of an episode whose bytes go into its fingerprint; of all others the sizes, or a zip file's checksums."""
-_END = f"/{ENDS}/.zarray"
+_META = "/meta/.zgroup"
 _UMI_CAMERA = re.compile(r"camera\d+_rgb")
 _UMI_POSE = re.compile(r"(robot\d+)_eef_pos")
 _POSE = ("eef_pos", "eef_rot_axis_angle", "gripper_width")
@@ -54,7 +54,7 @@ class _Store:
     """One replay buffer."""
 
     file: SourceFile
-    """The zip file, or the metadata of the episodes' ends."""
+    """The zip file, or the metadata of the group that the episodes' ends are in."""
     name: str
     group: Group
     ends: NDArray[np.int64]
@@ -210,13 +210,16 @@ class ReplayBuffers:
 
 
 def is_mine(name: str) -> bool:
-    """Whether a file name is that of an array's metadata, or of a zipped store."""
-    return name == ".zarray" or name.endswith(".zarr.zip")
+    """Whether a file name is that of a group's metadata, or of a zipped store."""
+    return name == ".zgroup" or name.endswith(".zarr.zip")
 
 
 def recognizes(file: SourceFile) -> bool:
-    """Whether an array is that of the episodes' ends."""
-    return file.path.endswith((_END, ".zarr.zip"))
+    """Whether a group is that of the episodes' ends."""
+    if not file.path.endswith(_META):
+        return file.name.endswith(".zarr.zip")
+    root = file.path.removesuffix(_META)
+    return (Location(root, file.protocol, root) / f"{ENDS}/.zarray").exists()
 
 
 def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | None) -> ReplayBuffers:
@@ -226,7 +229,7 @@ def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | Non
 
 def _open_store(file: SourceFile) -> _Store:
     """Read the metadata of a store. Raises BadDataError."""
-    root = file.path.removesuffix(_END)
+    root = file.path.removesuffix(_META)
     group = ZipGroup(file) if file.name.endswith(".zip") else FolderGroup(Location(root, file.protocol, root))
     try:
         ends = ArrayV2(group, ENDS)

@@ -296,7 +296,7 @@ def test_zip_files_that_are_none(tmp_path: Path) -> None:
 
 def test_the_store_itself_is_found_and_no_other_array(tmp_path: Path) -> None:
     (tmp_path / "plain.zarr").mkdir()
-    (tmp_path / "plain.zarr/.zarray").write_text("{}")
+    (tmp_path / "plain.zarr/.zgroup").write_text("{}")
     with pytest.raises(UserError, match="no file of a known format"):
         detect(str(tmp_path))
     write_store(tmp_path / "deep/inside/x.zarr", pusht((6,)), (6,))
