@@ -6,6 +6,7 @@ from collections.abc import Collection
 FORMATS = {
     "droid-rlds": "rlds",
     "rlds": "rlds",
+    "lerobot": "lerobot",
     "droid-raw": "droid_raw",
     "libero": "libero",
     "robomimic": "robomimic",

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from hdf5_maker import write_aloha, write_demos, write_droid
+from lerobot_maker import Maker
 from oxe import fractal
 from replay_buffers import pusht, umi, write_store, zipped
 
@@ -365,6 +366,31 @@ class TestVideosOfAList(TestVideo):
 
 class TestVideoByDecord(TestVideo):
     given: ClassVar[dict[str, Any]] = {"backend": "decord"}
+
+
+class TestLeRobot(ReaderContract):
+    format = "lerobot"
+    version = "v3.0"
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        self.made = Maker(root=tmp_path / "set", version=self.version, splits=(6, 11))
+        for number, row in enumerate(self.made.episodes):
+            row["data/file_index"] = number
+        return self.made.write()
+
+    def damage(self, source: Path) -> str:
+        file = self.made.data(1)
+        file.write_bytes(file.read_bytes()[:-4])
+        return f"{file}#episode=1"
+
+    def change(self, source: Path) -> None:
+        self.made.rows["action"][7] += 1
+        self.made.write()
+
+
+class TestLeRobotOfVersion2(TestLeRobot):
+    version = "v2.1"
 
 
 class TestDroidRaw(ReaderContract):
