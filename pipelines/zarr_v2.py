@@ -98,11 +98,11 @@ class ZipGroup:
         info = self._info(key)
         if info.file_size > limit or info.compress_size > limit + limit // 8 + 4096:
             raise BadDataError("too_large", f"{key} has {info.file_size} bytes")
-        header = self._file.read(info.header_offset, _LOCAL_HEADER)
+        header = self._bytes(key, info.header_offset, _LOCAL_HEADER)
         if len(header) < _LOCAL_HEADER or header[:4] != b"PK\3\4":
             raise BadDataError("corrupt", f"{key}: the zip file has no header where its directory says")
         skipped = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        data = self._file.read(info.header_offset + _LOCAL_HEADER + skipped, info.compress_size)
+        data = self._bytes(key, info.header_offset + _LOCAL_HEADER + skipped, info.compress_size)
         if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise BadDataError("not_a_zip", f"{key} is encrypted or packed in another way than zip's own")
         if info.compress_type == zipfile.ZIP_DEFLATED:
@@ -113,6 +113,11 @@ class ZipGroup:
         if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
             raise BadDataError("crc_mismatch", f"{key}: the zip file's checksum does not match")
         return data
+
+    def _bytes(self, key: str, start: int, length: int) -> bytes:
+        if not 0 <= start <= start + length <= self._file.size:
+            raise BadDataError("corrupt", f"{key}: the zip file's directory leads out of the file")
+        return self._file.read(start, length)
 
     def digest(self, key: str) -> str:
         """The checksum and the size that the zip file's directory states."""

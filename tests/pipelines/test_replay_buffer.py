@@ -3,7 +3,6 @@
 import json
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -271,9 +270,6 @@ def test_jpeg_xl_without_its_library_names_the_extra(tmp_path: Path, monkeypatch
         open_source(str(source))
 
 
-Break = Callable[[zipfile.ZipFile], None]
-
-
 def test_zip_files_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.zarr.zip"
     path.write_bytes(b"PK\3\4 no zip")
@@ -292,6 +288,16 @@ def test_zip_files_that_are_none(tmp_path: Path) -> None:
     packed.write_bytes(data)
     found, rejected, _ = outcomes(packed)
     assert (len(found), rejected) == (1, {"episode=0": "crc_mismatch"})
+
+
+def test_a_zip_directory_that_leads_out_of_the_file(tmp_path: Path) -> None:
+    packed = zipped(write_store(tmp_path / "x.zarr", umi((6, 7)), (6, 7)))
+    data = bytearray(packed.read_bytes())
+    place = data.rindex(b"data/camera0_rgb/2.0.0.0") - 4  # where the directory says that the file begins
+    data[place : place + 4] = (1 << 30).to_bytes(4, "little")
+    packed.write_bytes(data)
+    found, rejected, _ = outcomes(packed)
+    assert (len(found), rejected) == (1, {"episode=0": "corrupt"})
 
 
 def test_the_store_itself_is_found_and_no_other_array(tmp_path: Path) -> None:
