@@ -143,6 +143,7 @@ def _batch(config: RunConfig, size: int) -> Batch:
         position=zeros,
         draws=torch.full((size, views, DRAWS), 0.5),
         latents=torch.zeros(size, views, 0, 0, 0, 0),
+        embodiment=zeros,
     )
     return evaluation_batch(raw, data, ActionNormalizer.identity(data.action_dim), device=torch.device("cpu"))
 

@@ -25,6 +25,7 @@ class RawBatch:
     position: Tensor  # (B,) int64, place in the run's sample order
     draws: Tensor  # (B, V, 5) in [0, 1): row, column, brightness, contrast, saturation of the view's augmentation
     latents: Tensor  # (B, V, F, C, h, w) float16, zero where masked: cached, with O frames in `frames`; or F = 0
+    embodiment: Tensor  # (B,) int64, id of the robot in the run; 0 is none
 
     def __len__(self) -> int:
         return len(self.action)
@@ -81,6 +82,7 @@ class Batch:
     episode: Tensor
     step: Tensor
     position: Tensor
+    embodiment: Tensor  # (B,) int64 on the policy's device, as in `RawBatch`
     micro_batch: MicroBatch
 
     def __len__(self) -> int:
