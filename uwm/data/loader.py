@@ -123,7 +123,8 @@ class SegmentReader:
         action, action_mask = self._read_actions(picks)
         latents, draws = self._read_latents(samples) if self._latents else self._draw(samples)
         if self._config.missing_views != "none":
-            arrays = (view_mask, pixels.numpy(), latents.numpy(), draws.numpy())
+            own = (draws.numpy(),) if self._latents else ()  # cached latents were augmented with theirs
+            arrays = (view_mask, pixels.numpy(), latents.numpy(), *own)
             fill_views(
                 arrays, [pick.position for pick in picks], self._seed, shuffled=self._config.missing_views == "random"
             )
