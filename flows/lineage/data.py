@@ -13,6 +13,8 @@ from storage_schemas.lineage.provenance import raw_files
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.store.dataset import Dataset, open_dataset, summary
 
+LOOPBACK, BROWSE_PORT = "127.0.0.1", 4210
+"""Where `uwm browse` serves its pages."""
 SAMPLES = 4
 """Episodes that a dataset's page shows frames of."""
 
@@ -50,6 +52,7 @@ def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     return [
         _statistics(dataset),
         _samples(dataset),
+        _browsing(record),
         *_changes(graph, record, dataset),
         _cameras(dataset),
         _collections(dataset),
@@ -117,6 +120,16 @@ def _actions(dataset: Dataset) -> Section:
 def _samples(dataset: Dataset) -> Section:
     shown = pictures(_strips(dataset))
     return Section(title="Samples", text="First, middle and last frame." if shown else "No frames.", pictures=shown)
+
+
+def _browsing(record: LineageRecord) -> Section:
+    """Where to look at every episode."""
+    return Section(
+        title="Episodes",
+        text=f"All of them, with video, curves and provenance, as long as this runs: "
+        f"uwm browse {record.uri} --version {record.version}",
+        link=f"http://{LOOPBACK}:{BROWSE_PORT}/{record.identity}/",
+    )
 
 
 def _strips(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
