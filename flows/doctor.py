@@ -11,7 +11,7 @@ from pipelines.doctor.diagnose import Diagnosis, DoctorProgress, diagnose
 from pipelines.doctor.page import markdown, verdict
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.location import locate
-from uwm.config import DatasetVersion
+from uwm.settings import DatasetVersion
 
 
 @task(name="diagnose", cache_policy=NO_CACHE)

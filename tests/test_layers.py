@@ -26,7 +26,10 @@ ONLY_IN = {
 """Package -> glob patterns of the files that may import it."""
 TORCHLESS = (
     "uwm/report/*",
-    *(f"uwm/{name}.py" for name in ("config", "earlier_configs", "overrides", "policies", "recipes", "registry")),
+    *(
+        f"uwm/{name}.py"
+        for name in ("config", "earlier_configs", "overrides", "policies", "recipes", "registry", "settings")
+    ),
 )
 
 

@@ -29,12 +29,13 @@ from storage_schemas.local_files import sync_folder
 from storage_schemas.location import locate
 from uwm.card import model_card
 from uwm.checkpoint import Checkpoint, load_checkpoint, sha256_file
-from uwm.config import Config, RunConfig, TokenizerConfig, replace
+from uwm.config import RunConfig, TokenizerConfig
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import DTYPES, Precision
 from uwm.eval.files import load_evaluation
 from uwm.model.tokenizer import load_vae
 from uwm.policy import Policy
+from uwm.settings import Config, replace
 
 MANIFEST_FILE = "manifest.json"
 CARD_FILE = "README.md"

@@ -30,11 +30,12 @@ from storage_schemas.documents import read_document, write_document
 from storage_schemas.errors import DamagedError, StorageError, UserError
 from storage_schemas.local_files import sync_folder
 from storage_schemas.location import locate
-from uwm.config import C, Config, RunConfig, replace
+from uwm.config import RunConfig
 from uwm.data.normalize import ActionNormalizer
 from uwm.device import resolve_device
 from uwm.events import DatasetUse
 from uwm.policy import Policy
+from uwm.settings import C, Config, replace
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"

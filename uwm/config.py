@@ -6,52 +6,18 @@ A named run is a function in `recipes.py` that returns a `RunConfig`; variants d
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from storage_schemas.episode import SegmentSpec
 from storage_schemas.errors import UserError
 from uwm.earlier_configs import upgraded
 from uwm.registry import POLICY_GROUP, policy_settings
+from uwm.settings import Beta, Changeable, DatasetVersion, RunName, Seed, Settings, Size
 
 if TYPE_CHECKING:
     from uwm.policy import Policy
-
-
-def _as_number(version: object) -> object:
-    return int(version) if isinstance(version, str) and version.isdecimal() else version
-
-
-DatasetVersion = Annotated[Annotated[int, Field(ge=0)] | str | None, BeforeValidator(_as_number)]
-"""A dataset version: its number, a tag, or None for the newest."""
-
-Size = tuple[PositiveInt, PositiveInt]
-"""Height, width."""
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Seed = Annotated[int, Field(ge=0, lt=1 << 63)]
-"""What torch and numpy both take."""
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-
-C = TypeVar("C", bound="Config")
-T = TypeVar("T")
-
-MAY_CHANGE = "may change on resume"
-Changeable = Annotated[T, MAY_CHANGE]
-"""A setting that may differ between the parts of a resumed run: it changes no number of the run, or what it stands for
-is compared instead (see `uwm.train.resume`)."""
-
-
-class Config(BaseModel):
-    """Base of all configurations: immutable, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Settings(Config):
-    """Base of what a run is told: no number is infinite or no number at all."""
-
-    model_config = ConfigDict(allow_inf_nan=False)
 
 
 class DatasetRef(Settings):
@@ -247,6 +213,9 @@ class OptimConfig(Settings):
     )
     lr: float = Field(1e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(
+        1e-8, gt=0, description="added to the root of Adam's second moment: gradients far below it make no step"
+    )
     weight_decay: float = Field(1e-6, ge=0, description="on all parameters, as published")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(1000, ge=0)
@@ -392,8 +361,3 @@ class RunConfig(Settings):
     def folder(self) -> str:
         """Where checkpoints and logs of the run lie."""
         return self.output or f"runs/{self.name}"
-
-
-def replace(config: C, **changes: object) -> C:
-    """A checked copy of `config` with some fields changed."""
-    return type(config).model_validate(config.model_dump() | changes)

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from uwm.config import Changeable, DiffusionConfig, PolicyConfig, RunConfig, Settings, TokenizerConfig
+from uwm.config import DiffusionConfig, PolicyConfig, RunConfig, TokenizerConfig
 from uwm.registry import register_policy
+from uwm.settings import Changeable, Settings
 
 if TYPE_CHECKING:
     from uwm.policy import Learner

@@ -11,7 +11,7 @@ import torch
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import load_checkpoint
-from uwm.config import DatasetRef, RunConfig, replace
+from uwm.config import DatasetRef, RunConfig
 from uwm.data.mixture import check_actions, choose_member, open_mixture
 from uwm.device import resolve_device
 from uwm.eval.options import EvalOptions
@@ -19,6 +19,7 @@ from uwm.eval.result import ACTION_METRICS, Metric, ModeName
 from uwm.eval.setup import check_steps, full_windows
 from uwm.policies import build
 from uwm.policy import Learner, Policy
+from uwm.settings import replace
 from uwm.train.finetuning import check_changes
 from uwm.train.resume import resolve_paths
 from uwm.train.setup import check_data

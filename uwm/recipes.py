@@ -18,7 +18,6 @@ from uwm.config import (
     RunConfig,
     TokenizerConfig,
     TrainConfig,
-    replace,
 )
 from uwm.overrides import as_kind
 from uwm.policies import (
@@ -33,6 +32,7 @@ from uwm.policies import (
     UwmDiffusionConfig,
 )
 from uwm.registry import nearest
+from uwm.settings import replace
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}

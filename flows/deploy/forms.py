@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.jobs.train import adapted
-from uwm.config import DatasetRef, RunConfig, RunName, replace
+from uwm.config import DatasetRef, RunConfig
+from uwm.settings import RunName, replace
 
 
 class Form(BaseModel):

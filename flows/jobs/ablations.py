@@ -60,9 +60,9 @@ def run_ablations(
     """
     from storage_schemas import markdown
     from uwm.ablations import BASE, find_ablations, variants
-    from uwm.config import replace
     from uwm.preflight import check_evaluation, check_run
     from uwm.report.ablations import ResultsLog, Row, table
+    from uwm.settings import replace
 
     options = EvalOptions(samples=samples)
     config = make_config(base, (f"data.datasets.0.uri={dataset}", *overrides))

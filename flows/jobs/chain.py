@@ -18,10 +18,11 @@ from flows.lineage.records import DatasetPin
 from storage_schemas.catalog.table import same_dataset
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.lineage.records import digest, lineage_root
-from uwm.config import RunConfig, replace
+from uwm.config import RunConfig
 from uwm.eval.options import EvalOptions
 from uwm.eval.result import ACTION_METRICS, Metric
 from uwm.recipes import RecipeName
+from uwm.settings import replace
 
 
 class Chain(BaseModel):

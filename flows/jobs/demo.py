@@ -106,7 +106,7 @@ def require_data(data: Path) -> None:
 
 def demo_config(name: str, folder: Path) -> "RunConfig":
     """A recipe of the demo, with all that lies in `runs/demo` by default in `folder`."""
-    from uwm.config import replace
+    from uwm.settings import replace
 
     def moved(path: str) -> str:
         return path and str(folder / Path(path).relative_to(FOLDER))

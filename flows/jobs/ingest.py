@@ -9,7 +9,7 @@ from flows.lineage.records import DatasetPin, record_dataset, record_source
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.lineage.records import Fact, LineageRecord, lineage_root
 from storage_schemas.location import locate
-from uwm.config import DatasetVersion
+from uwm.settings import DatasetVersion
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

@@ -48,7 +48,7 @@ def adapted(config: "RunConfig", **changes: object) -> "RunConfig":
     """A configuration with some of its fields changed. Raises UserError when they don't go together."""
     from pydantic import ValidationError
 
-    from uwm.config import replace
+    from uwm.settings import replace
 
     try:
         return replace(config, **changes)

@@ -12,12 +12,13 @@ from storage_schemas.errors import UserError
 from uwm.auto import AutoPolicy
 from uwm.bundle import CARD_FILE, MANIFEST_FILE, export, load_bundle
 from uwm.checkpoint import CheckpointState, save_checkpoint
-from uwm.config import RunConfig, TokenizerConfig, replace
+from uwm.config import RunConfig, TokenizerConfig
 from uwm.data.normalize import ActionNormalizer
 from uwm.eval.files import save_evaluation
 from uwm.eval.result import Evaluation
 from uwm.model.autoencoder import Autoencoder
 from uwm.policies import build
+from uwm.settings import replace
 
 NORMALIZER = ActionNormalizer(low=(-2.0, 0.0, 1.0), high=(2.0, 4.0, 1.0), mean=(0.0, 2.0, 1.0), count=9)
 

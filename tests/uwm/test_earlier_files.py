@@ -15,10 +15,11 @@ import pytest
 from storage_schemas.errors import UserError
 from uwm.auto import AutoPolicy
 from uwm.checkpoint import load_checkpoint
-from uwm.config import RunConfig, TokenizerConfig, replace
+from uwm.config import RunConfig, TokenizerConfig
 from uwm.overrides import apply_overrides
 from uwm.policies import UwmConfig, UwmDiffusionConfig
 from uwm.recipes import get_recipe
+from uwm.settings import replace
 from uwm.train.trainer import train
 
 DATA = Path(__file__).resolve().parents[1] / "data"

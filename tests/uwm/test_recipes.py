@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_schemas.errors import UserError
-from uwm.config import DatasetRef, RunConfig, replace
+from uwm.config import DatasetRef, RunConfig
 from uwm.overrides import apply_overrides
 from uwm.recipes import RECIPES, get_recipe
+from uwm.settings import replace
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -12,8 +12,9 @@ from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.schema import DatasetSpec
 from storage_schemas.store.parts import write_part
 from storage_schemas.synthetic import generate
-from uwm.config import DatasetRef, RunConfig, TokenizerConfig, replace
+from uwm.config import DatasetRef, RunConfig, TokenizerConfig
 from uwm.recipes import get_recipe
+from uwm.settings import replace
 
 _STEPS = 4
 """Length of the one episode: as short as possible, for all of it is encoded first."""

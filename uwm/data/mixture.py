@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset, open_dataset
-from uwm.config import DataConfig, DatasetRef, DatasetVersion, replace
+from uwm.config import DataConfig, DatasetRef
 from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
 from uwm.data.sampler import Pick, SegmentSampler
 from uwm.registry import nearest
+from uwm.settings import DatasetVersion, replace
 
 _SAMPLE = 1 << 22
 """Most steps that percentiles are taken over."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from uwm.config import Config
+from uwm.settings import Config
 
 ZERO_RANGE = 1e-6
 """A dimension whose half range is smaller, relative to its centre or 1, is constant up to rounding."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from uwm.config import DatasetVersion
+from uwm.settings import DatasetVersion
 
 
 class SegmentOptions(BaseModel):

@@ -14,7 +14,6 @@ from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset
 from uwm.checkpoint import Checkpoint, load_checkpoint, load_weights
 from uwm.config import DatasetRef, DiffusionConfig, RunConfig
-from uwm.config import replace as change
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
 from uwm.data.loader import SegmentReader
@@ -26,6 +25,7 @@ from uwm.eval.baselines import mean_action
 from uwm.eval.options import SegmentOptions
 from uwm.eval.result import Example
 from uwm.policy import Mode, Policy, Sample
+from uwm.settings import replace as change
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
-from uwm.config import MAY_CHANGE, Config, DatasetRef, RunConfig, TokenizerConfig, TrainConfig, replace
+from uwm.config import DatasetRef, RunConfig, TokenizerConfig, TrainConfig
+from uwm.settings import MAY_CHANGE, Config, replace
 
 
 @contextmanager
@@ -129,7 +130,7 @@ def _names(path: str, recorded: Origin | None) -> bool:
 
 
 def fixed_settings(config: Config) -> dict[str, object]:
-    """Every single setting that does not change on resume (see `uwm.config.Changeable`), by its dotted name."""
+    """Every single setting that does not change on resume (see `uwm.settings.Changeable`), by its dotted name."""
     settings: dict[str, object] = {}
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)

@@ -20,7 +20,6 @@ from storage_schemas.store.dataset import open_dataset
 from storage_schemas.store.latents import latents_folder, load_spec
 from storage_schemas.store.parts import write_part
 from uwm.config import RunConfig
-from uwm.config import replace as with_config
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
 from uwm.data.latents import LatentStore, open_latents
@@ -32,6 +31,7 @@ from uwm.latents.encode import encode_run
 from uwm.latents.shards import EncodeReport, encode
 from uwm.model.tokenizer import IdentityTokenizer, Tokenizer
 from uwm.policies import build
+from uwm.settings import replace as with_config
 from uwm.train.trainer import train
 
 CPU = torch.device("cpu")

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from uwm.config import RunConfig, replace
+from uwm.config import RunConfig
 from uwm.model.blocks import Modulation, Precomputed
 from uwm.model.transformer import DiffusionTransformer
 from uwm.model.uwm import UWMPolicy
 from uwm.policies import UwmConfig
+from uwm.settings import replace
 
 SIZES = ("full", "low_rank", "shared")
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from uwm.config import AutoencoderConfig, RunConfig, replace
+from uwm.config import AutoencoderConfig, RunConfig
 from uwm.data.batch import Batch
 from uwm.model.autoencoder import Autoencoder
 from uwm.policies import build
 from uwm.policy import Learner
+from uwm.settings import replace
 
 MakeBatch = Callable[..., Batch]
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from uwm.config import RunConfig, replace
+from uwm.config import RunConfig
 from uwm.data.batch import Batch
 from uwm.model.uwm import UWMPolicy
 from uwm.policies import UwmDiffusionConfig
 from uwm.policy import Mode, Sample
+from uwm.settings import replace
 
 MakeBatch = Callable[..., Batch]
 VARIANTS = {

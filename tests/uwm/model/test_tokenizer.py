@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from storage_schemas.errors import UserError
-from uwm.config import RunConfig, TokenizerConfig, replace
+from uwm.config import RunConfig, TokenizerConfig
 from uwm.data.batch import Batch
 from uwm.model.autoencoder import Autoencoder
 from uwm.model.tokenizer import IdentityTokenizer, SdxlTokenizer, Tokenizer, fingerprint_weights, load_tokenizer
 from uwm.model.uwm import UWMPolicy
+from uwm.settings import replace
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@ import torch
 from batches import with_masks
 
 from storage_schemas.errors import UserError
-from uwm.config import DataConfig, RunConfig, replace
+from uwm.config import DataConfig, RunConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.modes import MODES, Role
 from uwm.model.uwm import UWMPolicy
 from uwm.policies import UwmConfig, UwmDiffusionConfig, build
 from uwm.policy import Mode, Policy
+from uwm.settings import replace
 
 MakeBatch = Callable[..., Batch]
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import latest_checkpoint, load_checkpoint, load_policy
-from uwm.config import replace
 from uwm.diffusion.modes import Modality, run
 from uwm.eval.offline import evaluate
 from uwm.eval.options import EvalOptions, SampleOptions
@@ -23,6 +22,7 @@ from uwm.policy import Mode
 from uwm.recipes import get_recipe
 from uwm.reference.importer import import_reference
 from uwm.reference.published import LAYOUTS, VAE, Layout, ordered, renamed, take_apart
+from uwm.settings import replace
 from uwm.train.trainer import train
 
 pytestmark = pytest.mark.golden

@@ -8,12 +8,13 @@ from batches import raw_batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uwm.config import DataConfig, OptimConfig, RunConfig, TokenizerConfig, replace
+from uwm.config import DataConfig, OptimConfig, RunConfig, TokenizerConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
 from uwm.overrides import as_kind
 from uwm.policies import ObsEncoderConfig, UwmConfig, build
+from uwm.settings import replace
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
 
 OF_KIND = {

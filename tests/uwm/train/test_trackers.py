@@ -11,13 +11,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from storage_schemas.errors import UserError
-from uwm.config import RunConfig, replace
+from uwm.config import RunConfig
 from uwm.eval.files import ExampleArrays, save_evaluation
 from uwm.eval.result import Evaluation
 from uwm.events import Evaluated, TrainProgress, TrainStarted
 from uwm.overrides import apply_overrides
 from uwm.recipes import get_recipe
 from uwm.report.pictures import Pictures, pictures_of
+from uwm.settings import replace
 from uwm.train.trackers import Trackers, settings
 
 
