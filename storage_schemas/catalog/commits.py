@@ -28,7 +28,15 @@ from storage_schemas.catalog.delta import (
     with_columns_of,
 )
 from storage_schemas.catalog.rows import EpisodeRow, rows_to_arrow
-from storage_schemas.catalog.table import create_dataset, dataset_exists, open_dataset_table, take_spec
+from storage_schemas.catalog.table import (
+    Snapshot,
+    create_dataset,
+    dataset_exists,
+    load,
+    open_dataset_table,
+    take_spec,
+)
+from storage_schemas.catalog.versions import load_version
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.location import Location, locate, storage_errors
 from storage_schemas.schema import DatasetSpec
@@ -111,6 +119,12 @@ class Committer:
         """See the function `commit`."""
         tried: set[str] = set()
         return attempt(self._location, lambda: self._once(rows, frozenset(retire), tried))
+
+    def snapshot(self, version: int) -> Snapshot:
+        """A version of the dataset; the one that the last commit made is not opened again. Raises UserError."""
+        if self._table is None or self._table.version() != version:
+            return load_version(self._location, version)
+        return load(self._location, self._table)
 
     def _once(self, rows: Sequence[EpisodeRow], retire: frozenset[str], tried: set[str]) -> CommitResult:
         table = self._refreshed()

@@ -100,9 +100,6 @@ def read_rows(
 ) -> pa.Table:
     """Some columns, or all, of the version that a table is opened at, oldest rows first.
 
-    deltalake's own way goes through a file system written in Python, of which Arrow's threads let go when they like:
-    when that is after the interpreter's end, the process aborts though its work is done (apache/arrow#34314).
-
     Args:
         location: Where the table lies.
         table: It, opened.
@@ -112,13 +109,28 @@ def read_rows(
     Raises:
         DamagedError: when a data file is gone or no Parquet file.
     """
+    return read_files(location, table_schema(table, columns), data_files(table) if files is None else files)
+
+
+def table_schema(table: "DeltaTable", columns: Sequence[str] | None = None) -> pa.Schema:
+    """The schema of some columns of a table, of all when None."""
     schema = pa.schema(table.schema())
-    schema = pa.schema([schema.field(name) for name in columns or schema.names])
-    names = [file["path"] for file in (data_files(table) if files is None else files)]
+    return pa.schema([schema.field(name) for name in columns or schema.names])
+
+
+def read_files(location: Location, schema: pa.Schema, files: Sequence[dict[str, Any]]) -> pa.Table:
+    """The columns of `schema` of some data files of a table, in the order of the files.
+
+    deltalake's own way goes through a file system written in Python, of which Arrow's threads let go when they like:
+    when that is after the interpreter's end, the process aborts though its work is done (apache/arrow#34314).
+
+    Raises:
+        DamagedError: when a data file is gone or no Parquet file.
+    """
     usual = pa.default_memory_pool()  # keeps what decoding took: half a gigabyte for the statistics of 80,000 episodes
     pa.set_memory_pool(pa.system_memory_pool())
     try:
-        rows = [_with_columns(read_columns(location / name, schema.names), schema) for name in names]
+        rows = [_with_columns(read_columns(location / file["path"], schema.names), schema) for file in files]
     finally:
         pa.set_memory_pool(usual)
     return pa.concat_tables([schema.empty_table(), *rows])

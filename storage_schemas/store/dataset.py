@@ -87,6 +87,7 @@ class Dataset:
     def __init__(self, location: Location, snapshot: Snapshot) -> None:
         """Use `open_dataset`."""
         self.uri: str = location.uri
+        self.snapshot = snapshot
         self.version: int = snapshot.version
         self.table_id: str = snapshot.table_id
         self.spec: DatasetSpec = snapshot.spec
