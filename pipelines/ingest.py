@@ -246,8 +246,8 @@ def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Pl
         if fingerprint in fingerprints:
             known[fingerprint] += 1
             taken[episode_id] = fingerprint, uri
-        elif (place := uri if uri in current else uri.rpartition("#")[0]) in current:
-            stale.setdefault(place, []).append(episode_id)
+        elif (reference := uri if uri in current else uri.rpartition("#")[0]) in current:
+            stale.setdefault(reference, []).append(episode_id)
     copies = filters.copies(refs, dict(taken.values()))
     done = known.keys() | withdrawn
     return _Plan(

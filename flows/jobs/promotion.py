@@ -192,8 +192,8 @@ class Track:
             run_url: the flow run.
         """
         for _ in range(MAX_RACES):
-            if made := self.decided(identity):
-                return made
+            if earlier := self.decided(identity):
+                return earlier
             number = len(self.decisions()) + 1
             compared = contend(self.best())
             promoted, reason = compare(measure, compared)

@@ -41,8 +41,8 @@ def detect(source: str) -> str:
 
     for name, module_name in FORMATS.items():
         is_mine = importlib.import_module(f"pipelines.sources.{module_name}").is_mine
-        found = (item for item in find(source, is_mine) if isinstance(item, SourceFile))
-        if any(is_mine(file.name) for file in found):
+        files = (item for item in find(source, is_mine) if isinstance(item, SourceFile))
+        if any(is_mine(file.name) for file in files):
             return name
     raise UserError(
         f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"

@@ -170,4 +170,6 @@ def exclusive(table: "DeltaTable") -> "CommitProperties":
     """Properties that make two commits from the same version conflict instead of both going through."""
     from deltalake import CommitProperties, Transaction
 
+    # Delta lets two appends through, and its own retry writes a loser's rows without reading what the winner has
+    # brought: the same episode would be there twice.
     return CommitProperties(app_transactions=[Transaction("uwm", table.version() + 1)], max_commit_retries=0)

@@ -52,6 +52,7 @@ def set_tag(uri: str | os.PathLike[str], name: str, version: Version = None, *, 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     tag = Tag(name=name, version=table.version(), table_id=str(table.metadata().id), created=now)
     try:
+        # of two who give a name at the same time one wins, and the other is told what it names
         write_document(_file(location, name), tag, exclusive=not move)
     except FileExistsError:
         existing = read_document(_file(location, name), Tag)
@@ -81,11 +82,6 @@ def tags(uri: str | os.PathLike[str]) -> list[Tag]:
     open_dataset_table(location)
     names = [name.removesuffix(".json") for name in (location / "tags").names() if name.endswith(".json")]
     return sorted((_read(location, name) for name in names), key=lambda tag: (tag.version, tag.name))
-
-
-def find_tag(location: Location, name: str) -> Tag:
-    """The tag of a dataset. Raises UserError when there is none, or it is of a dataset that lay here before."""
-    return _own_tag(location, open_dataset_table(location), name)
 
 
 def open_version(location: Location, version: Version = None, *, newest: int | None = None) -> "DeltaTable":

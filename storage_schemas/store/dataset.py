@@ -253,8 +253,10 @@ class Dataset:
         array = schema.frame_array(height, width).name
         folder = f"{self.episodes.parts[episode]}/"
         entries = schema.shard_steps * len(schema.cameras)
+        # the views of a step lie together: steps and views that ascend give ids that ascend
         ids = ((self.episodes.starts[episode] + steps)[:, None] * len(schema.cameras) + views).ravel()
         first, last = int(ids[0]) // entries, int(ids[-1]) // entries
+        # nearly always, for a sample's frames are near each other: one read, and no copy of the ids for each shard
         if first == last:
             return [ShardRead(folder + shard_key(array, first), entries, ids - first * entries)]
         shards = ids // entries
@@ -271,6 +273,7 @@ class Dataset:
         inside = min(count, length - step)
         if known:
             action[:inside] = self._rows(episode, "action", step, inside)
+            # most episodes know all actions or none: the mask is read only where it says more
             mask[:inside] = True if known == length else self._rows(episode, "mask/action", step, inside)
         return action, mask
 
