@@ -248,10 +248,6 @@ class Location:
             else:
                 Path(self.path).unlink()
 
-    def delta_uri(self) -> str:
-        """The place as deltalake takes it."""
-        return self.uri
-
     def delta_options(self) -> dict[str, str]:
         """Storage options of deltalake; keys, region and endpoint come from the usual AWS_* variables."""
         if self.protocol not in _S3:

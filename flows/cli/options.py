@@ -14,7 +14,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 
 M = TypeVar("M", bound=BaseModel)
 P = ParamSpec("P")
@@ -117,6 +117,5 @@ def checked(model: type[M], given: Mapping[str, object]) -> M:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{flag(str(first['loc'][0]))}: {reason}" if first["loc"] else reason) from error
+        name, reason = first_problem(error)
+        raise UserError(f"{flag(name.partition('.')[0])}: {reason}" if name else reason) from error

@@ -28,7 +28,7 @@ def is_table(location: Location) -> bool:
 
     if location.is_local and not location.is_dir():
         return False
-    uri, options = location.delta_uri(), location.delta_options() or None
+    uri, options = location.uri, location.delta_options() or None
     return persistent(location, lambda: bool(DeltaTable.is_deltatable(uri, storage_options=options)))
 
 
@@ -46,7 +46,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
         return persistent(
             location,
             lambda: DeltaTable.create(
-                location.delta_uri(),
+                location.uri,
                 schema,
                 mode="ignore",
                 configuration=_CONFIGURATION | configuration,
@@ -77,7 +77,7 @@ def open_table(location: Location, version: int | None = None) -> "DeltaTable":
     """Open a Delta table that exists."""
     from deltalake import DeltaTable
 
-    uri, options = location.delta_uri(), location.delta_options() or None
+    uri, options = location.uri, location.delta_options() or None
     return persistent(location, lambda: DeltaTable(uri, version=version, storage_options=options))
 
 

@@ -86,13 +86,13 @@ class Dataset:
 
     def __init__(self, location: Location, snapshot: Snapshot) -> None:
         """Use `open_dataset`."""
+        self.location = location
         self.uri: str = location.uri
         self.snapshot = snapshot
         self.version: int = snapshot.version
         self.table_id: str = snapshot.table_id
         self.spec: DatasetSpec = snapshot.spec
         self.episodes: EpisodeTable = snapshot.episodes
-        self._location = location
         self._reader: PartReader | None = None
         self._schemas: dict[str, StoreSchema] = {}
 
@@ -151,12 +151,7 @@ class Dataset:
     @property
     def is_local(self) -> bool:
         """Whether it lies on a mounted file system."""
-        return self._location.is_local
-
-    @property
-    def location(self) -> Location:
-        """Where it lies."""
-        return self._location
+        return self.location.is_local
 
     def schema(self, episode: int) -> StoreSchema:
         """The schema of the part that the episode lies in. Raises DamagedError."""
@@ -171,7 +166,7 @@ class Dataset:
     def reader(self) -> PartReader:
         """Byte access to the parts, opened in this process at the first call."""
         if self._reader is None:
-            self._reader = open_parts(self._location / "parts")
+            self._reader = open_parts(self.location / "parts")
         return self._reader
 
     def _length(self, episode: int) -> int:

@@ -141,7 +141,7 @@ class _Loop:
             self._step(batches)
             # the first step too: who started the run sees at once that it works
             if run.step % config.log_every == 0 or run.step == 1:
-                self._report()
+                self.tell(self._progress())
             if run.step % config.save_every == 0:
                 self._save()
             if self.evaluation and run.step % config.eval_every == 0:
@@ -183,10 +183,6 @@ class _Loop:
                 value.item()
         self.metrics.add(logs, weight)
         self.diagnostics.add(output, batch)
-
-    def _report(self) -> None:
-        """Tell how the steps since the last report went. Raises UserError when they diverged."""
-        self.tell(self._progress())
 
     def _progress(self) -> log.TrainProgress:
         """How the steps since the last report went. Raises UserError when they diverged."""
