@@ -15,7 +15,7 @@ from flows.runtime.user_errors import as_function, failing_on_user_error
 from pipelines.folder_snapshot import FolderSnapshot, take_snapshot, wait_until_quiet
 from pipelines.ingest import IngestProgress
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
-from storage_schemas.catalog.table import dataset_exists
+from storage_schemas.catalog.table import dataset_exists, dataset_id
 from storage_schemas.lineage.records import digest, lineage_root
 from storage_schemas.location import Location, locate
 
@@ -90,8 +90,7 @@ def watch(
         patience: most seconds to wait for that.
     """
     logger = get_run_logger()
-    memory = _memory(source, store, options)
-    if _remembered(memory) == _state(take_snapshot(source), store):
+    if _remembered(_memory(source, store, options)) == _state(take_snapshot(source), store):
         logger.info("%s is as it was when it was ingested", source)
         return None
     seen = wait_until_quiet(source, quiet=quiet, patience=patience)
@@ -102,13 +101,17 @@ def watch(
         logger.info("%s holds nothing to ingest yet", source)
         return None
     result = as_function(ingest)(source, store, options, runner)
-    memory.write_bytes(_state(seen, store).encode())
+    _memory(source, store, options).write_bytes(_state(seen, store).encode())
     return result
 
 
 def _memory(source: str, store: str, options: IngestOptions) -> Location:
-    """Where it is kept how source and store were left. It only saves work: without it everything is compared anew."""
-    name = digest(locate(source).uri, locate(store).uri, options.model_dump_json(exclude={"batch_episodes"}))
+    """Where it is kept how a source was left when it was in a dataset, wherever that lies now.
+
+    It only saves work: without it everything is compared anew.
+    """
+    into = dataset_id(store) if dataset_exists(store) else locate(store).uri
+    name = digest(locate(source).uri, into, options.model_dump_json(exclude={"batch_episodes"}))
     return locate(lineage_root(store)) / FOLDER / f"{name}.txt"
 
 

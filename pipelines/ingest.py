@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import InitVar, asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import zip_longest
 
 from pipelines.checks.filters import Filter
 from pipelines.checks.quality import LeftOut, Rejection
@@ -221,7 +222,7 @@ def _spec(dataset: Dataset | None, reader: SourceReader, val_percent: int | None
     """What the dataset's episodes share: a new one's as the source has it, which must fit one that is there."""
     spec = reader.spec()
     if dataset is None:
-        return spec if val_percent is None else replace(spec, val_percent=val_percent)
+        return spec if val_percent is None else spec.model_copy(update={"val_percent": val_percent})
     stored = dataset.spec
     if spec.action_dim != stored.action_dim:
         raise UserError(f"{dataset.uri} has {stored.action_dim}-dim actions, the source {spec.action_dim}: use another")
@@ -229,7 +230,32 @@ def _spec(dataset: Dataset | None, reader: SourceReader, val_percent: int | None
         raise UserError(f"{dataset.uri} has no camera {', '.join(sorted(strange))}: use another dataset")
     if val_percent is not None and val_percent != stored.val_percent:
         raise UserError(f"{dataset.uri} holds out {stored.val_percent}%, which can't be changed to {val_percent}%")
-    return stored
+    return _declared(dataset, spec, reader.format)
+
+
+def _declared(dataset: Dataset, spec: DatasetSpec, source_format: str) -> DatasetSpec:
+    """The dataset's spec, with what the source declares if nothing in it has an action yet.
+
+    Raises:
+        UserError: when a source's numbers do not mean what the dataset's do.
+    """
+    stored = dataset.spec
+    if stored.action is not None and spec.action is not None and stored.action != spec.action:
+        differing = next(pair for pair in zip_longest(stored.action.lines, spec.action.lines) if pair[0] != pair[1])
+        raise UserError(
+            f"{dataset.uri} has other actions than the source: {differing[0]}, not {differing[1]}: use another dataset"
+        )
+    if stored.action is not None or spec.action is None:
+        return stored
+    formats, known = dataset.episodes.column("source_format"), dataset.episodes.action_steps > 0
+    if not known.any():  # started by video
+        return stored.model_copy(update={"action": spec.action, "states": spec.states, "views": spec.views})
+    if strange := {name for name, has in zip(formats, known, strict=True) if has} - {source_format}:
+        raise UserError(
+            f"{dataset.uri} does not say what its actions mean, and has some of {', '.join(sorted(strange))}: "
+            f"use another dataset for {source_format}"
+        )
+    return stored  # of schema version 1, and more of the same
 
 
 def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Plan:
@@ -315,6 +341,8 @@ class _Ledger:
     quarantine: _Quarantine
     version: int = field(init=False)
     """The dataset's, after the last commit."""
+    starts: bool = field(init=False)
+    """Whether the first commit gives the dataset its spec."""
     rejected: list[Rejection] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
@@ -325,6 +353,7 @@ class _Ledger:
 
     def __post_init__(self, dataset: Dataset | None) -> None:
         self.version = 0 if dataset is None else dataset.version
+        self.starts = dataset is None or dataset.spec != self.spec
         # a file may have become a copy of another, with nothing to read; of a record that means nothing, for a set that
         # is built again shuffles them
         unread = self.plan.stale.keys() - {ref.uri for ref in self.plan.todo}
@@ -347,8 +376,9 @@ class _Ledger:
     def close(self) -> None:
         """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
-            if not self.version:  # with its first commit, so that a source of which nothing is good decides nothing
+            if self.starts:  # with its first commit, so that a source of which nothing is good decides nothing
                 start_dataset(self.quarantine.store_uri, self.spec)
+                self.starts = False
             result = self.committer.commit(self._rows, retire=self._retired)
             self.version = result.version
             self.total.update(added=result.added, replaced=result.replaced, present=result.present)

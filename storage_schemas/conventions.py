@@ -1,11 +1,13 @@
-"""What robot numbers mean: rotations, action spaces, gripper sign. Ingestion and serving share it.
+"""What DROID's numbers mean. Ingestion and serving share it.
 
-Letters: T steps. Rotations act on column vectors; Euler angles are in radians, extrinsic x, y, z (scipy's "xyz"),
-which is what DROID's own controller code uses.
+Letters: T steps. Euler angles are extrinsic x, y, z, which is what DROID's own controller code uses.
 """
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from storage_schemas.rotations import from_matrix, to_matrix
+from storage_schemas.spaces import Camera, Part, Space, StateField
 
 DROID_CAMERAS = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
 """DROID's views in canonical order, under the names of its RLDS release."""
@@ -20,55 +22,109 @@ DROID_MAX_STEP = np.array([0.075, 0.075, 0.075, 0.15, 0.15, 0.15], np.float32)
 """Metres and radians that a velocity of 1 moves in one control step (DROID's IK solver)."""
 
 
+DROID_ACTION = Space(
+    parts=(
+        Part(
+            name="cartesian_velocity",
+            quantity="linear_velocity",
+            dim=3,
+            unit="m/step",
+            scale=0.075,
+            frame="base",
+            axes=("x", "y", "z"),
+        ),
+        Part(
+            name="angular_velocity",
+            quantity="angular_velocity",
+            dim=6,
+            representation="6d",
+            unit="rad/step",
+            scale=0.15,
+            scaled="euler_xyz",
+            frame="base",
+            axes=tuple(f"rot {index}" for index in range(1, 7)),
+        ),
+        Part(name="gripper_position", quantity="gripper_position", dim=1, unit="1", open=0.0, closed=1.0),
+    ),
+    rate=DROID_FPS,
+)
+"""The action of the UWM paper for DROID: the rotation is that of the unscaled Euler angles of the velocity."""
+
+DROID_ROBOT = Space(
+    parts=(
+        Part(
+            name="cartesian_velocity",
+            quantity="linear_velocity",
+            dim=3,
+            unit="m/step",
+            scale=0.075,
+            frame="base",
+            axes=("x", "y", "z"),
+        ),
+        Part(
+            name="angular_velocity",
+            quantity="angular_velocity",
+            dim=3,
+            representation="euler_xyz",
+            unit="rad/step",
+            scale=0.15,
+            frame="base",
+            axes=("roll", "pitch", "yaw"),
+        ),
+        Part(name="gripper_position", quantity="gripper_position", dim=1, unit="1", open=0.0, closed=1.0),
+    ),
+    rate=DROID_FPS,
+)
+"""What DROID's environment takes: `cartesian_velocity` (6) in [-1, 1] and the gripper's position."""
+
+DROID_STATES = (
+    StateField(
+        name="observation/cartesian_position",
+        space=Space(
+            parts=(
+                Part(name="position", quantity="position", dim=3, unit="m", frame="base", axes=("x", "y", "z")),
+                Part(
+                    name="rotation",
+                    quantity="rotation",
+                    dim=3,
+                    representation="euler_xyz",
+                    unit="rad",
+                    frame="base",
+                    axes=("roll", "pitch", "yaw"),
+                ),
+            )
+        ),
+    ),
+    StateField(
+        name="observation/joint_position",
+        space=Space(parts=(Part(name="joint_position", quantity="joint_position", dim=7, unit="rad"),)),
+    ),
+    StateField(
+        name="observation/gripper_position",
+        space=Space(
+            parts=(Part(name="gripper_position", quantity="gripper_position", dim=1, unit="1", open=0.0, closed=1.0),)
+        ),
+    ),
+)
+"""What DROID's robot measures of itself."""
+
+DROID_VIEWS = (
+    Camera(name=DROID_CAMERAS[0], role="exterior"),
+    Camera(name=DROID_CAMERAS[1], role="exterior"),
+    Camera(name=DROID_CAMERAS[2], role="wrist"),
+)
+
+
 def euler_to_rotation_6d(angles: ArrayLike) -> NDArray[np.float32]:
-    """The first two rows of the rotation matrix (Zhou et al. 2019, arXiv 1812.07035).
-
-    Args:
-        angles: (T, 3) extrinsic xyz Euler angles, radians.
-
-    Returns:
-        (T, 6), first row then second row.
-    """
-    from scipy.spatial.transform import Rotation
-
-    values = np.asarray(angles, np.float64).reshape(-1, 3)
-    if not len(values):
-        return np.zeros((0, 6), np.float32)
-    matrices = np.asarray(Rotation.from_euler("xyz", values).as_matrix(), np.float32)  # (T, 3, 3)
-    return matrices[:, :2].reshape(-1, 6)
-
-
-def rotation_6d_to_matrix(rotation: ArrayLike) -> NDArray[np.float64]:
-    """The rotation matrix nearest in Gram-Schmidt's sense: predictions need not be orthonormal.
-
-    Args:
-        rotation: (T, 6), first row then second row; neither zero nor parallel.
-
-    Returns:
-        (T, 3, 3)
-    """
-    rows = np.asarray(rotation, np.float64).reshape(-1, 2, 3)
-    first = rows[:, 0] / np.linalg.norm(rows[:, 0], axis=-1, keepdims=True)
-    second = rows[:, 1] - np.sum(first * rows[:, 1], axis=-1, keepdims=True) * first
-    second /= np.linalg.norm(second, axis=-1, keepdims=True)
-    return np.stack([first, second, np.cross(first, second)], axis=1)  # (T, 3, 3)
+    """The 6D rotations (T, 6) of extrinsic xyz Euler angles (T, 3), radians."""
+    matrices = to_matrix(np.asarray(angles, np.float64).reshape(-1, 3), "euler_xyz")
+    return from_matrix(matrices.astype(np.float32), "6d").astype(np.float32)
 
 
 def rotation_6d_to_euler(rotation: ArrayLike) -> NDArray[np.float32]:
-    """Inverse of `euler_to_rotation_6d`; angles in [-pi, pi], the middle one in [-pi/2, pi/2].
-
-    Args:
-        rotation: (T, 6)
-
-    Returns:
-        (T, 3) radians.
-    """
-    from scipy.spatial.transform import Rotation
-
-    matrices = rotation_6d_to_matrix(rotation)
-    if not len(matrices):
-        return np.zeros((0, 3), np.float32)
-    return np.asarray(Rotation.from_matrix(matrices).as_euler("xyz"), np.float32)
+    """The inverse of `euler_to_rotation_6d`, (T, 6) -> (T, 3); predictions need not be orthonormal."""
+    values = np.asarray(rotation, np.float64).reshape(-1, 6)
+    return from_matrix(to_matrix(values, "6d"), "euler_xyz").astype(np.float32)
 
 
 def droid_action(velocity: ArrayLike, gripper: ArrayLike) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ height and width of an image in pixels. Images are RGB, uint8, channels last, up
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,10 @@ class EncodedFrames:
     def __len__(self) -> int:
         return len(self.jpegs)
 
+
+StateType = Literal["float32", "float64", "int64"]
+STATE_TYPES: tuple[str, ...] = get_args(StateType)
+"""What the numbers of a state field may be; a simulator's states need float64 to be replayed."""
 
 Frames = EncodedFrames | NDArray[np.uint8]
 """One camera's frames: JPEG bytes that pass through untouched, or pixels (T, H, W, 3)."""
@@ -66,7 +70,7 @@ class Episode:
     action: NDArray[np.float32]  # (T, A)
     action_mask: NDArray[np.bool_]  # (T,)
     frames: Mapping[str, Frames]  # camera name -> T frames; a camera that is absent is a missing view
-    state: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # name -> (T, D), float32 or int64
+    state: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # name -> (T, D), of `STATE_TYPES`
 
     def __post_init__(self) -> None:
         length = len(self.action)
@@ -82,9 +86,10 @@ class Episode:
             if len(frames) != length:
                 raise ValueError(f"camera {name!r} has {len(frames)} frames for {length} steps")
         for name, values in self.state.items():
-            if values.ndim != 2 or len(values) != length or values.dtype not in (np.float32, np.int64):
+            if values.ndim != 2 or len(values) != length or values.dtype.name not in STATE_TYPES:
                 raise ValueError(
-                    f"state {name!r} must be float32 or int64 ({length}, D), not {values.dtype} {values.shape}"
+                    f"state {name!r} must be {' or '.join(STATE_TYPES)} ({length}, D), "
+                    f"not {values.dtype} {values.shape}"
                 )
 
     def __len__(self) -> int:

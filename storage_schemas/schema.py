@@ -1,4 +1,4 @@
-"""What a dataset and its parts hold: schema version 1 and the Zarr v3 metadata that follows from it.
+"""What a dataset (schema version 2) and its parts (version 1) hold, and the Zarr v3 metadata that follows from it.
 
 A part is a Zarr v3 group. Frames lie in one array per image size, `rgb` when a part has one size,
 `rgb_{H}x{W}` otherwise; arrays of numbers lie uncompressed in a single chunk, so that any run of
@@ -6,7 +6,7 @@ steps is one byte range. Dimension letters as in `episode.py`.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -22,7 +22,9 @@ from pydantic import (
     model_validator,
 )
 
+from storage_schemas.episode import StateType
 from storage_schemas.errors import UserError
+from storage_schemas.spaces import Camera, Role, Space, StateField
 
 Codec = Literal["jpeg", "lossless"]
 SHARD_STEPS = 512
@@ -30,9 +32,15 @@ ATTRIBUTE = "uwm"
 """Key of the schema in the attributes of a part's Zarr group."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetSpec:
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DatasetSpec(_Model):
     """What all episodes of a dataset share; fixed when the dataset is created.
+
+    Datasets of schema version 1 declare neither what their numbers mean nor what their cameras are; they open with
+    `action` None.
 
     Raises:
         ValueError: when a value makes no sense.
@@ -43,29 +51,54 @@ class DatasetSpec:
     action_dim: int
     val_percent: int = 10
     """Share of episodes, by the hash of their id, that is held out."""
+    schema_version: Literal[1, 2] = 2
+    action: Space | None = None
+    """What the numbers of an action mean; None when nobody said it."""
+    states: tuple[StateField, ...] = ()
+    """What the fields of the state mean, as far as the source declares it."""
+    views: tuple[Camera, ...] = ()
+    """What is known of some cameras beside their names."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
         if not self.cameras or len(set(self.cameras)) != len(self.cameras) or not all(self.cameras):
             raise ValueError(f"cameras must be distinct names, not {self.cameras}")
         if self.action_dim < 1 or not 0 <= self.val_percent <= 100:
             raise ValueError(f"action_dim {self.action_dim} or val_percent {self.val_percent} is out of range")
+        if self.action is not None and self.action.dim != self.action_dim:
+            raise ValueError(f"an action of {self.action_dim} numbers is declared with {self.action.dim}")
+        fields = [field.name for field in self.states]
+        check_field_names(fields)
+        if strange := {view.name for view in self.views} - set(self.cameras):
+            raise ValueError(f"views of cameras that there are not: {', '.join(sorted(strange))}")
+        return self
+
+    def role(self, camera: str) -> Role:
+        """Whether a camera looks from outside or from the wrist, as far as that is declared."""
+        return next((view.role for view in self.views if view.name == camera), "unknown")
+
+    def state(self, name: str) -> Space | None:
+        """What a field of the state means; None when it is not declared."""
+        return next((field.space for field in self.states if field.name == name), None)
+
+    @property
+    def is_declared(self) -> bool:
+        """Whether it says more than version 1 could."""
+        return self.action is not None or bool(self.states) or bool(self.views)
 
     def to_json(self) -> str:
-        """The spec as JSON."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """The spec as JSON; as version 1 wrote it when it declares nothing."""
+        shown = self.model_dump(mode="json", exclude_defaults=True) | {"val_percent": self.val_percent}
+        version = {"schema_version": 2} if self.is_declared else {}
+        return json.dumps({k: v for k, v in shown.items() if k != "schema_version"} | version, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Parse `to_json`. Raises ValueError when `text` is not a spec."""
         try:
-            values = json.loads(text)
-            return cls(**{**values, "cameras": tuple(values["cameras"])})
-        except (TypeError, KeyError) as error:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
             raise ValueError(f"not a dataset spec: {text[:200]}") from error
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class FrameArray(_Model):
@@ -81,7 +114,7 @@ class StateArray(_Model):
 
     name: str
     dim: int = Field(ge=0)
-    dtype: Literal["float32", "int64"] = "float32"
+    dtype: StateType = "float32"
 
     @model_serializer(mode="wrap")
     def _without_the_usual_dtype(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

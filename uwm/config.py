@@ -247,6 +247,9 @@ class OptimConfig(Settings):
     )
     lr: float = Field(1e-4, gt=0)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(
+        1e-8, gt=0, description="added to the root of Adam's second moment: gradients far below it make no step"
+    )
     weight_decay: float = Field(1e-6, ge=0, description="on all parameters, as published")
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = Field(1000, ge=0)

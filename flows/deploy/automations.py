@@ -11,8 +11,10 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ActionTypes, ChangeFlowRunState, RunDeployment
 
 from flows.deploy.site import Deployment, Site
-from flows.runtime.dataset_events import COMMITTED, resource_of
+from flows.runtime.dataset_events import COMMITTED, DATASET, resource_at, resource_of
 from flows.runtime.timeouts import CANCEL_SECONDS, FIRST_HEARTBEAT_SECONDS
+from storage_schemas.catalog.table import dataset_exists, dataset_id
+from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "TimedOut")
@@ -143,15 +145,32 @@ def _started_by(item: Deployment, deployment: UUID, workspace: str) -> Automatio
         trigger=EventTrigger(
             posture=Posture.Reactive,
             expect={COMMITTED},
-            match=ResourceSpecification.model_validate(
-                {"prefect.resource.id": resource_of(absolute(item.listens_to, workspace))}
+            match=ResourceSpecification.model_validate({"prefect.resource.id": "uwm.dataset.*"}),
+            match_related=ResourceSpecification.model_validate(
+                {
+                    "prefect.resource.role": DATASET,
+                    "prefect.resource.id": list(_resources(absolute(item.listens_to, workspace))),
+                }
             ),
-            for_each={"prefect.resource.id"},
+            for_each={"uwm.dataset"},
             threshold=1,
             within=rest,
         ),
         actions=actions,
     )
+
+
+def _resources(uri: str) -> Iterator[str]:
+    """What a dataset is called in events: by its place and, when it is there already, by its own id.
+
+    So a version that was ingested by another spelling of the place counts, and one of before it was moved.
+    """
+    yield resource_at(uri)
+    try:
+        if dataset_exists(uri):
+            yield resource_of(dataset_id(uri))
+    except UserError:  # the machine that deploys need not reach the data
+        return
 
 
 def absolute(uri: str, workspace: str) -> str:

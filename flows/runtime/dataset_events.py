@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -13,14 +14,21 @@ from storage_schemas.lineage.records import LineageRecord, digest
 from storage_schemas.location import locate
 
 COMMITTED = "uwm.dataset.committed"
-"""Name of the event. Its resource is the dataset at one place; the version is a label of it."""
+"""Name of the event. Its resource is the dataset at one place; its version and its own id are labels of it."""
+DATASET = "dataset"
+"""Role of what the event is related to: the dataset by its own id, and by its place."""
 MARKS = "announced"
 """Folder of the lineage in which each event that the server took leaves a mark."""
 
 
-def resource_of(uri: str) -> str:
-    """The id of a dataset as a resource of events."""
+def resource_at(uri: str) -> str:
+    """The id of whatever dataset lies at a place, as a resource of events."""
     return f"uwm.dataset.{locate(uri).uri}"
+
+
+def resource_of(table_id: str) -> str:
+    """The id of a dataset as a resource of events, by the identity of its log: the same wherever it lies."""
+    return f"uwm.dataset.{table_id}"
 
 
 @task(name="emit dataset event", cache_policy=NO_CACHE, retries=3, retry_delay_seconds=2)
@@ -40,15 +48,17 @@ def emit_dataset_event(root: str, dataset: LineageRecord) -> bool:
     mark = locate(root) / MARKS / f"{dataset.name}@{dataset.version}-{digest(dataset.identity)[:8]}.json"
     if mark.exists():
         return False
-    event = _event(dataset)
+    event = event_of(dataset)
     with get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event]).raise_for_status()
     write_document(mark, event)
     return True
 
 
-def _event(dataset: LineageRecord) -> dict[str, object]:
-    related = []
+def event_of(dataset: LineageRecord) -> dict[str, Any]:
+    """The event of a dataset version, as the server takes it."""
+    place, own = resource_at(dataset.uri), resource_of(dataset.identity.rpartition("@")[0])
+    related = [{"prefect.resource.id": name, "prefect.resource.role": DATASET} for name in (own, place)]
     if flow_run.id:
         related.append({"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"})
     return {
@@ -56,8 +66,9 @@ def _event(dataset: LineageRecord) -> dict[str, object]:
         "occurred": datetime.now(UTC).isoformat(),
         "event": COMMITTED,
         "resource": {
-            "prefect.resource.id": resource_of(dataset.uri),
+            "prefect.resource.id": place,
             "prefect.resource.name": dataset.name,
+            "uwm.dataset": own,
             "uwm.version": dataset.version,
             "uwm.identity": dataset.identity,
         },

@@ -31,7 +31,15 @@ from pipelines.sources.rlds_fields import (
     pixels_of,
 )
 from pipelines.tfrecord import Example, Record, check_record, scan
-from storage_schemas.conventions import DROID_ACTION_DIM, DROID_CAMERAS, DROID_FPS, droid_action
+from storage_schemas.conventions import (
+    DROID_ACTION,
+    DROID_ACTION_DIM,
+    DROID_CAMERAS,
+    DROID_FPS,
+    DROID_STATES,
+    DROID_VIEWS,
+    droid_action,
+)
 from storage_schemas.documents import find_document
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta, Frames
 from storage_schemas.errors import DamagedError, UserError
@@ -94,8 +102,14 @@ class DroidRlds:
         """DROID's three views, even where the source lacks one; other cameras in the order of the source."""
         fields = (folder.fields for folder in self._folders.values())
         cameras = tuple(dict.fromkeys(_camera(key) for f in fields for key in f.cameras))
+        names = DROID_CAMERAS if set(cameras) <= set(DROID_CAMERAS) else cameras
+        recorded = {name for folder in self._folders.values() for name in folder.fields.numbers}
         return DatasetSpec(
-            cameras=DROID_CAMERAS if set(cameras) <= set(DROID_CAMERAS) else cameras, action_dim=DROID_ACTION_DIM
+            cameras=names,
+            action_dim=DROID_ACTION_DIM,
+            action=DROID_ACTION,
+            states=tuple(field for field in DROID_STATES if field.name in recorded),
+            views=tuple(view for view in DROID_VIEWS if view.name in names),
         )
 
     def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:

@@ -96,6 +96,8 @@ def commit(
 def start_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> None:
     """Create a dataset for its first episodes; one that never had any takes the spec.
 
+    One that has only episodes without actions, and never said what an action means, takes the declaration.
+
     Raises:
         UserError: when it had episodes of another spec.
         TimeoutError: when other committers never left a gap.

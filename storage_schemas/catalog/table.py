@@ -57,20 +57,24 @@ def create_dataset(uri: str | os.PathLike[str], spec: DatasetSpec) -> Snapshot:
 
 
 def take_spec(location: Location, spec: DatasetSpec) -> None:
-    """Give a dataset that never had an episode, version 0, its spec; one that had must have it.
+    """Give a dataset that never had an episode, version 0, its spec; one that had must have it, or lack a declaration.
 
-    Fails when another commit came between.
+    What actions mean may still be declared as long as no episode has any. Fails when another commit came between.
 
     Raises:
         UserError: when it had episodes of another spec.
     """
     table = open_dataset_table(location)
     stored = _spec(location, table)
-    if stored != spec and table.version():
-        raise UserError(f"{location.uri} exists with other settings: {stored.to_json()}, not {spec.to_json()}")
-    if stored != spec:
-        properties = {_SPEC_KEY: spec.to_json()}
-        table.alter.set_table_properties(properties, raise_if_not_exists=False, commit_properties=exclusive(table))
+    if stored == spec:
+        return
+    if table.version():
+        declared = stored.model_copy(update={name: getattr(spec, name) for name in ("action", "states", "views")})
+        has_actions = stored.action is not None or bool(load(location, table).episodes.action_steps.any())
+        if declared != spec or has_actions:
+            raise UserError(f"{location.uri} exists with other settings: {stored.to_json()}, not {spec.to_json()}")
+    properties = {_SPEC_KEY: spec.to_json()}
+    table.alter.set_table_properties(properties, raise_if_not_exists=False, commit_properties=exclusive(table))
 
 
 def dataset_exists(uri: str | os.PathLike[str]) -> bool:

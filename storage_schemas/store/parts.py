@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import google_crc32c
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from storage_schemas.catalog.rows import EpisodeRow, split_of
 from storage_schemas.catalog.statistics import episode_statistics
 from storage_schemas.catalog.table import dataset_spec
-from storage_schemas.episode import EncodedFrames, Episode, frame_size
+from storage_schemas.episode import EncodedFrames, Episode, StateType, frame_size
 from storage_schemas.local_files import make_folder, sync_folder
 from storage_schemas.location import Location, locate, storage_errors
 from storage_schemas.schema import (
@@ -68,7 +68,7 @@ def write_part(
     layouts: dict[tuple[StateArray, ...], list[int]] = {}
     for i, episode in enumerate(episodes):
         layout = tuple(
-            StateArray(name=name, dim=values.shape[1], dtype="int64" if values.dtype == np.int64 else "float32")
+            StateArray(name=name, dim=values.shape[1], dtype=cast(StateType, values.dtype.name))
             for name, values in sorted(episode.state.items())
         )
         layouts.setdefault(layout, []).append(i)

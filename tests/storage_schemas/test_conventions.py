@@ -13,8 +13,8 @@ from storage_schemas.conventions import (
     droid_velocity_to_step,
     euler_to_rotation_6d,
     rotation_6d_to_euler,
-    rotation_6d_to_matrix,
 )
+from storage_schemas.rotations import to_matrix
 
 ANGLE = st.floats(-3.125, 3.125, width=32)
 TILT = st.floats(-1.5, 1.5, width=32)  # away from the gimbal lock at pi/2, where Euler angles are not unique
@@ -30,7 +30,7 @@ def test_angles_go_there_and_back(angles: list[tuple[float, float, float]]) -> N
 @given(EULER)
 def test_matrix_is_scipys_extrinsic_xyz(angles: list[tuple[float, float, float]]) -> None:
     expected = Rotation.from_euler("xyz", np.asarray(angles)).as_matrix()
-    np.testing.assert_allclose(rotation_6d_to_matrix(euler_to_rotation_6d(angles)), expected, atol=1e-6)
+    np.testing.assert_allclose(to_matrix(euler_to_rotation_6d(angles), "6d"), expected, atol=1e-6)
 
 
 def test_first_two_rows_by_hand() -> None:
@@ -41,7 +41,7 @@ def test_first_two_rows_by_hand() -> None:
 @given(st.lists(st.lists(st.floats(-2, 2), min_size=6, max_size=6), min_size=1, max_size=5))
 def test_any_prediction_becomes_a_rotation(rows: list[list[float]]) -> None:
     values = np.asarray(rows) + np.array([3, 0, 0, 0, 3, 0])  # neither zero nor parallel
-    matrices = rotation_6d_to_matrix(values)
+    matrices = to_matrix(values, "6d")
     np.testing.assert_allclose(matrices @ matrices.transpose(0, 2, 1), np.tile(np.eye(3), (len(rows), 1, 1)), atol=1e-9)
     np.testing.assert_allclose(np.linalg.det(matrices), 1, atol=1e-9)
 

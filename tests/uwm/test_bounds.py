@@ -28,6 +28,8 @@ from uwm.train.trainer import train
         "policy.adaln_rank=0",
         "optim.betas=0.9,1",
         "optim.betas=-0.1,0.9",
+        "optim.eps=0",
+        "optim.eps=inf",
         "optim.clip_norm=-1",
         "optim.lr=inf",
         "optim.warmup_steps=5",

@@ -39,6 +39,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         trained_parameters(model).values(),
         lr=config.lr,
         betas=config.betas,
+        eps=config.eps,
         weight_decay=config.weight_decay,
         fused=config.implementation == "fused",
         foreach=config.implementation == "foreach",

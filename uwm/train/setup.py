@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from storage_schemas.catalog.table import dataset_id
 from storage_schemas.errors import UserError
 from uwm.checkpoint import Checkpoint, Origin, load_checkpoint, load_weights
 from uwm.config import RunConfig, replace
@@ -165,12 +166,11 @@ def _make_model(config: RunConfig, build: Build, device: torch.device) -> Learne
 def _open_data(config: RunConfig, latest: Checkpoint | None) -> tuple[Member, ...]:
     if not latest:
         return open_mixture(config.data)
-    asked = zip(config.data.datasets, latest.state.datasets, strict=True)
-    members = open_mixture(replace(config.data, datasets=[replace(ref, version=use.version) for ref, use in asked]))
-    for member, use in zip(members, latest.state.datasets, strict=True):
-        if member.dataset.table_id != use.table_id:
-            raise UserError(f"{member.ref.uri} is another dataset than the one that {latest.path} was trained on")
-    return members
+    asked = list(zip(config.data.datasets, latest.state.datasets, strict=True))
+    for ref, use in asked:  # before a version of it is asked for, which another dataset may not have
+        if dataset_id(ref.uri) != use.table_id:
+            raise UserError(f"{ref.uri} is another dataset than the one that {latest.path} was trained on")
+    return open_mixture(replace(config.data, datasets=[replace(ref, version=use.version) for ref, use in asked]))
 
 
 def check_data(members: Sequence[Member], config: RunConfig, *, new: bool) -> None:

@@ -1,7 +1,9 @@
 """Which events the automations act on, judged by the server's own matching."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -11,14 +13,21 @@ from prefect.server.events.schemas.events import ReceivedEvent
 
 from flows.deploy.automations import automations
 from flows.deploy.site import Site, deployments
-from flows.runtime.dataset_events import COMMITTED, resource_of
+from flows.runtime.dataset_events import event_of
 from flows.runtime.timeouts import CANCEL_SECONDS
+from storage_schemas.catalog.table import dataset_id
+from storage_schemas.lineage.records import LineageRecord
 
 SITE = Site.model_validate(
     {"chain": [{"track": "policy", "dataset": "stores/droid", "recipe": "debug", "rest": 45}], "resumes": 2}
 )
 RUN = f"prefect.flow-run.{uuid4()}"
 HEARTBEAT = "prefect.flow-run.heartbeat"
+
+
+def thing(role: str, name: str) -> dict[str, str]:
+    """What an event is related to."""
+    return {"prefect.resource.id": f"x.{name}", "prefect.resource.role": role, "prefect.resource.name": name}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,16 @@ def made() -> dict[str, AutomationCore]:
     return {item.name: item for item in found}
 
 
-def covers(automation: AutomationCore, event: str, resource: dict[str, str], *related: tuple[str, str]) -> bool:
+def committed(uri: str, table_id: str = "3f") -> dict[str, Any]:
+    """The event of a dataset version at a place."""
+    record = LineageRecord(kind="dataset", name="droid", version="2", identity=f"{table_id}@2", uri=uri)
+    event = event_of(record)
+    return {name: event[name] for name in ("event", "resource", "related")}
+
+
+def covers(
+    automation: AutomationCore, event: str, resource: dict[str, str], related: Sequence[dict[str, str]] = ()
+) -> bool:
     trigger = EventTrigger.model_validate(automation.trigger.model_dump())
     return trigger.covers(
         ReceivedEvent(
@@ -36,21 +54,29 @@ def covers(automation: AutomationCore, event: str, resource: dict[str, str], *re
             occurred=datetime.now(UTC),
             event=event,
             resource=resource,
-            related=[
-                {"prefect.resource.id": f"x.{name}", "prefect.resource.role": role, "prefect.resource.name": name}
-                for role, name in related
-            ],
+            related=list(related),
         )
     )
 
 
 def test_only_a_new_version_of_the_very_dataset_starts_its_chain(made: dict[str, AutomationCore]) -> None:
     starts = made["uwm: start chain-policy"]
-    assert covers(starts, COMMITTED, {"prefect.resource.id": resource_of("/data/site/stores/droid")})
+    assert covers(starts, **committed("/data/site/stores/droid"))
     for other in ("/data/site/stores/droid2", "/data/other/stores/droid", "/data/site/stores", "s3://b/stores/droid"):
-        assert not covers(starts, COMMITTED, {"prefect.resource.id": resource_of(other)})
-    assert not covers(starts, "uwm.dataset.removed", {"prefect.resource.id": resource_of("/data/site/stores/droid")})
-    assert not covers(starts, "prefect.flow-run.Completed", {"prefect.resource.id": RUN})
+        assert not covers(starts, **committed(other))
+    assert not covers(starts, **committed("/data/site/stores/droid") | {"event": "uwm.dataset.removed"})
+    assert not covers(starts, event="prefect.flow-run.Completed", resource={"prefect.resource.id": RUN})
+
+
+def test_a_dataset_is_known_by_its_own_id_wherever_it_lies(store: Path, tmp_path: Path) -> None:
+    """As `lab/droid` it is listened to, through a link it is written to; and then it is moved."""
+    (tmp_path / "lab").symlink_to(store.parent)
+    site = Site.model_validate({"chain": [{"track": "policy", "dataset": "lab/droid", "recipe": "debug"}]})
+    (starts,) = (item for item in automations(site, deployments(site), [], {}, str(tmp_path)) if "chain" in item.name)
+    assert covers(starts, **committed(str(store), dataset_id(store)))
+    moved = store.rename(tmp_path / "elsewhere")
+    assert covers(starts, **committed(str(moved), dataset_id(moved)))
+    assert not covers(starts, **committed(str(moved), "another"))
 
 
 def test_a_chain_waits_as_long_as_further_versions_are_ignored(made: dict[str, AutomationCore]) -> None:
@@ -61,18 +87,18 @@ def test_a_chain_waits_as_long_as_further_versions_are_ignored(made: dict[str, A
 
 def test_silence_is_only_judged_of_our_flows(made: dict[str, AutomationCore]) -> None:
     silent, run = made["uwm: mark silent runs as crashed"], {"prefect.resource.id": RUN}
-    assert covers(silent, HEARTBEAT, run, ("flow", "train"))
-    assert not covers(silent, HEARTBEAT, run, ("flow", "somebody-elses"))
-    assert not covers(silent, HEARTBEAT, run, ("deployment", "train"))
+    assert covers(silent, HEARTBEAT, run, [thing("flow", "train")])
+    assert not covers(silent, HEARTBEAT, run, [thing("flow", "somebody-elses")])
+    assert not covers(silent, HEARTBEAT, run, [thing("deployment", "train")])
 
 
 def test_a_crashed_run_of_ours_is_resumed_so_often_and_no_more(made: dict[str, AutomationCore]) -> None:
     resume, crashed = made["uwm: resume crashed runs"], "prefect.flow-run.Crashed"
     for count in (1, 2, 3):
         run = {"prefect.resource.id": RUN, "prefect.run-count": str(count)}
-        assert covers(resume, crashed, run, ("work-pool", "uwm")) is (count <= 2)
-        assert not covers(resume, crashed, run, ("work-pool", "other"))
-        assert not covers(resume, "prefect.flow-run.Cancelled", run, ("work-pool", "uwm"))
+        assert covers(resume, crashed, run, [thing("work-pool", "uwm")]) is (count <= 2)
+        assert not covers(resume, crashed, run, [thing("work-pool", "other")])
+        assert not covers(resume, "prefect.flow-run.Cancelled", run, [thing("work-pool", "uwm")])
 
 
 def test_a_cancellation_is_finished_before_its_silence_counts_as_a_crash(made: dict[str, AutomationCore]) -> None:

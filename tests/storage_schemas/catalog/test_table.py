@@ -58,7 +58,7 @@ def test_creating_again(uri: str, spec: DatasetSpec) -> None:
     create_dataset(uri, spec)
     assert open_dataset(uri).version == 0
     with pytest.raises(UserError, match="other settings"):
-        create_dataset(uri, replace(spec, action_dim=9))
+        create_dataset(uri, spec.model_copy(update={"action_dim": 9}))
 
 
 def test_bad_calls_are_user_errors(tmp_path: Path, uri: str) -> None:

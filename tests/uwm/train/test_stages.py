@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from storage_schemas.catalog.commits import commit
+from storage_schemas.episode import Episode
 from storage_schemas.errors import UserError
+from storage_schemas.store.parts import write_part
 from uwm.bundle import export
 from uwm.checkpoint import load_checkpoint, load_policy
 from uwm.config import RunConfig
@@ -96,3 +99,17 @@ def test_a_store_that_was_moved_is_known_by_its_log(tmp_path: Path, make_store: 
     other = make_store("other")
     with pytest.raises(UserError, match=r"other is another dataset than the one that .* was trained on"):
         train(stage("tokenizer", tmp_path, f"data.datasets.0.uri={other}", "train.steps=3", steady))
+
+
+def test_another_dataset_in_a_stores_place_is_named_as_such(
+    tmp_path: Path, make_store: Callable[..., str], make_episode: Callable[..., Episode]
+) -> None:
+    """Also when it never had the version that the run was trained on."""
+    robot, steady = make_store("robot"), "optim.schedule=constant"
+    commit(robot, write_part(robot, [make_episode("later")], run_id="test"))
+    config = stage("tokenizer", tmp_path, f"data.datasets.0.uri={robot}", steady)
+    assert load_checkpoint(train(config)).state.datasets[0].version == 2
+    shutil.rmtree(robot)
+    make_store("robot")
+    with pytest.raises(UserError, match=r"robot is another dataset than the one that .* was trained on"):
+        train(stage("tokenizer", tmp_path, f"data.datasets.0.uri={robot}", steady, "train.steps=2"))
