@@ -111,7 +111,7 @@ def bench_catalog(
 @bench.command("step")
 def bench_step(
     recipe: Annotated[str, typer.Argument(help="Recipe whose settings are measured against the published.")] = "uwm",
-    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a step.")] = 1,
     rounds: Rounds = 1,
     json: AsJson = False,
 ) -> int:

@@ -51,7 +51,7 @@ def show_ingested(result: "Ingested") -> None:
     for rejection in report.quarantined:
         note(f"quarantined: {rejection.source_uri}: {rejection.reason}: {rejection.detail}")
     for item in report.left_out:
-        note(f"left out: {item.source_uri}: {item.what}")
+        note(f"{item.label}: {item.source_uri}: {item.what}")
     done = f"{count(report.added, 'episode')} added, {report.replaced} replaced, {report.present} there already"
     say(f"{report.store_uri} is at version {report.version}: {done}, {len(report.quarantined)} quarantined")
 

@@ -37,6 +37,13 @@ class LeftOut:
     source_uri: str
     what: str
     """A few words, such as "3 files *.json"."""
+    tolerated: bool = False
+    """It is read all the same: a fault of the source that harms no number and no frame."""
+
+    @property
+    def label(self) -> str:
+        """What became of it, in two words at most."""
+        return "tolerated" if self.tolerated else "left out"
 
 
 class BadDataError(Exception):

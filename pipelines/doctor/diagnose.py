@@ -180,8 +180,8 @@ def fatal(rejection: Rejection) -> Finding:
 
 
 def left_out(item: LeftOut) -> Finding:
-    """What is not read of a source, as a finding."""
-    return Finding(reason="left_out", detail=item.what, source_uri=item.source_uri)
+    """What is not read of a source, or is odd and read, as a finding."""
+    return Finding(reason=item.label.replace(" ", "_"), detail=item.what, source_uri=item.source_uri)
 
 
 class _Source:

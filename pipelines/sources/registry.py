@@ -1,4 +1,4 @@
-"""Opens sources by their format, which is found by the names of the files when nobody says it."""
+"""Opens sources by their format, which is found by the files when nobody says it."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ def open_source(
 
     Args:
         source: path or fsspec URI of a file, a folder or a glob.
-        options: what the user says about it; the format is found by the names of the files when it names none.
+        options: what the user says about it; the format is found by the files when it names none.
         dataset: the dataset that exists already.
 
     Raises:
@@ -32,17 +32,20 @@ def open_source(
 
 
 def detect(source: str) -> str:
-    """The format of a source, by the names of its files.
+    """The format of a source, by the names of its files; a module whose names do not suffice looks into one.
+
+    Such a module has `recognizes(file)`: whether a file of its names is of its format.
 
     Raises:
-        UserError: when there is nothing there or no name tells.
+        UserError: when there is nothing there or no file tells.
     """
     from pipelines.files import SourceFile, find, printable
 
     for name, module_name in FORMATS.items():
-        is_mine = importlib.import_module(f"pipelines.sources.{module_name}").is_mine
-        files = (item for item in find(source, is_mine) if isinstance(item, SourceFile))
-        if any(is_mine(file.name) for file in files):
+        module = importlib.import_module(f"pipelines.sources.{module_name}")
+        files = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
+        mine = (file for file in files if module.is_mine(file.name))
+        if any(map(getattr(module, "recognizes", bool), mine)):
             return name
     raise UserError(
         f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"

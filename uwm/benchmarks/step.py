@@ -49,7 +49,7 @@ class StepResult:
     """Losses of the first step with the same crops and noise: they differ by the rounding of the cache to float16."""
 
 
-def bench_step(recipe: str = "uwm", *, batch: int = 4, rounds: int = 1) -> StepResult:
+def bench_step(recipe: str = "uwm", *, batch: int = 1, rounds: int = 1) -> StepResult:
     """Measure both kinds of step in turn.
 
     Args:
