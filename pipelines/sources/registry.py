@@ -43,8 +43,8 @@ def detect(source: str) -> str:
 
     for name, module_name in FORMATS.items():
         module = importlib.import_module(f"pipelines.sources.{module_name}")
-        found = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
-        mine = (file for file in found if module.is_mine(file.name))
+        files = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
+        mine = (file for file in files if module.is_mine(file.name))
         if any(map(getattr(module, "recognizes", bool), mine)):
             return name
     raise UserError(

@@ -61,8 +61,8 @@ class VideoFiles:
         if self._camera not in self._spec.cameras:
             raise UserError(f"no camera {self._camera!r}: choose one of {', '.join(self._spec.cameras)}")
         self._options = options
-        self._found = find(source, is_mine)
-        if all(isinstance(item, LeftOut) for item in self._found):
+        self._listed = find(source, is_mine)
+        if all(isinstance(item, LeftOut) for item in self._listed):
             raise UserError(f"{printable(source)} holds no video: is it another --format?")
 
     def spec(self) -> DatasetSpec:
@@ -72,8 +72,8 @@ class VideoFiles:
     def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
         """One reference per file; the fingerprint is a hash of its size and content (of samples above 16 MiB)."""
         copies: Counter[str] = Counter()
-        for found in self._found:
-            item = _reference(found) if isinstance(found, SourceFile) else found
+        for listed in self._listed:
+            item = _reference(listed) if isinstance(listed, SourceFile) else listed
             if isinstance(item, SourceRef):
                 copies[item.fingerprint] += 1
                 if more := copies[item.fingerprint] - 1:

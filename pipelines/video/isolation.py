@@ -80,6 +80,7 @@ _lock = threading.Lock()
 def _borrowed() -> Iterator["_Child"]:
     """A child for one file: one that waits for work, or a new one; it is ended if it did not finish."""
     with _lock:
+        # a fork has inherited the list, but two processes on one connection would get each other's frames
         mine = [child for child in _idle if child.owner == os.getpid()]
         child = mine[-1] if mine else _Child()
         if mine:
@@ -117,6 +118,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,  # what a library prints
                 stderr=self._errors,
+                # it imports what this process can import, however this one was started
                 env={**os.environ, "PYTHONPATH": paths},
             )
         self._busy = False

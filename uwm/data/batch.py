@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from storage_schemas.store.latents import DRAWS
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
@@ -28,6 +30,24 @@ class RawBatch:
 
     def __len__(self) -> int:
         return len(self.action)
+
+    @classmethod
+    def of_images(cls, frames: Tensor, view_mask: Tensor, action: Tensor, action_mask: Tensor) -> "RawBatch":
+        """Samples of no dataset, with central crops and without cached latents; arguments as the fields of the name."""
+        samples, views = view_mask.shape[:2]
+        nowhere = torch.zeros(samples, dtype=torch.int64)
+        return cls(
+            frames=frames,
+            view_mask=view_mask,
+            action=action,
+            action_mask=action_mask,
+            dataset=nowhere,
+            episode=nowhere,
+            step=nowhere,
+            position=nowhere,
+            draws=torch.full((samples, views, DRAWS), 0.5),
+            latents=torch.zeros(samples, views, 0, 0, 0, 0, dtype=torch.float16),
+        )
 
     def pin_memory(self) -> "RawBatch":
         """The batch in page-locked memory (called by torch's DataLoader)."""

@@ -38,6 +38,7 @@ class Quotas:
     def __init__(self, weights: Sequence[float]) -> None:
         if not weights or any(weight <= 0 for weight in weights):
             raise ValueError("a mixture has at least one dataset, and its weights are positive")
+        # as it is written: 0.1 means a tenth, not the float beside it
         exact = [Fraction(str(weight)) for weight in weights]
         scale = lcm(*(share.denominator for share in exact))
         self._parts = [int(share * scale) for share in exact]
@@ -233,6 +234,7 @@ def known_actions(member: Member) -> NDArray[np.float32]:
     for row in rows:
         action, known = dataset.actions(row, 0, int(dataset.episodes.lengths[row]))
         values = action[known & np.isfinite(action).all(axis=1)]
+        # counted over all episodes, so that short ones weigh no more than long ones
         parts.append(values[-skipped % every :: every].copy())
         skipped += len(values)
     return np.concatenate(parts)
