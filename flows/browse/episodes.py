@@ -109,7 +109,7 @@ class Browsed:
             if 0 < field.dim <= MAX_NUMBERS:
                 values = self.dataset.array(row, f"state/{field.name}")
                 space = spec.state(field.name) or undeclared(field.name, field.dim)
-                yield from _parts(field.name, space, values, np.ones(len(values), np.bool_))
+                yield from _parts(f"state/{field.name}", space, values, np.ones(len(values), np.bool_))
 
     def _link(self, node: str) -> dict[str, Any]:
         return {"node": node, "kind": kind_of(node), "url": f"{self.ui}/artifacts/key/{self._keys[node]}"}
@@ -127,7 +127,7 @@ class Browsed:
 def _parts(name: str, space: Space, values: NDArray[Any], known: NDArray[np.bool_]) -> Any:
     for part in space.parts:
         chosen = values[:, space.place(part.name)]
-        title = name if part.name == name else f"{name}: {part.name}"
+        title = f"{name}: {part.name}" if len(space.parts) > 1 else name
         yield {
             "title": title,
             "text": part.text if part.quantity != "other" else "",
