@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import count, note, progress_bar, say
-from flows.cli.options import Root, Store, Version
+from flows.cli.console import count, note, progress_bar, say, say_json
+from flows.cli.options import AsJson, Root, Store, Version
 from flows.lineage.data import BROWSE_PORT, LOOPBACK
 
 
@@ -24,6 +24,7 @@ def browse(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on: there is no password.")] = LOOPBACK,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any.")] = BROWSE_PORT,
+    json: AsJson = False,
 ) -> int:
     """Show the episodes of a dataset version: filters, videos, actions and states as curves, and provenance.
 
@@ -41,13 +42,16 @@ def browse(
         return 0
     from flows.browse.site import write_site
 
-    with progress_bar() as display:
+    with progress_bar(quiet=json) as display:
         task = display.add_task("browse", total=None)
         written = write_site(
             browsed, out, most=most, progress=lambda done, total: display.update(task, completed=done, total=total)
         )
-    note(f"{count(written, 'episode')} of {len(browsed.dataset):,} written whole")
-    say(str(out / "index.html"))
+    if json:
+        say_json({"version": browsed.dataset.version, "episodes": len(browsed.dataset), "whole": written})
+    else:
+        note(f"{count(written, 'episode')} of {len(browsed.dataset):,} written whole")
+        say(str(out / "index.html"))
     return 0
 
 

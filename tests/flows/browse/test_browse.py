@@ -79,7 +79,10 @@ def test_an_episode_has_its_curves_masks_and_provenance(browsed: Browsed) -> Non
     shown = browsed.episode(0)
     assert [view["camera"] for view in shown["views"]] == list(DROID_CAMERAS[:2])
     titles = [curve["title"] for curve in shown["curves"]]
-    assert titles == [*(f"action: {part.name}" for part in DROID_ACTION.parts), "state/joints"]  # none of the wide field
+    assert titles == [
+        *(f"action: {part.name}" for part in DROID_ACTION.parts),
+        "state/joints",
+    ]  # not the wide one
     assert shown["curves"][0]["known"] == [(0, UNKNOWN.start - 1), (UNKNOWN.stop, LENGTH - 1)]
     assert shown["curves"][0]["labels"] == ["x", "y", "z"]
     assert shown["curves"][-1]["values"] == [[None] * LENGTH] * 2
