@@ -1,6 +1,7 @@
 """Opens sources by their format, which is found by the files when nobody says it."""
 
 import importlib
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipelines.names import FORMATS
@@ -10,6 +11,9 @@ from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
     from pipelines.source import SourceReader
+
+_LOOKED_INTO = 32
+"""Files of a source that are looked into before another format is tried."""
 
 
 def open_source(
@@ -44,7 +48,7 @@ def detect(source: str) -> str:
     for name, module_name in FORMATS.items():
         module = importlib.import_module(f"pipelines.sources.{module_name}")
         files = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
-        mine = (file for file in files if module.is_mine(file.name))
+        mine = islice((file for file in files if module.is_mine(file.name)), _LOOKED_INTO)
         if any(map(getattr(module, "recognizes", bool), mine)):
             return name
     raise UserError(
