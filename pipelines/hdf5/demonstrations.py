@@ -82,11 +82,12 @@ def is_libero(attributes: Attributes) -> bool:
 
 
 def look(file: SourceFile) -> Attributes | None:
-    """Attributes of `data` of a file of demonstrations; None when it is none, or can't be read."""
-    try:
-        layout = describe(file, "data", depth=1)
-    except (BadDataError, OSError):
+    """Attributes of `data` of a file of demonstrations; None when it is none. Raises BadDataError as `describe`."""
+    with reading():
+        layout = describe(file, depth=2)
+    if "data" not in layout.groups:
         return None
+    layout = layout.below("data")
     return layout.attributes if any(_NUMBERED.fullmatch(name) for name in layout.children()) else None
 
 
@@ -151,6 +152,10 @@ class Demonstrations(ABC):
 
     def spec(self) -> DatasetSpec:
         """The cameras of all files, and the action of most of them."""
+        return self._spec
+
+    @cached_property
+    def _spec(self) -> DatasetSpec:
         cameras: dict[str, None] = {}
         fields: dict[str, StateField] = {}
         actions: Counter[Space] = Counter()

@@ -10,6 +10,7 @@ Letters: T steps, H, W height and width in pixels, L bytes of a padded image.
 
 import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -82,7 +83,11 @@ class Aloha:
             raise UserError(f"{printable(source)} holds no HDF5 file: is it another --format?")
 
     def spec(self) -> DatasetSpec:
-        """The cameras and the action of the first file that is good; of the robot's when none is."""
+        """The cameras and the action of the first file that is good; the robot's when none is."""
+        return self._spec
+
+    @cached_property
+    def _spec(self) -> DatasetSpec:
         for file in self._files:
             try:
                 with reading():
@@ -140,10 +145,8 @@ def is_mine(name: str) -> bool:
 
 def recognizes(file: SourceFile) -> bool:
     """Whether a file holds an episode of ACT's layout."""
-    try:
+    with reading():
         layout = describe(file, depth=2)
-    except (BadDataError, OSError):
-        return False
     return ACTION in layout.arrays and f"{OBSERVED}qpos" in layout.arrays
 
 

@@ -69,6 +69,8 @@ _RELEASED = {
     },
 }
 """Fields that have another name in the RLDS release."""
+_ESSENTIAL = frozenset((*_RELEASED, _SKIPPED, _ENABLED))
+"""Fields that an episode must have for every step, where it has them; others are left out when they don't."""
 _SAMPLE = 64 << 10
 """Bytes from both ends of a video that enter the fingerprint: in one of them lies the table of its frames."""
 
@@ -128,6 +130,7 @@ class DroidRaw:
             values = read_arrays(ref.file, numbers)
             steps = _steps(values)
             serials, strange = _serials(values)
+            strange += [f"{name}: {len(values.pop(name))} entries for {steps} steps" for name in _uneven(values, steps)]
             videos = self._videos(ref.file)
             if missing := [serial for serial in serials if serial not in videos]:
                 raise BadDataError("missing_video", f"there is no {missing[0]}.mp4 in recordings/MP4")
@@ -138,7 +141,7 @@ class DroidRaw:
         known = ~_waited(values, steps)
         if not known.all():
             strange.append(f"{steps - int(known.sum())} steps in which the robot waited: kept, without an action")
-        left = sorted(set(layout.arrays) - set(numbers))
+        left = sorted(set(layout.arrays) - set(numbers))  # texts and the like
         strange += [f"{', '.join(left)}: no numbers of steps"] if left else []
         yield from (LeftOut(source_uri=ref.uri, what=what) for what in strange)
         yield self._episode(ref, layout.attributes, values, frames, known, serials)
@@ -255,7 +258,7 @@ def _is_read(array: Array) -> bool:
 
 
 def _steps(values: Mapping[str, NDArray[Any]]) -> int:
-    """T, which all fields agree on. Raises BadDataError."""
+    """T, which all essential fields agree on. Raises BadDataError."""
     for name, shape in ((_VELOCITY, (6,)), (_GRIPPER, ())):
         if name not in values:
             raise BadDataError("missing_field", f"there is no {name}")
@@ -264,8 +267,13 @@ def _steps(values: Mapping[str, NDArray[Any]]) -> int:
     steps = len(values[_VELOCITY])
     if not steps:
         raise BadDataError("empty", "the trajectory has no steps")
-    check_lengths({name: len(array) for name, array in values.items()}, steps)
+    check_lengths({name: len(array) for name, array in values.items() if name in _ESSENTIAL}, steps)
     return steps
+
+
+def _uneven(values: Mapping[str, NDArray[Any]], steps: int) -> list[str]:
+    """Fields that do not have an entry for every step, such as those of a camera that missed one."""
+    return sorted(name for name, array in values.items() if len(array) != steps)
 
 
 def _serials(values: Mapping[str, NDArray[Any]]) -> tuple[dict[str, str], list[str]]:

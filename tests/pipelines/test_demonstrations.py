@@ -1,5 +1,6 @@
 """robomimic and LIBERO: order, orientation, alignment, controllers, and what makes a demonstration bad."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines.options import IngestOptions
 from pipelines.source import SourceRef
 from pipelines.sources.registry import detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode
+from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from storage_schemas.store.frames import decode_frames
 
@@ -79,6 +81,13 @@ def test_images_of_the_other_convention_are_not_turned(tmp_path: Path) -> None:
     assert np.abs(pixels(episode, "agentview_rgb").astype(int) - stored).mean() < 3
 
 
+def test_a_file_that_is_not_whole_says_so_when_no_format_is_named(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.hdf5", [4])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"known format.*\(truncated"):
+        detect(str(path))
+
+
 def test_each_format_refuses_the_other(tmp_path: Path) -> None:
     write_demos(tmp_path / "b/robomimic.hdf5", [4])
     write_demos(tmp_path / "b/libero.hdf5", [4], libero=True)
@@ -115,8 +124,6 @@ BODY_PARTS = {"type": "BASIC", "body_parts": {"right": OSC_POSE | {"input_type":
     ],
 )
 def test_an_action_means_what_the_controller_takes(controller: object, quantities: list[str]) -> None:
-    import json
-
     space = action_space(json.loads(environment(controller, rate=15)), 7)
     assert [part.quantity for part in space.parts] == quantities
     assert (space.dim, space.rate) == (7, 15)
@@ -126,8 +133,6 @@ def test_an_action_means_what_the_controller_takes(controller: object, quantitie
 
 
 def test_an_action_of_another_width_is_not_guessed() -> None:
-    import json
-
     assert action_space(json.loads(environment()), 8).parts[0].quantity == "other"
     assert action_space({}, 7).parts[0].quantity == "other"
 
@@ -170,6 +175,14 @@ def test_a_bad_demonstration_costs_only_itself(
         damage(file["data/demo_1"])
     assert reasons(path, tmp_path / "store") == [reason]
     assert sorted(open_dataset(str(tmp_path / "store")).episodes.lengths) == [4, 6]
+
+
+def test_demonstrations_that_the_file_counts_and_does_not_have(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.hdf5", [4, 5])
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1"]
+    assert reasons(path, tmp_path / "store") == ["count_mismatch"]
+    assert open_dataset(str(tmp_path / "store")).episodes.lengths.tolist() == [4]
 
 
 def test_appending_a_demonstration_adds_one(tmp_path: Path) -> None:

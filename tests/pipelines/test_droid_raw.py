@@ -83,6 +83,23 @@ def test_a_missing_video_and_an_unclear_wrist_are_reasons(tmp_path: Path, write_
     assert reasons(tmp_path / "raw", tmp_path) == ["bad_cameras"]
 
 
+def test_a_field_that_missed_a_step_is_left_out_unless_it_is_essential(tmp_path: Path, write_video: Make) -> None:
+    folder = write_droid(tmp_path / "raw" / PLACE, 5, write_video)
+    received = f"observation/timestamp/cameras/{SERIALS[0]}_frame_received"
+    with h5py.File(folder / "trajectory.h5", "a") as file:
+        values = file[received][:-1]
+        del file[received]
+        file[received] = values
+    dataset, said = ingested(tmp_path / "raw", tmp_path)
+    assert f"{received}: 4 entries for 5 steps" in said
+    assert len(dataset) == 1
+    with h5py.File(folder / "trajectory.h5", "a") as file:
+        values = file["observation/robot_state/joint_positions"][:-1]
+        del file["observation/robot_state/joint_positions"]
+        file["observation/robot_state/joint_positions"] = values
+    assert reasons(tmp_path / "raw", tmp_path) == ["length_mismatch"]
+
+
 def test_the_trajectory_alone_is_enough_to_find_the_rest(tmp_path: Path, write_video: Make) -> None:
     folder = write_droid(tmp_path / "raw" / PLACE, 5, write_video)
     dataset, _ = ingested(folder / "trajectory.h5", tmp_path)
