@@ -27,13 +27,24 @@ class RawBatch:
     position: Tensor  # (B,) int64, place in the run's sample order
     draws: Tensor  # (B, V, 5) in [0, 1): row, column, brightness, contrast, saturation of the view's augmentation
     latents: Tensor  # (B, V, F, C, h, w) float16, zero where masked: cached, with O frames in `frames`; or F = 0
+    embodiment: Tensor  # (B,) int64, id of the robot in the run; 0 is none
 
     def __len__(self) -> int:
         return len(self.action)
 
     @classmethod
-    def of_images(cls, frames: Tensor, view_mask: Tensor, action: Tensor, action_mask: Tensor) -> "RawBatch":
-        """Samples of no dataset, with central crops and without cached latents; arguments as the fields of the name."""
+    def of_images(
+        cls, frames: Tensor, view_mask: Tensor, action: Tensor, action_mask: Tensor, robot: int = 0
+    ) -> "RawBatch":
+        """Samples of no dataset, with central crops and without cached latents.
+
+        Args:
+            frames: as the field; so are the next three.
+            view_mask: as the field.
+            action: as the field.
+            action_mask: as the field.
+            robot: id of the embodiment of all of them.
+        """
         samples, views = view_mask.shape[:2]
         nowhere = torch.zeros(samples, dtype=torch.int64)
         return cls(
@@ -47,6 +58,7 @@ class RawBatch:
             position=nowhere,
             draws=torch.full((samples, views, DRAWS), 0.5),
             latents=torch.zeros(samples, views, 0, 0, 0, 0, dtype=torch.float16),
+            embodiment=torch.full((samples,), robot),
         )
 
     def pin_memory(self) -> "RawBatch":
@@ -101,6 +113,7 @@ class Batch:
     episode: Tensor
     step: Tensor
     position: Tensor
+    embodiment: Tensor  # (B,) int64 on the policy's device, as in `RawBatch`
     micro_batch: MicroBatch
 
     def __len__(self) -> int:

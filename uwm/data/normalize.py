@@ -2,12 +2,13 @@
 
 The bounds come from the per-episode statistics of training episodes, those of percentiles from the
 actions themselves, so no image is decoded and no validation episode counts. One normalizer serves all
-datasets of a mixture: the same physical action is the same number, whichever dataset it comes from.
+datasets of one robot: the same physical action is the same number, whichever dataset it comes from. Where several
+robots train together each has its own.
 
-Dimension letters: B batch, S action steps, A action dimensions.
+Dimension letters: B batch, S action steps, A action dimensions, R robots.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -50,6 +51,9 @@ class ActionNormalizer(Config):
     mean: tuple[float, ...] = Field(description="mean training action")
     count: int = Field(ge=0, description="training steps with a known action; 0 leaves actions unchanged")
     sources: tuple[NormalizerSource, ...] = ()
+    robots: Mapping[str, "ActionNormalizer"] = Field(
+        {}, description="where several robots train together: that of each; the bounds above are those of all"
+    )
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> Self:
@@ -59,6 +63,8 @@ class ActionNormalizer(Config):
             raise ValueError("bounds and mean are finite")
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
             raise ValueError("low is not above high")
+        if any(own.action_dim != self.action_dim or own.robots for own in self.robots.values()):
+            raise ValueError("the normalizers of all robots have the same dimensions, and no robots of their own")
         return self
 
     @classmethod
@@ -71,10 +77,24 @@ class ActionNormalizer(Config):
         """A."""
         return len(self.low)
 
-    def normalize(self, action: Tensor) -> Tensor:
-        """(..., A) in the store's units -> (..., A) with the training range in [-1, 1]."""
-        centre, scale = self._affine(action)
-        return (action - centre) / scale
+    def of(self, robot: str) -> "ActionNormalizer":
+        """That of one robot; the one of all where it has none of its own."""
+        return self.robots.get(robot, self)
+
+    def normalize(self, action: Tensor, robot: Tensor | None = None, names: Sequence[str] = ()) -> Tensor:
+        """Physical actions -> actions with the training range in [-1, 1].
+
+        Args:
+            action: (..., A) in the store's units; (B, S, A) where robots are given.
+            robot: (B,) ids of the robots, from 1 on; 0 is none.
+            names: (R,) of the robots, in the order of their ids.
+        """
+        if not self.robots or robot is None:
+            centre, scale = self._affine(action)
+            return (action - centre) / scale
+        each = [own._affine(action) for own in (self, *map(self.of, names))]
+        centres, scales = (torch.stack(values)[robot][:, None] for values in zip(*each, strict=True))  # (B, 1, A)
+        return (action - centres) / scales
 
     def denormalize(self, action: Tensor) -> Tensor:
         """(..., A) normalized -> (..., A) in the store's units; the inverse of `normalize`."""
@@ -107,6 +127,7 @@ class ActionRange(Config):
     high: tuple[float, ...]
     total: tuple[float, ...] = Field(description="sum over the steps")
     squares: tuple[float, ...] = Field((), description="sum of the squares; `z_score` needs it")
+    known: tuple[bool, ...] = Field((), description="dimensions that it is about; empty is all")
     source: NormalizerSource
 
 
@@ -122,8 +143,8 @@ def fit_normalizer(
         ranges: one per dataset; those without known actions are left out.
         action_dim: A.
         scale: what becomes [-1, 1].
-        actions: (n, A) known actions of each dataset with any, for `quantile`; every range weighs as many steps
-            as it counts, however few of them are given here.
+        actions: (n, A) known actions of each dataset with any, for `quantile`, NaN in dimensions that it lacks; every
+            range weighs as many steps as it counts, however few of them are given here.
 
     Raises:
         ValueError: when a range has another number of dimensions.
@@ -134,14 +155,18 @@ def fit_normalizer(
     if any(len(part.low) != action_dim for part in known):
         raise ValueError(f"an action range does not have {action_dim} dimensions")
     count = sum(part.count for part in known)
-    mean = np.sum([part.total for part in known], axis=0) / count
+    about = np.array([part.known or (True,) * action_dim for part in known])  # (ranges, A)
+    counts = np.maximum(np.sum([part.count * mask for part, mask in zip(known, about, strict=True)], axis=0), 1)
+    mean = np.sum([part.total for part in known], axis=0) / counts
     if scale == "min_max":
-        low, high = np.min([part.low for part in known], axis=0), np.max([part.high for part in known], axis=0)
+        low = np.min(np.where(about, [part.low for part in known], np.inf), axis=0)
+        high = np.max(np.where(about, [part.high for part in known], -np.inf), axis=0)
     elif scale == "z_score":
-        std = np.sqrt(np.maximum(np.sum([part.squares for part in known], axis=0) / count - mean**2, 0.0))
+        std = np.sqrt(np.maximum(np.sum([part.squares for part in known], axis=0) / counts - mean**2, 0.0))
         low, high = mean - std, mean + std
     else:
         low, high = _percentiles(known, actions)
+    low, high = (np.where(about.any(axis=0), bound, side) for bound, side in ((low, -1.0), (high, 1.0)))
     return ActionNormalizer(
         scale=scale,
         low=tuple(low.tolist()),
@@ -159,8 +184,12 @@ def _percentiles(
     values = np.concatenate(actions).astype(np.float64)
     shares = [np.full(len(known), r.count / len(known)) for r, known in zip(ranges, actions, strict=True)]
     weights = np.concatenate(shares)
-    bounds = [
-        np.quantile(column, np.array(PERCENTILES) / 100, weights=weights, method="inverted_cdf") for column in values.T
-    ]
+    bounds = [_weighted(column[known], weights[known]) for column in values.T for known in (~np.isnan(column),)]
     low, high = np.array(bounds).T
     return low, high
+
+
+def _weighted(column: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not len(column):
+        return np.array([-1.0, 1.0])
+    return np.quantile(column, np.array(PERCENTILES) / 100, weights=weights, method="inverted_cdf")

@@ -79,6 +79,7 @@ class MicroBatchReader:
                 [share_actions(member.dataset, member.rows) for member in run.members],
                 run.config.train.seed,
                 next_images=run.config.reads_next_obs,
+                refs=[member.ref for member in run.members],
             ),
             mixture_sampler(run.members, run.config.train.seed),
             start=run.position,
