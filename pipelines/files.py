@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 from pipelines.checks.quality import LeftOut, Rejection
 from storage_schemas.errors import UserError
-from storage_schemas.location import Location, locate
+from storage_schemas.location import Location, locate, storage_errors
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,20 @@ def find(
         raise UserError(f"there is nothing at {printable(source)}")
     counted = [f"{count} {'file' if count == 1 else 'files'} {kind}" for kind, count in others.most_common() if count]
     return [*files, *(LeftOut(source_uri=printable(location.uri), what=what) for what in counted)]
+
+
+def file_at(place: Location) -> SourceFile | Rejection | None:
+    """The file at a place, why it can't be one, or None when there is nothing."""
+    if place.is_local:
+        return _regular(place.path) if os.path.lexists(place.path) else None
+    with storage_errors(place):
+        try:
+            info = place.fs().info(place.path)
+        except FileNotFoundError:
+            return None
+    if info["type"] != "file":
+        return _unusable(place.uri, "not_a_file", "neither a file nor a link to one")
+    return SourceFile(str(place.path), place.protocol, int(info["size"]))
 
 
 def _kind(name: str) -> str:

@@ -86,7 +86,7 @@ class IngestReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class Plan:
     """What a source holds, and what of it is new."""
 
     refs: tuple[SourceRef, ...]
@@ -130,11 +130,11 @@ def ingest(
         UserError: when there is nothing to read or the dataset does not fit the source.
     """
     started = time.monotonic()
-    dataset = _opened(store_uri)
+    dataset = opened_dataset(store_uri)
     reader = open_source(source, options, None if dataset is None else dataset.spec)
     filters = Filter(reader, reader.unwanted if options.reject is None else frozenset(options.reject))
-    spec = _spec(dataset, reader, options.val_percent)
-    plan = _plan(reader, dataset, filters)
+    spec = spec_for(dataset, reader, options.val_percent)
+    plan = plan_ingestion(reader, dataset, filters)
     if plan.todo and dataset is not None:
         filters.remember(dataset)
     found_format = options.model_copy(update={"format": reader.format})
@@ -176,7 +176,7 @@ def _blank_batch(
     return Batch(source=where, options=options, reject=reject, store_uri=store, spec=spec, run_id=run_id, refs=())
 
 
-def _opened(store_uri: str) -> Dataset | None:
+def opened_dataset(store_uri: str) -> Dataset | None:
     """The dataset; None as well when it never had an episode, so that no source has decided yet what it holds."""
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
     return None if dataset is None or not dataset.version else dataset
@@ -218,7 +218,7 @@ def _converted(
         yield converted
 
 
-def _spec(dataset: Dataset | None, reader: SourceReader, val_percent: int | None) -> DatasetSpec:
+def spec_for(dataset: Dataset | None, reader: SourceReader, val_percent: int | None) -> DatasetSpec:
     """What the dataset's episodes share: a new one's as the source has it, which must fit one that is there."""
     spec = reader.spec()
     if dataset is None:
@@ -258,7 +258,7 @@ def _declared(dataset: Dataset, spec: DatasetSpec, source_format: str) -> Datase
     return stored  # of schema version 1, and more of the same
 
 
-def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Plan:
+def plan_ingestion(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> Plan:
     """List the source and compare it with the dataset, without reading a payload."""
     listed = list(reader.refs())
     refs = tuple(filters.identified(item) for item in listed if isinstance(item, SourceRef))
@@ -276,7 +276,7 @@ def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Pl
             stale.setdefault(reference, []).append(episode_id)
     copies = filters.copies(refs, dict(taken.values()))
     done = known.keys() | withdrawn
-    return _Plan(
+    return Plan(
         refs=tuple(ref for ref in refs if ref.uri not in copies),
         rejected=(*(item for item in listed if isinstance(item, Rejection)), *copies.values()),
         left_out=tuple(item for item in listed if isinstance(item, LeftOut)),
@@ -295,7 +295,7 @@ def _stored(dataset: Dataset | None) -> Iterator[tuple[str, str, str]]:
         yield from zip(*(dataset.episodes.column(name) for name in columns), strict=True)
 
 
-def _fingerprint(plan: _Plan) -> str:
+def _fingerprint(plan: Plan) -> str:
     """Of the whole source: it changes when anything is added, removed or changed, not when it is copied."""
     parts = sorted([*(ref.fingerprint for ref in plan.refs), *(f"{r.reason} {r.fingerprint}" for r in plan.rejected)])
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -316,7 +316,7 @@ class _Quarantine:
         if rows:
             add_quarantine(self.store_uri, rows)
 
-    def release(self, plan: "_Plan", rejections: Sequence[Rejection]) -> None:
+    def release(self, plan: "Plan", rejections: Sequence[Rejection]) -> None:
         """Let go what this source was turned away for before and is not any more."""
         turned_away = {(r.source_uri, r.fingerprint, r.reason) for r in rejections}
         files = {ref.file.uri for ref in plan.refs}
@@ -336,7 +336,7 @@ class _Ledger:
     dataset: InitVar[Dataset | None]
     """As it was before the run; None when the first commit is to start it."""
     spec: DatasetSpec
-    plan: _Plan
+    plan: Plan
     filters: Filter
     quarantine: _Quarantine
     version: int = field(init=False)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pipelines.checks.quality import BadDataError
 from pipelines.files import SourceFile
+from pipelines.video.spans import Span
 
 STALL_SECONDS = 60
 """Longest time that the decoder may take for one frame."""
@@ -41,7 +42,13 @@ Kind = Literal["info", "frame", "times", "layout", "rows", "done", "bad", "read"
 
 @contextmanager
 def decoding(
-    file: SourceFile, *, fps: float | None, short_side: int, backend: str = "pyav", min_steps: int = 1
+    file: SourceFile,
+    *,
+    fps: float | None,
+    short_side: int,
+    backend: str = "pyav",
+    min_steps: int = 1,
+    span: Span | None = None,
 ) -> Iterator[tuple[float, Iterator[NDArray[np.uint8]], list[str]]]:
     """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video.decode`, and what is left out.
 
@@ -51,13 +58,15 @@ def decoding(
         short_side: most pixels of the shorter side.
         backend: the decoder.
         min_steps: frames below which a video is too short; one that has them only at its own rate keeps it.
+        span: what of the video is decoded; all of it when None.
 
     Raises:
         BadDataError: as `probe` and `steady_frames` do; "decoder_crashed", "decoder_hung".
         OSError: when the file can't be read.
     """
     with borrowed() as child:
-        messages = child.ask(file, job="frames", fps=fps, short_side=short_side, backend=backend, min_steps=min_steps)
+        wanted = {"fps": fps, "short_side": short_side, "min_steps": min_steps, "span": span}
+        messages = child.ask(file, job="frames", backend=backend, **wanted)
         facts, _ = next(messages)
         shape = (*facts["size"], 3)
         yield (
