@@ -20,7 +20,6 @@ from torch import Tensor
 
 from storage_schemas.errors import UserError
 from storage_schemas.spaces import Space
-from storage_schemas.store.latents import DRAWS
 from uwm.bundle import is_bundle, load_bundle
 from uwm.checkpoint import load_policy
 from uwm.config import RunConfig
@@ -197,19 +196,12 @@ class AutoPolicy:
         known = np.zeros(self.action_shape, np.float32) if action is None else np.asarray(action, np.float32)
         if known.shape != self.action_shape or not np.isfinite(known).all():
             raise UserError(f"action has the shape {known.shape}, not {self.action_shape}, or is not finite")
-        zero = torch.zeros(1, dtype=torch.int64)
-        raw = RawBatch(
+        raw = RawBatch.of_images(
             frames=torch.cat([current, following], dim=1)[None],
             view_mask=torch.cat([current_mask, next_mask], dim=1)[None],
             action=torch.from_numpy(known)[None],
             action_mask=torch.full((1, *self.action_shape), action is not None),
-            dataset=zero,
-            episode=zero,
-            step=zero,
-            position=zero,
-            draws=torch.full((1, len(data.cameras), DRAWS), 0.5),
-            latents=torch.zeros(1, len(data.cameras), 0, 0, 0, 0, dtype=torch.float16),
-            embodiment=torch.tensor([robot]),
+            robot=robot,
         )
         return evaluation_batch(raw, data, self.normalizer, device=self.device)
 
