@@ -78,6 +78,9 @@ class DataConfig(Settings):
     action: RunSpace | None = Field(
         None, description="what the run's actions mean; filled in from the first dataset with actions, if that says it"
     )
+    action_from: Literal["first", "all"] = Field(
+        "first", description="where data.action is open: the first dataset's action space, or the parts of all"
+    )
     action_dim: int = Field(10, gt=0, description="numbers of an action; data.action, where there is one, decides it")
     embodiments: tuple[Embodiment, ...] = Field(
         (), description="the robots, in the order of their ids, which start at 1; filled in when the run starts"
