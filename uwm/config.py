@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from storage_schemas.episode import SegmentSpec
 from storage_schemas.errors import UserError
+from uwm.conditions import AnyState, LanguageConfig
 from uwm.earlier_configs import upgraded
 from uwm.registry import POLICY_GROUP, policy_settings
 from uwm.settings import Beta, Changeable, DatasetVersion, RunName, Seed, Settings, Size
@@ -37,6 +38,10 @@ class DataConfig(Settings):
     datasets: tuple[DatasetRef, ...] = ()
     cameras: tuple[str, ...] = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
     action_dim: int = Field(10, gt=0)
+    states: tuple[AnyState, ...] = Field(
+        (), description="fields of the robot's state that are observed beside the images, as name or name:numbers"
+    )
+    language: LanguageConfig = LanguageConfig()
     obs_frames: int = Field(2, gt=0)
     action_horizon: int = Field(16, gt=0, description="length of an action chunk, in steps")
     next_frames: int = Field(2, gt=0)
@@ -77,6 +82,18 @@ class DataConfig(Settings):
         if self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]:
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self
+
+    @model_validator(mode="after")
+    def _states_differ(self) -> Self:
+        names = [state.name for state in self.states]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two states have the same name: {', '.join(names)}")
+        return self
+
+    @property
+    def state_dim(self) -> int:
+        """D, the numbers of all states together."""
+        return sum(state.dim for state in self.states)
 
     @property
     def segment_spec(self) -> SegmentSpec:
@@ -291,6 +308,8 @@ class TrainConfig(Settings):
 InitChange = Literal[
     "normalizer",
     "data.cameras",
+    "data.states",
+    "data.language.identity",
     "data.next_start",
     "policy.diffusion.beta_schedule",
     "policy.diffusion.train_timesteps",

@@ -142,6 +142,10 @@ def _batch(config: RunConfig, size: int) -> Batch:
         step=zeros,
         position=zeros,
         draws=torch.full((size, views, DRAWS), 0.5),
+        state=torch.zeros(size, data.obs_frames, 0, dtype=torch.float64),
+        state_mask=torch.zeros(size, data.obs_frames, 0, dtype=torch.bool),
+        language=torch.zeros(size, 0),
+        language_mask=torch.zeros(size, dtype=torch.bool),
         latents=torch.zeros(size, views, 0, 0, 0, 0),
     )
     return evaluation_batch(raw, data, ActionNormalizer.identity(data.action_dim), device=torch.device("cpu"))

@@ -130,6 +130,7 @@ def _batch(
     images = images.mul_(view_mask[:, :, : images.shape[2], None, None, None])  # contrast may have lit what is masked
     known = raw.action_mask[..., None]
     action = normalizer.normalize(raw.action).where(known, 0.0)  # small, and on the CPU it waits for nothing
+    state = normalizer.normalize_states(raw.state).where(raw.state_mask, 0.0).float()
     seen = config.obs_frames
     latents = raw.latents.to(device, non_blocking=True).float()
     return Batch(
@@ -141,6 +142,10 @@ def _batch(
         action_mask=raw.action_mask.to(device, non_blocking=True),
         obs_latents=latents[:, :, :seen],
         next_latents=latents[:, :, seen:],
+        state=state.to(device, non_blocking=True),
+        state_mask=raw.state_mask.to(device, non_blocking=True),
+        language=raw.language.to(device, non_blocking=True),
+        language_mask=raw.language_mask.to(device, non_blocking=True),
         view_mask=raw.view_mask,
         dataset=raw.dataset,
         episode=raw.episode,

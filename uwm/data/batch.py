@@ -1,7 +1,8 @@
 """What flows from the loader to the loss.
 
 Dimension letters: B batch, V views, F = O + N frames (O observation, N next), S action steps, A action
-dimensions, H0 and W0 the loader's image size, H and W the model's, C latent channels, h and w latent size.
+dimensions, D numbers of the observed states, E features of an instruction, H0 and W0 the loader's image size, H and W
+the model's, C latent channels, h and w latent size.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -25,6 +26,10 @@ class RawBatch:
     position: Tensor  # (B,) int64, place in the run's sample order
     draws: Tensor  # (B, V, 5) in [0, 1): row, column, brightness, contrast, saturation of the view's augmentation
     latents: Tensor  # (B, V, F, C, h, w) float16, zero where masked: cached, with O frames in `frames`; or F = 0
+    state: Tensor  # (B, O, D) float64, in the store's units at the observation's steps; zero where unknown
+    state_mask: Tensor  # (B, O, D) bool
+    language: Tensor  # (B, E) float32 features of the sample's instruction, zero where there is none
+    language_mask: Tensor  # (B,) bool
 
     def __len__(self) -> int:
         return len(self.action)
@@ -76,6 +81,10 @@ class Batch:
     action_mask: Tensor  # (B, S) bool
     obs_latents: Tensor  # (B, V, O, C, h, w) float32, zero where masked: cached; or O = 0
     next_latents: Tensor  # (B, V, N, C, h, w) float32, zero where masked: cached; or N = 0
+    state: Tensor  # (B, O, D) float32, normalized to [-1, 1]; zero where unknown
+    state_mask: Tensor  # (B, O, D) bool
+    language: Tensor  # (B, E) float32 features of an instruction, zero where there is none
+    language_mask: Tensor  # (B,) bool
     view_mask: Tensor  # (B, V, O + N) bool: both masks on the host, so that nothing waits for the device
     dataset: Tensor  # (B,) int64 on the host, as in `RawBatch`; so are the next three
     episode: Tensor

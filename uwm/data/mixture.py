@@ -13,8 +13,16 @@ from numpy.typing import NDArray
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset, open_dataset
+from uwm.conditions import RunState
 from uwm.config import DataConfig, DatasetRef
-from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
+from uwm.data.normalize import (
+    ActionNormalizer,
+    ActionRange,
+    NormalizerSource,
+    Scale,
+    StateRange,
+    fit_normalizer,
+)
 from uwm.data.sampler import Pick, SegmentSampler
 from uwm.registry import nearest
 from uwm.settings import DatasetVersion, replace
@@ -194,14 +202,31 @@ def mixture_sampler(members: Sequence[Member], seed: int) -> MixtureSampler:
     return MixtureSampler(samplers, [member.ref.weight for member in members])
 
 
-def mixture_normalizer(members: Sequence[Member], action_dim: int, scale: Scale = "min_max") -> ActionNormalizer:
+def mixture_normalizer(
+    members: Sequence[Member], action_dim: int, scale: Scale = "min_max", states: Sequence[RunState] = ()
+) -> ActionNormalizer:
     """The normalizer of a mixture, from the statistics of its training episodes.
 
     No image is read. For `quantile` the actions are, all of them or an evenly spread sample of four million steps.
+    States have the bounds of all that the episodes hold, whatever the scale of the actions.
     """
     used = [member for member in members if member.known_actions(action_dim)]
     actions = [known_actions(member) for member in used] if scale == "quantile" else ()
-    return fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
+    fitted = fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
+    return replace(fitted, states=tuple(_state_range(members, state) for state in states))
+
+
+def _state_range(members: Sequence[Member], state: RunState) -> StateRange:
+    """What becomes [-1, 1] of a field; the identity when no episode has it."""
+    each = [member.dataset.episodes.statistics(f"state/{state.name}", member.rows) for member in members]
+    known = [statistics for statistics in each if statistics.count]
+    if not known:
+        return StateRange.identity(state.name, state.dim)
+    low, high = (
+        np.min([part.min for part in known], axis=0).tolist(),
+        np.max([part.max for part in known], axis=0).tolist(),
+    )
+    return StateRange(name=state.name, low=tuple(low), high=tuple(high))
 
 
 def dataset_normalizer(

@@ -40,13 +40,20 @@ def check_meaning(parent: Checkpoint, config: RunConfig, tokenizer: str) -> None
 
 def check_changes(parent: RunConfig, config: RunConfig, parent_name: str) -> None:
     """Raises UserError when a run differs from its parent in a setting of meaning that it does not declare."""
-    before, now = fixed_settings(parent), fixed_settings(config)
+    before, now = _settings(parent), _settings(config)
     for name in get_args(InitChange):
+        if name == "data.language.identity" and None in (before.get(name), now.get(name)):
+            continue  # weights of a run that hears nothing don't fit; an encoder that was not asked yet is asked later
         if before.get(name) != now.get(name) and name not in config.init_changes:
             raise UserError(
                 f"{parent_name} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
                 f"set it as it was, or declare the change with init_changes={name}"
             )
+
+
+def _settings(config: RunConfig) -> dict[str, object]:
+    """Every fixed setting by its name, and the names of the observed states as one."""
+    return fixed_settings(config) | {"data.states": tuple(state.name for state in config.data.states)}
 
 
 def check_shapes(base: Checkpoint, config: RunConfig, tokenizer: str) -> None:
