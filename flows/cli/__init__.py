@@ -3,13 +3,19 @@
 import sys
 from collections.abc import Sequence
 
-import typer
+try:
+    import typer
 
-from flows.cli import bench, checkpoints, datasets, demo, evaluation, ingest, lineage, operate, training
-from flows.cli.console import complain
-from flows.cli.options import expanded
-from flows.runtime.child_process import stop_signals_exit
-from storage_schemas.errors import UserError
+    from flows.cli import bench, checkpoints, datasets, demo, evaluation, ingest, lineage, operate, training
+    from flows.cli.console import Interrupted, complain
+    from flows.cli.options import expanded
+    from flows.runtime.child_process import stop_signals_exit
+    from storage_schemas.errors import UserError
+except KeyboardInterrupt:  # nothing was begun
+    raise SystemExit(130) from None
+
+_INTERRUPTED = 130
+"""What typer makes of a Ctrl-C that a command has no words for."""
 
 app = typer.Typer(
     name="uwm",
@@ -27,7 +33,10 @@ app.add_typer(bench.bench, name="bench")
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; returns its exit code. A user's mistake ends as one line on stderr and code 2."""
+    """Run one command line; returns its exit code.
+
+    A user's mistake ends as one line on stderr and code 2, Ctrl-C as one that says what is kept and code 130.
+    """
     try:
         with stop_signals_exit():
             result = app(args=list(arguments), prog_name="uwm", standalone_mode=False)
@@ -35,8 +44,12 @@ def run(arguments: Sequence[str]) -> int:
         return complain(str(error))
     except typer.TyperException as error:
         return complain(f"{error.format_message()} (see `uwm --help`)", error.exit_code)
+    except Interrupted as stop:
+        return complain(f"interrupted: {stop}", _INTERRUPTED)
     except (typer.Abort, KeyboardInterrupt):
-        return complain("interrupted", 130)
+        result = _INTERRUPTED
+    if result == _INTERRUPTED:
+        complain("interrupted")
     return result if isinstance(result, int) else 0
 
 

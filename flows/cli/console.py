@@ -3,13 +3,31 @@
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+
+LINE_SECONDS = 30.0
+"""Between two lines of progress where there is no terminal."""
+
+
+class Interrupted(Exception):  # noqa: N818 - no error, and no KeyboardInterrupt, of which typer keeps no words
+    """Ctrl-C came; says what is kept and how to go on."""
+
+
+@contextmanager
+def telling_what_is_kept(kept: Callable[[], str]) -> Iterator[None]:
+    """Within the block Ctrl-C becomes `Interrupted` with the words of `kept`, which is called after it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(kept()) from None
 
 
 def say(text: str) -> None:
@@ -63,13 +81,28 @@ def say_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 @contextmanager
 def progress_bar(*, quiet: bool = False) -> Iterator["Progress"]:
-    """A progress display on stderr; plain when stderr is no terminal."""
+    """A progress display on stderr; where that is no terminal it is a line now and then."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    class Lines(Progress):
+        """Draws nothing. A log is read line by line, and a bar would fill it with what only a terminal understands."""
+
+        said = time.monotonic()
+
+        def update(self, task_id: TaskID, **fields: Any) -> None:
+            super().update(task_id, **fields)
+            if not quiet and time.monotonic() - self.said >= LINE_SECONDS:
+                self.said = time.monotonic()
+                task = self.tasks[task_id]
+                of = "" if task.total is None else f" of {task.total:,.0f}"
+                note(f"{task.description}: {task.completed:,.0f}{of} after {task.elapsed or 0:,.0f} s")
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(file=cast("IO[str]", Stderr()))
-    with Progress(*columns, console=console, disable=quiet or not console.is_terminal) as display:
+    terminal = sys.stderr.isatty()  # whatever FORCE_COLOR, which systems of CI set, makes rich believe
+    console = Console(file=cast("IO[str]", Stderr()), force_terminal=terminal)
+    drawn = terminal and not console.is_dumb_terminal
+    with (Progress if drawn else Lines)(*columns, console=console, disable=quiet or not drawn) as display:
         yield display
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from flows.cli.console import note, progress_bar
+from flows.cli.console import count, note, progress_bar, telling_what_is_kept
 from flows.jobs.options import RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from storage_schemas.errors import UserError
@@ -71,7 +71,7 @@ class LocalJobs:
         from flows.jobs.ingest import run_ingest
 
         _needs_no_runner(runner)
-        with progress_bar(quiet=self.quiet) as display:
+        with telling_what_is_kept(lambda: _kept_episodes(store)), progress_bar(quiet=self.quiet) as display:
             task = display.add_task("ingest", total=None)
             return run_ingest(
                 source, store, options, progress=lambda p: display.update(task, completed=p.done, total=p.total)
@@ -81,7 +81,7 @@ class LocalJobs:
         """Train with a bar of steps."""
         from flows.jobs.train import run_training
 
-        with progress_bar(quiet=self.quiet) as display:
+        with telling_what_is_kept(lambda: _kept_checkpoint(config)), progress_bar(quiet=self.quiet) as display:
             return run_training(config, on_event=Follower(display, quiet=self.quiet))
 
     def evaluate(self, checkpoint: str, store: str, options: EvalOptions = EVAL_DEFAULTS) -> "Evaluated":
@@ -102,15 +102,46 @@ class LocalJobs:
         from uwm.latents.encode import encode_run
 
         _needs_no_runner(runner)
-        with progress_bar(quiet=self.quiet) as display:
+        batches = "no batch"
+
+        def show(done: int, total: int) -> None:
+            nonlocal batches
+            batches = f"{done:,} of {total:,} batches"
+            display.update(task, completed=done, total=total)
+
+        kept = telling_what_is_kept(lambda: f"{batches} encoded; what is written stays, the same command goes on")
+        with kept, progress_bar(quiet=self.quiet) as display:
             task = display.add_task("encode", total=None)
             return encode_run(
                 config,
                 variants=options.variants,
                 seed=options.seed,
                 batch_episodes=options.batch_episodes,
-                progress=lambda done, total: display.update(task, completed=done, total=total),
+                progress=show,
             )
+
+
+def _kept_episodes(store: str) -> str:
+    from storage_schemas.catalog.table import dataset_exists
+    from storage_schemas.store.dataset import open_dataset
+
+    try:
+        if not dataset_exists(store):
+            return "nothing is stored yet; the same command begins anew"
+        dataset = open_dataset(store)
+    except UserError as error:
+        return f"what is stored can't be read now ({error}); the same command goes on"
+    episodes = count(len(dataset), "whole episode")
+    return f"{store} is at version {dataset.version} with {episodes}; the same command brings in the rest"
+
+
+def _kept_checkpoint(config: "RunConfig") -> str:
+    from uwm.checkpoint import latest_checkpoint
+
+    checkpoint = latest_checkpoint(config.folder)
+    if checkpoint is None:
+        return "there is no checkpoint yet; the same command begins anew"
+    return f"the same command goes on from {checkpoint}"
 
 
 class Follower:
@@ -128,7 +159,7 @@ class Follower:
 
         if isinstance(event, TrainStarted):
             self.task = self.display.add_task(f"train {event.name}", total=event.steps, completed=event.step)
-        if isinstance(event, TrainProgress) and self.task is not None:
+        if isinstance(event, TrainProgress) and self.task is not None and not self.display.disable:
             self.display.update(self.task, completed=event.step)
         if not self.quiet:
             if self.display.disable:

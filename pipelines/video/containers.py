@@ -2,13 +2,15 @@
 
 The outermost structure is read: the boxes of MP4 and MOV (ISO 14496-12), the RIFF chunk of AVI, the trailer of GIF, the
 elements of Matroska and WebM (RFC 8794) with their checksums, the size that ASF and FLV state, the last page of Ogg.
-Other containers say nothing that could be checked.
+Other containers say nothing that could be checked. And does another file follow in it (`cat a.ogv b.ogv`)?
 """
 
+import io
+import os
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pipelines.checks.quality import BadDataError
 
@@ -23,8 +25,21 @@ _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 _FLV_SIZE = b"\0\x08filesize\0"
 _HEADER = 1 << 16
 """Bytes in which ASF and FLV state their size."""
-_BEGINNINGS = (_ASF, b"FLV\x01", b"nut/multimedia container\0", b"\x89PNG\r\n\x1a\n")
-"""What files begin with of which decoders read the first only when several were glued together."""
+_BEGINNINGS = (
+    _ASF,
+    b"FLV\x01",
+    b"nut/multimedia container\0",
+    b"\x89PNG\r\n\x1a\n",
+    b"DKIF\0\0\x20\0",
+    b"YUV4MPEG2 ",
+    b".RMF\0\0\0\x12\0",
+    bytes.fromhex("060e2b34020501010d0102010102"),  # MXF's header partition
+    bytes.fromhex("b7d800203749da11a64e0007e95ead8d"),  # WTV
+)
+"""What files begin with that have it nowhere else."""
+_OGG_FIRST = b"OggS\0\x02" + bytes(8)
+"""How each stream of an Ogg begins, all of them before the first that goes on."""
+_MAX_STREAMS = 1000
 _BLOCK = 1 << 20
 
 
@@ -35,9 +50,42 @@ class Outline:
     whole: bool = False
     """Nothing was cut off, as far as bytes tell; otherwise only the clock can."""
     left_out: tuple[str, ...] = ()
-    """What of the file decoders leave out."""
+    """What of the file is not decoded."""
+    end: int | None = None
+    """Bytes of the first of several files that were glued together, the only one that is decoded; None when all are."""
     joined: str = ""
     """Another file that decoders go on to read as if it were a part of this one."""
+
+
+class FirstBytes(io.RawIOBase):
+    """A file that ends after its first `size` bytes."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Where reading goes on."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._file.tell(), os.SEEK_END: self._size}[whence]
+        return self._file.seek(max(0, start + offset))
+
+    def readinto(self, buffer: Any) -> int:
+        """As many bytes as there are."""
+        data = self._file.read(min(len(buffer), max(0, self._size - self._file.tell())))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def first_file(file: BinaryIO, end: int | None) -> BinaryIO:
+    """The first of several files that were glued together, of `Outline.end` bytes."""
+    return file if end is None else cast("BinaryIO", FirstBytes(file, end))
 
 
 def check_whole(file: BinaryIO, size: int) -> Outline:
@@ -54,8 +102,7 @@ def check_whole(file: BinaryIO, size: int) -> Outline:
     if head[:4] == _EBML:
         return _check_matroska(file, size)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        _check_end(8 + int.from_bytes(head[4:8], "little"), size, "the RIFF chunk")
-        return Outline(whole=True)
+        return _check_riff(file, size)
     if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & 2:
         raise BadDataError("unsupported_codec", "an animated WebP, which no decoder here reads")
     if head[:4] == b"GIF8":
@@ -64,13 +111,14 @@ def check_whole(file: BinaryIO, size: int) -> Outline:
             raise BadDataError("truncated", "the GIF has no trailer")
         return Outline(whole=True)
     if head[:4] == b"OggS":
-        return Outline(whole=_ends_ogg(file, size))
+        end = _occurs_again(file, _OGG_FIRST, _skip_ogg_beginning(file))
+        return Outline(whole=_ends_ogg(file, size if end < 0 else end), **_glued(end))
     beginning = next((beginning for beginning in _BEGINNINGS if head.startswith(beginning)), None)
     if beginning is None:
         return Outline()
     stated = _stated_size(head)
     _check_end(stated, size, "the header says that the file")
-    return Outline(whole=stated > 0, left_out=_glued(_occurs_again(file, beginning)))
+    return Outline(whole=stated > 0, **_glued(_occurs_again(file, beginning)))
 
 
 def _check_end(end: int, size: int, what: str) -> None:
@@ -78,8 +126,9 @@ def _check_end(end: int, size: int, what: str) -> None:
         raise BadDataError("truncated", f"{what} ends at byte {end}, the file at {size}")
 
 
-def _glued(position: int) -> tuple[str, ...]:
-    return (_another(position),) if position > 0 else ()
+def _glued(position: int) -> dict[str, Any]:
+    """Fields of an outline when another file begins at `position`."""
+    return {"left_out": (_another(position),), "end": position} if position > 0 else {}
 
 
 def _another(position: int) -> str:
@@ -104,10 +153,39 @@ def _ends_ogg(file: BinaryIO, size: int) -> bool:
     return len(page) > 27 and bool(page[5] & 4) and len(page) == 27 + page[26] + sum(page[27 : 27 + page[26]])
 
 
-def _occurs_again(file: BinaryIO, beginning: bytes) -> int:
-    """Where a file begins again within the file; -1 when it doesn't."""
-    file.seek(1)
-    position, kept = 1, b""
+def _skip_ogg_beginning(file: BinaryIO) -> int:
+    """Where the pages end that begin streams."""
+    position = 0
+    for _ in range(_MAX_STREAMS):
+        file.seek(position)
+        page = file.read(27 + 255)
+        if not page.startswith(_OGG_FIRST) or len(page) < 27:
+            break
+        position += 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return position
+
+
+def _check_riff(file: BinaryIO, size: int) -> Outline:
+    """An AVI is a chunk of 1 GB at most and as many more of the kind AVIX as it takes."""
+    position, again = 0, -1
+    for _ in range(_MAX_BOXES):
+        file.seek(position)
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] not in (b"AVI ", b"AVIX"):
+            break
+        if position and head[8:] == b"AVI ":
+            again = position
+            break
+        end = position + 8 + int.from_bytes(head[4:8], "little")
+        _check_end(end, size, "the RIFF chunk")
+        position = end + end % 2
+    return Outline(whole=True, **_glued(again))
+
+
+def _occurs_again(file: BinaryIO, beginning: bytes, start: int = 1) -> int:
+    """Where a file begins again within the file, from `start` on; -1 when it doesn't."""
+    file.seek(start)
+    position, kept = start, b""
     while block := file.read(_BLOCK):
         if (index := (kept + block).find(beginning)) >= 0:
             return position - len(kept) + index
@@ -142,7 +220,7 @@ def _check_boxes(file: BinaryIO, size: int) -> Outline:
     if b"moov" not in found:
         raise BadDataError("truncated", "the file has no moov box, which says how to read the rest")
     # fragments follow each other without a word of how many there are, unless an index of them ends the file
-    return Outline(whole=b"moof" not in found or b"mfra" in found, left_out=_glued(glued))
+    return Outline(whole=b"moof" not in found or b"mfra" in found, **_glued(glued))
 
 
 def _check_matroska(file: BinaryIO, size: int) -> Outline:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipelines.checks.quality import MAX_PIXELS, BadDataError
 from pipelines.options import Backend
 from pipelines.video.clock import REORDERED, TimedFrame, in_order, native_rate, resample
-from pipelines.video.containers import Outline, check_whole
+from pipelines.video.containers import Outline, check_whole, first_file
 from pipelines.video.picture import Orientation, display_size, orientation, upright
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class VideoInfo:
     """Whether the container shows by its bytes that nothing was cut off."""
     left_out: tuple[str, ...]
     """What else the file holds that is not decoded."""
+    end: int | None
+    """Bytes of the first of several files that were glued together; None when there is one."""
     joined: str
     """Another file that is decoded as a part of this one, as far as the decoder can."""
     coded: tuple[int, int]
@@ -100,7 +102,7 @@ def probe(file: BinaryIO) -> VideoInfo:
         BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "truncated", "too_large", ...
     """
     outline = check_whole(file, file.seek(0, os.SEEK_END))
-    with _open(file) as (container, stream):
+    with _open(first_file(file, outline.end)) as (container, stream):
         times: list[float | None] = []
         first: VideoFrame | None = None
         packets = container.demux(stream)
@@ -127,9 +129,10 @@ def frame_times(file: BinaryIO) -> NDArray[np.float64]:
     """When the frames appear, (T,) in seconds, ascending; nothing is decoded.
 
     Raises:
-        BadDataError: "not_a_video", "no_video_stream", "corrupt".
+        BadDataError: "not_a_video", "no_video_stream", "corrupt", "truncated", ...
     """
-    with _open(file) as (container, stream):
+    outline = check_whole(file, file.seek(0, os.SEEK_END))
+    with _open(first_file(file, outline.end)) as (container, stream):
         packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
         times = (_time(packet, packet.dts if packet.pts is None else packet.pts) for packet in packets)
         return np.sort([time for time in times if time is not None])
@@ -257,6 +260,7 @@ def _info(
         duration=_duration(container, stream),
         whole=outline.whole,
         left_out=(*outline.left_out, *more),
+        end=outline.end,
         joined=outline.joined,
         coded=(frame.height, frame.width),
         orientation=orientation(frame),
@@ -278,19 +282,36 @@ def _duration(container: "InputContainer", stream: "VideoStream") -> float | Non
     return container.duration / 1e6 if container.duration and len(container.streams) == 1 else None
 
 
+def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
+    """The frames of a stream, by the decoder that its container chose unless another one is known to be better.
+
+    FFmpeg's own decoder of VP8 says nothing when the data of a frame end early, and leaves in the rest of the picture
+    what lay in that memory before, so that damaged files change from run to run. That of libvpx fills or refuses it.
+    """
+    if stream.codec.name != "vp8":
+        yield from container.decode(stream)
+        return
+    from av import VideoCodecContext
+
+    codec = VideoCodecContext.create("libvpx", "r")
+    codec.options, codec.thread_count = _STRICT, 1
+    for packet in container.demux(stream):
+        yield from codec.decode(packet)
+
+
 def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int, int]) -> Iterator[TimedFrame]:
     """Frames in order; at the end it is checked that it is the end."""
     import av
     from av.video.reformatter import VideoReformatter
 
     convert = VideoReformatter()
-    with _open(file) as (container, stream):
+    with _open(first_file(file, info.end)) as (container, stream):
         first = end = 0.0
 
         def frames() -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
             nonlocal first, end
             aspect: Fraction | None = None
-            for number, frame in enumerate(container.decode(stream)):
+            for number, frame in enumerate(_decoded(container, stream)):
                 time = frame.time if info.timed else None
                 if frame.is_corrupt:
                     raise BadDataError("corrupt", f"the decoder marks frame {number} as damaged")

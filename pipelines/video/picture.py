@@ -40,9 +40,11 @@ def orientation(frame: "VideoFrame") -> Orientation:
     Raises:
         BadDataError: "unsupported_rotation", when it is far from a right angle.
     """
-    from av.sidedata.sidedata import Type
+    from av.sidedata.sidedata import SideDataContainer, Type
 
-    data = cast("SideData | None", frame.side_data.get(Type.DISPLAYMATRIX))  # type: ignore[call-overload]
+    # `frame.side_data` is a circle of references: hundreds of frames would wait in memory for Python's collector
+    container = SideDataContainer(frame)  # type: ignore[call-arg]
+    data = cast("SideData | None", container.get(Type.DISPLAYMATRIX))
     if data is None:
         return Orientation()
     a, b, _, c, d = struct.unpack("5i", bytes(data)[:20])

@@ -6,7 +6,9 @@ objection to any frame, and that the store holds exactly what it decoded.
 """
 
 import hashlib
+import io
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from pipelines.ingest import ingest
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef
 from pipelines.sources.registry import open_source
+from pipelines.video.decode import _decode_pyav, probe
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
@@ -35,6 +38,8 @@ pytestmark = pytest.mark.ground_truth
 
 CASES = 2000
 FAST_CASES = 24
+CASES_EACH = int(os.environ.get("UWM_FUZZ_CASES", "50"))
+"""Damaged videos of each container; an hour for 2,000."""
 BATCH = 50
 MAX_VIDEO = 250_000
 """Bytes of the videos that are damaged; larger ones only take longer."""
@@ -157,14 +162,24 @@ SUFFIXES = {"matroska": "mkv", "mpegts": "ts", "mpeg2video": "m2v", "mpeg1video"
 """Of containers whose name is none."""
 
 
-def fuzz_videos(root: Path, tmp_path: Path, seeds: range) -> Counter[str]:
-    """Run the cases, many in one folder, so that a bad one would show in its neighbours."""
-    originals = sorted(path for path in (root / "videos").iterdir() if path.suffix != ".json")
-    originals = [path for path in originals if path.stat().st_size <= MAX_VIDEO]
+def suffix_of(container: str) -> str:
+    return "." + SUFFIXES.get(container, container)
+
+
+def whole_videos(root: Path, tmp_path: Path, only: str = "") -> list[Path]:
+    """Small fixtures and one video of each kind; `only` those of a container."""
+    found = sorted(path for path in (root / "videos").iterdir() if path.suffix != ".json")
+    found = [path for path in found if path.stat().st_size <= MAX_VIDEO]
     (tmp_path / "whole").mkdir()
     for container, _, codec in (kind.partition("/") for kind in KINDS):
-        recipe = Recipe(format=container, codec=codec, rate=Fraction(25), numbers=range(1, 31))
-        originals.append(write(tmp_path / "whole" / f"{codec}.{SUFFIXES.get(container, container)}", recipe))
+        if only in ("", container):
+            recipe = Recipe(format=container, codec=codec, rate=Fraction(25), numbers=range(1, 31))
+            found.append(write(tmp_path / "whole" / f"{codec}{suffix_of(container)}", recipe))
+    return [path for path in found if not only or path.suffix == suffix_of(only)]
+
+
+def fuzz_videos(originals: list[Path], tmp_path: Path, seeds: range) -> Counter[str]:
+    """Run the cases, many in one folder, so that a bad one would show in its neighbours."""
     outcomes: Counter[str] = Counter()
     for first in range(seeds.start, seeds.stop, BATCH):
         folder, store = tmp_path / f"clips-{first}", str(tmp_path / f"store-{first}")
@@ -217,8 +232,30 @@ def test_damaged_tfrecords(fixtures_root: Path, tmp_path: Path) -> None:
 
 
 def test_damaged_videos(fixtures_root: Path, tmp_path: Path) -> None:
-    outcomes = fuzz_videos(fixtures_root, tmp_path, range(FAST_CASES))
+    outcomes = fuzz_videos(whole_videos(fixtures_root, tmp_path), tmp_path, range(FAST_CASES))
     assert len(outcomes) >= 3
+
+
+@pytest.mark.parametrize("seed", [1293, 2074])
+def test_damaged_vp8_shows_nothing_that_lay_in_memory(seed: int, fixtures_root: Path) -> None:
+    path = fixtures_root / "videos" / "city_vp8.webm"
+    if not path.exists():
+        pytest.skip(f"no {path.name} among the fixtures")
+    file = io.BytesIO(damage(path.read_bytes(), seed))
+    info = probe(file)
+
+    def decoded(*, hold: bool) -> list[str]:
+        """Hashes of the frames, whose memory is used again for later ones unless they are held."""
+        found, held = [], []
+        try:
+            for frame in _decode_pyav(file, info, info.rate or 25, info.size(180)):
+                found.append(hashlib.sha256(frame.pixels().tobytes()).hexdigest())
+                held.append(frame if hold else None)
+        except BadDataError as error:
+            found.append(str(error))
+        return found
+
+    assert decoded(hold=True) == decoded(hold=False)
 
 
 @pytest.mark.slow
@@ -230,6 +267,15 @@ def test_many_damaged_tfrecords(fixtures_root: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_damaged_videos(fixtures_root: Path, tmp_path: Path) -> None:
-    outcomes = fuzz_videos(fixtures_root, tmp_path, range(1000, 1000 + CASES))
+    outcomes = fuzz_videos(whole_videos(fixtures_root, tmp_path), tmp_path, range(1000, 1000 + CASES))
     assert outcomes["corrupt"] > CASES / 20
+    (tmp_path / "outcomes.json").write_text(json.dumps(outcomes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("container", sorted({kind.partition("/")[0] for kind in KINDS}))
+def test_damaged_videos_of_each_container(container: str, fixtures_root: Path, tmp_path: Path) -> None:
+    originals = whole_videos(fixtures_root, tmp_path, container)
+    outcomes = fuzz_videos(originals, tmp_path, range(10_000, 10_000 + CASES_EACH))
+    assert len(outcomes) >= 2
     (tmp_path / "outcomes.json").write_text(json.dumps(outcomes))

@@ -50,3 +50,13 @@ def test_a_finished_command_ends_well(store: Path, command: list[str]) -> None:
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         assert set(pool.map(run, range(RUNS))) == {(0, "")}
+
+
+def test_rows_are_read_without_deltalakes_python_file_system(store: Path) -> None:
+    """Arrow's threads call it, and abort a process that ends before they do."""
+    code = (
+        "import sys\nfrom storage_schemas.store.dataset import open_dataset\n"
+        f"assert len(open_dataset({str(store)!r}).episodes) == 2000\nassert 'deltalake.fs' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

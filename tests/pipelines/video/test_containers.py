@@ -2,13 +2,19 @@
 
 import io
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
+import numpy as np
 import pytest
-from video_maker import Recipe, write
+from painted import number_of
+from video_maker import KINDS, Recipe, write
 
 from pipelines.checks.quality import BadDataError
 from pipelines.video.containers import check_whole
+from pipelines.video.decode import probe, steady_frames
 
 MADE = [("mp4", "mpeg4"), ("mov", "mpeg4"), ("matroska", "mpeg4"), ("avi", "mpeg4")]
 
@@ -89,15 +95,39 @@ def test_a_cut_box_behind_the_others_is_one(tmp_path: Path) -> None:
         whole(path)
 
 
-@pytest.mark.parametrize(
-    ("format", "codec"), [("mp4", "mpeg4"), ("flv", "flv"), ("asf", "wmv2"), ("nut", "mpeg4"), ("apng", "apng")]
-)
-def test_files_that_were_glued_together_are_named(tmp_path: Path, format: str, codec: str) -> None:  # noqa: A002
-    path = write(tmp_path / "video", Recipe(format=format, codec=codec))
+ONE_OF_EACH = {kind.partition("/")[0]: kind.partition("/")[2] for kind in KINDS}
+STREAMS = set("gif h264 hevc m4v matroska mjpeg mpeg mpeg1video mpeg2video mpegts obu vob webm".split())  # noqa: SIM905
+"""What may follow each other."""
+
+
+@pytest.mark.parametrize("container", ONE_OF_EACH)
+def test_of_files_that_were_glued_together_one_is_read_and_the_other_named(container: str, tmp_path: Path) -> None:
+    kind = {"format": container, "codec": ONE_OF_EACH[container], "rate": Fraction(25)}
+    data, more = (
+        write(tmp_path / "video", Recipe(**kind, numbers=numbers)).read_bytes()  # type: ignore[arg-type]
+        for numbers in (range(1, 31), range(101, 126))
+    )
+    assert check_whole(io.BytesIO(data), len(data)).left_out == ()
+    file = io.BytesIO(data + more)
+    info = probe(file)
+    frames = steady_frames(file, info, rate=info.rate or 25, size=info.size(96), backend="pyav")
+    both = [*range(1, 31), *range(101, 126)]
+    assert [number_of(frame) for frame in frames] == (both if container in STREAMS else both[:30])
+    assert info.left_out == (() if container in STREAMS else (f"another file glued to it at byte {len(data)}",))
+
+
+def test_the_streams_of_an_ogg_are_no_other_files(tmp_path: Path) -> None:
+    path = tmp_path / "two.ogv"
+    frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+    with av.open(path, "w", format="ogg") as container:
+        streams: list[Any] = [container.add_stream("libvpx", rate=5) for _ in range(2)]
+        for stream in streams:
+            stream.height, stream.width = 48, 64
+        for stream in streams:
+            container.mux([*stream.encode(frame), *stream.encode()])
     data = path.read_bytes()
     assert check_whole(io.BytesIO(data), len(data)).left_out == ()
-    (named,) = check_whole(io.BytesIO(data + data), 2 * len(data)).left_out
-    assert f"byte {len(data)}" in named
+    assert check_whole(io.BytesIO(data * 2), 2 * len(data)).end == len(data)
 
 
 def test_a_fragment_without_its_init_segment(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Times, sizes and damage of videos; both decoders agree."""
 
+import gc
 import io
 from collections.abc import Callable
 from fractions import Fraction
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from video_maker import Recipe, write
 
 from pipelines.checks.quality import BadDataError
 from pipelines.options import Backend
+from pipelines.video.clock import REORDERED
 from pipelines.video.decode import VideoInfo, probe, steady_frames
 from pipelines.video.picture import Orientation
 
@@ -28,7 +31,7 @@ class Truth(Protocol):
 def header(**changes: Any) -> VideoInfo:
     facts: dict[str, Any] = {
         "container": "", "codec": "", "rate": 1.0, "timed": True, "rounding": 0.0, "frames": None, "duration": None,
-        "whole": False, "left_out": (), "joined": "",
+        "whole": False, "left_out": (), "end": None, "joined": "",
         "coded": (48, 64), "orientation": Orientation(), "display": (48.0, 64.0),
     }  # fmt: skip
     return VideoInfo(**facts | changes)
@@ -150,3 +153,21 @@ def test_playlists_open_no_other_file(tmp_path: Path, write_video: Make, text: s
 def test_any_bytes_are_a_video_or_not(data: bytes) -> None:
     with pytest.raises(BadDataError):
         probe(io.BytesIO(data))
+
+
+def test_only_frames_in_hand_are_in_memory(tmp_path: Path) -> None:
+    path = write(tmp_path / "video", Recipe(format="mp4", codec="libx264", numbers=range(1, 61)))
+
+    def alive() -> int:
+        return sum(type(one).__name__ == "VideoFrame" for one in gc.get_objects())
+
+    with path.open("rb") as file:
+        info = probe(file)
+        gc.collect()
+        gc.disable()
+        try:
+            before = alive()
+            most = max(alive() - before for _ in steady_frames(file, info, rate=30, size=(48, 64), backend="pyav"))
+        finally:
+            gc.enable()
+    assert most <= 2 * REORDERED  # those that wait for their order, and those that the decoder gives at its end
