@@ -38,7 +38,7 @@ def told(
         raise UserError(
             f"its condition has {condition} features, {features} for each image: with data.obs_frames={frames}, "
             f"{cameras} cameras{language} they leave {left} for {numbers} numbers of states in each frame. Set "
-            "data.obs_frames and data.cameras=a,b, and data.states=name:numbers,... in the order that it was trained with"
+            "data.obs_frames and data.cameras=a,b, and data.states=name:numbers,... in the order of its training"
         )
     settings: dict[str, object] = {"data.states": [f"{name}:{dim}" for name, dim in states]}
     if head is not None:
