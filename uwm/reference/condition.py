@@ -30,6 +30,8 @@ def told(
     head = weights.get(HEAD_WEIGHT)
     if head is not None and (head.dim() != 2 or head.shape[0] != features):
         raise UserError(f"its map of language gives {head.shape[0]} features, not {features} as an image has")
+    if head is None and base.data.language.is_heard:
+        raise UserError("it hears no language: leave data.language.kind as it is")
     left = condition - features * frames * cameras - (0 if head is None else features)
     states = _states(left, state_dims(state_normalizer), base)
     numbers = sum(dim for _, dim in states)

@@ -193,10 +193,11 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
     steps = shapes["pad_tokens"][1] if "pad_tokens" in shapes else steps
     settings["data.action_horizon"] = steps
     views = len(base.data.cameras)
+    features = 0
     if condition:
         kind, features = _encoder(weights)
         settings |= {"policy.obs_encoder.kind": kind, "policy.obs_encoder.embed_dim": features}
-        settings |= told(weights, published.state_normalizer, condition, features, base)
+    settings |= told(weights, published.state_normalizer, condition, features, base)
     if "policy.patch" in settings:
         patches = tokens - shapes.get("registers", (0, 0))[1] - steps
         settings["data.crop"] = _crop(patches, views, shapes["obs_patchifier.patch_encoder.weight"][2:], base)

@@ -18,7 +18,7 @@ from uwm.data.normalize import ActionNormalizer
 from uwm.data.states import resolve_states
 from uwm.device import autocast, resolve_device, resolve_precision, set_matmul
 from uwm.events import DatasetUse, Encoding, OnEvent
-from uwm.language.instructions import encode_instructions, with_encoder
+from uwm.language.instructions import Progress, encode_instructions, with_encoder
 from uwm.policy import Learner
 from uwm.settings import replace
 from uwm.train.distributed import World
@@ -113,10 +113,14 @@ def with_instructions(
             rows,
             language,
             device=resolve_device(config.train.device),
-            progress=lambda done, total, uri=uri: on_event(Encoding(dataset=uri, done=done, total=total)),
+            progress=_telling(uri, on_event),
         )
     heard = replace(config, data=replace(config.data, language=language))
     return heard if latest else with_data(heard, members)
+
+
+def _telling(uri: str, on_event: OnEvent) -> Progress:
+    return lambda done, total: on_event(Encoding(dataset=uri, done=done, total=total))
 
 
 def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: World) -> Run:

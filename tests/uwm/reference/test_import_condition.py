@@ -29,7 +29,13 @@ VIEWS, FRAMES, WIDTH, TEXT = 2, 2, 5, 6
 DIMS = {"gripper": 1, "joints": 3}
 STATES = {"gripper": np.float32([[0.1], [0.3]]), "joints": np.float32([[1, 2, 3], [4, 5, 6]])}
 SAID = "open the drawer"
-SETTINGS = ("policy.num_heads=2", "data.action_horizon=4", "data.cameras=left,wrist", "data.crop=32,32")
+SETTINGS = (
+    "policy.num_heads=2",
+    "data.action_horizon=4",
+    "data.cameras=left,wrist",
+    "data.crop=32,32",
+    "data.resize=32,32",
+)
 
 
 class PublishedCondition(nn.Module):
@@ -114,7 +120,9 @@ def published_states() -> dict[str, Tensor]:
 def test_the_condition_is_the_published_one(
     policy: str, published: PublishedCondition, file: Path, tmp_path: Path, clip_folder: Path
 ) -> None:
-    import_reference(file, tmp_path / "run", (*SETTINGS, f"data.language.path={clip_folder}"))
+    import_reference(
+        file, tmp_path / "run", (*SETTINGS, "data.language.kind=clip", f"data.language.path={clip_folder}")
+    )
     loaded = AutoPolicy.load(tmp_path / "run", device="cpu")
     frames = np.random.default_rng(0).integers(0, 256, (VIEWS, FRAMES, 32, 32, 3), dtype=np.uint8)
     taken: list[Any] = []
@@ -184,7 +192,7 @@ def test_another_encoder_is_refused(policy: str, file: Path, tmp_path: Path, cli
         other / "model.safetensors",
         {"format": "pt"},
     )
-    import_reference(file, tmp_path / "run", (*SETTINGS, f"data.language.path={other}"))
+    import_reference(file, tmp_path / "run", (*SETTINGS, "data.language.kind=clip", f"data.language.path={other}"))
     image = {"left": np.zeros((32, 32, 3), np.uint8)}
     with pytest.raises(UserError, match="another text encoder"):
         AutoPolicy.load(tmp_path / "run", device="cpu").act(image, instruction=SAID)
