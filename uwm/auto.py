@@ -188,7 +188,7 @@ class AutoPolicy:
             frames=torch.cat([current, following], dim=1)[None],
             view_mask=torch.cat([current_mask, next_mask], dim=1)[None],
             action=torch.from_numpy(known)[None],
-            action_mask=torch.full((1, data.action_horizon), action is not None),
+            action_mask=torch.full((1, *self.action_shape), action is not None),
             dataset=zero,
             episode=zero,
             step=zero,

@@ -58,7 +58,7 @@ class ToyPolicy(Policy):
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Mean squared error of the known actions."""
-        error = (self._act(self.encode_batch(batch)) - batch.action).square() * batch.action_mask[..., None]
+        error = (self._act(self.encode_batch(batch)) - batch.action).square() * batch.action_mask
         loss = error.sum() / batch.action_mask.sum().clamp(min=1)
         return LossOutput(loss=loss, logs={"action_loss": loss.detach()})
 

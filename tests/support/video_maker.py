@@ -1,6 +1,8 @@
 """Writes valid videos of any container, codec, rate, start and orientation, whose frames carry their number."""
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -183,5 +185,14 @@ def write(path: Path, recipe: Recipe, pictures: Sequence[Pixels] | None = None) 
             frame.pts = (recipe.times[index] if recipe.times else index) + round(recipe.start * recipe.rate)
             frame.time_base = 1 / recipe.rate
             container.mux(stream.encode(frame))
+            if index == 0:
+                stay_ordinary()
         container.mux(stream.encode())
     return path
+
+
+def stay_ordinary() -> None:
+    """Take this process back from real time, where SVT-AV1 puts whoever opens it as root: all else would starve."""
+    for thread in Path("/proc/self/task").iterdir():
+        with suppress(ProcessLookupError):
+            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))

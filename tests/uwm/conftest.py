@@ -89,7 +89,7 @@ def arrays() -> ExampleArrays:
         true_mask=np.array([[True, False], [True, True]]),
         reconstruction=frames["own"],
         action=action,
-        action_mask=np.array([[True] * 4, [False] * 4]),
+        action_mask=np.stack([np.ones((4, 3), np.bool_), np.zeros((4, 3), np.bool_)]),
         mean_action=action.mean(axis=(0, 1)),
         frames={"forward": frames["forward"], "video": frames["forward"]},
         actions={"inverse": action + 1, "policy": action - 1},

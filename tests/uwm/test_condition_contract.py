@@ -53,16 +53,12 @@ def batch(name: str, debug_run: Configure) -> Batch:
         next_obs=torch.rand(4, views, data.next_frames, *image, generator=draws),
         next_mask=torch.ones(4, views, data.next_frames, dtype=torch.bool),
         action=torch.rand(4, data.action_horizon, data.action_dim, generator=draws) * 2 - 1,
-        action_mask=known_actions(4, data.action_horizon, data.action_dim),
+        action_mask=torch.ones(4, data.action_horizon, data.action_dim, dtype=torch.bool),
         state=torch.randn(state_mask.shape, generator=draws) * state_mask,
         state_mask=state_mask,
         language=torch.randn(4, FEATURES, generator=draws) * heard[:, None],
         language_mask=heard,
     )
-
-
-def known_actions(*shape: int) -> Tensor:
-    return torch.ones(shape[:2], dtype=torch.bool)
 
 
 def gradients(policy: Policy, batch: Batch) -> dict[str, Tensor]:

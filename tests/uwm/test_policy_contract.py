@@ -86,9 +86,9 @@ def batch(name: str, configure: MakeRun) -> Batch:
     )
     normalizer = mixture_normalizer(members, config.data.action_dim, config.data.action_scale)
     drawn = training_batch(next(iter(source)), config.data, normalizer, device=torch.device("cpu"))
-    acts = drawn.action_mask.all(1)
+    acts = drawn.action_mask.flatten(1).all(1)
     whole = drawn.next_mask.flatten(1).all(1)
-    known, free = (torch.nonzero(rows & whole).flatten()[:2] for rows in (acts, ~drawn.action_mask.any(1)))
+    known, free = (torch.nonzero(rows & whole).flatten()[:2] for rows in (acts, ~drawn.action_mask.flatten(1).any(1)))
     order = torch.stack([known, free], dim=1).flatten()
     return take(drawn, order)
 
@@ -205,7 +205,7 @@ def test_all_randomness_comes_from_the_generator(name: str, awake: Policy, batch
 
 
 def test_action_free_samples_change_no_action_loss_and_no_gradient(name: str, awake: Policy, batch: Batch) -> None:
-    free = ~batch.action_mask.any(dim=1)
+    free = ~batch.action_mask.flatten(1).any(1)
     assert free.tolist() == [False, True, False, True]
     actions_only = with_masks(batch, next_mask=torch.zeros_like(batch.next_mask))
     rows = free[:, None, None, None, None, None]
@@ -222,6 +222,7 @@ def test_action_free_samples_change_no_action_loss_and_no_gradient(name: str, aw
 
 def test_what_is_unknown_is_never_looked_at(name: str, awake: Policy, batch: Batch) -> None:
     batch.action_mask[0, 2:] = False
+    batch.action_mask[2, :, 1] = False
     batch.obs_mask[2, 1] = False
     batch.next_mask[2, 1] = False
     batch.next_mask[3, :, 1] = False

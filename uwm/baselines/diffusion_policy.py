@@ -33,7 +33,7 @@ class DpObs:
 
     cond: Tensor  # (B, G) features of the current observation: of its images, of states and of the instruction
     action: Tensor  # (B, S, A) normalized; zero where unknown
-    action_mask: Tensor  # (B, S) bool
+    action_mask: Tensor  # (B, S, A) bool
     latents: None = None  # it knows no next observation
 
 
@@ -80,7 +80,7 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
             batch: see `Batch`.
             generator: source of timesteps and noise.
         """
-        encoded, known, micro_batch = self.encode_batch(batch), batch.action_mask[:, :, None], batch.micro_batch
+        encoded, known, micro_batch = self.encode_batch(batch), batch.action_mask, batch.micro_batch
         drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, micro_batch)
         timestep = drawn.to(batch.action.device)
         alpha = self._alphas_cumprod[timestep]

@@ -127,8 +127,8 @@ class GR1Policy(TokenizedPolicy):
             generator: not used.
         """
         encoded = self.encode_batch(batch)
-        action, images = self.network(encoded.tokens, encoded.token_mask, batch.action_mask)
-        known_action, known_next = batch.action_mask[:, :, None], batch.next_mask[:, :, None, :, None, None]
+        action, images = self.network(encoded.tokens, encoded.token_mask, batch.action_mask.any(2))
+        known_action, known_next = batch.action_mask, batch.next_mask[:, :, None, :, None, None]
         action_loss = masked_mse(action, batch.action, known_action, batch.micro_batch.known_actions)
         next_loss = masked_mse(images, encoded.latents, known_next, batch.micro_batch.known_frames)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}

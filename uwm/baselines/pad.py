@@ -35,7 +35,7 @@ class PadObs:
     condition: Tensor  # (B, G) features of states and instruction
     next_mask: Tensor  # (B, V, N) bool
     action: Tensor  # (B, S, A) normalized; zero where unknown
-    action_mask: Tensor  # (B, S) bool
+    action_mask: Tensor  # (B, S, A) bool
 
 
 class PADPolicy(TokenizedPolicy):
@@ -105,7 +105,7 @@ class PADPolicy(TokenizedPolicy):
             generator: source of timesteps and noise.
         """
         encoded, prediction = self.encode_batch(batch), self.diffusion.prediction
-        known_action, known_next = encoded.action_mask[:, :, None], encoded.next_mask[:, :, None, :, None, None]
+        known_action, known_next = encoded.action_mask, encoded.next_mask[:, :, None, :, None, None]
         micro_batch = batch.micro_batch
         drawn = randint_rows(self.diffusion.train_timesteps, len(batch), generator, micro_batch)
         timestep = drawn.to(batch.action.device)
@@ -114,7 +114,7 @@ class PADPolicy(TokenizedPolicy):
         clean = encoded.latents - latent_reference(encoded.current, self.diffusion)
         next_obs, next_target = noise_at(clean, known_next, alpha, prediction, generator, micro_batch)
         action_out, next_out = self.transformer(
-            encoded.current, action, next_obs, timestep, encoded.action_mask, encoded.condition
+            encoded.current, action, next_obs, timestep, encoded.action_mask.any(2), encoded.condition
         )
         action_loss = masked_mse(action_out, action_target, known_action, micro_batch.known_actions)
         next_loss = masked_mse(next_out, next_target, known_next, micro_batch.known_frames)
@@ -132,7 +132,7 @@ class PADPolicy(TokenizedPolicy):
         self.require(mode)
         action = _from_noise(encoded.action, generator, self.diffusion.clip_action)
         next_obs = _from_noise(encoded.latents, generator, self.diffusion.clip_latent)
-        pad = torch.zeros_like(encoded.action_mask) if mode is Mode.VIDEO else None
+        pad = torch.zeros_like(encoded.action_mask[..., 0]) if mode is Mode.VIDEO else None
 
         def denoiser(a: Tensor, o: Tensor, _: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
             predicted: tuple[Tensor, Tensor] = self.transformer(encoded.current, a, o, timestep, pad, encoded.condition)

@@ -123,7 +123,7 @@ class PadTransformer(nn.Module):
             action: (B, S, A) noisy actions.
             next_obs: (B, V, C, F, H, W) noisy latents.
             timestep: (B,) integers.
-            action_mask: (B, S) bool: steps whose action is known or is being sampled; None is all of them.
+            action_mask: (B, S) bool: steps of whose action something is known or is being sampled; None is all of them.
             condition: (B, G) features of states and instruction; None when there are none.
 
         Returns:

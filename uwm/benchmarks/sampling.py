@@ -136,7 +136,7 @@ def _batch(config: RunConfig, size: int) -> Batch:
         frames=torch.randint(256, (size, views, frames, 3, height, width), dtype=torch.uint8, generator=generator),
         view_mask=torch.ones(size, views, frames, dtype=torch.bool),
         action=torch.rand(size, data.action_horizon, data.action_dim, generator=generator) * 2 - 1,
-        action_mask=torch.ones(size, data.action_horizon, dtype=torch.bool),
+        action_mask=torch.ones(size, data.action_horizon, data.action_dim, dtype=torch.bool),
         dataset=zeros,
         episode=zeros,
         step=zeros,

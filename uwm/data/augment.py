@@ -128,8 +128,7 @@ def _batch(
     device = images.device
     view_mask = raw.view_mask.to(device, non_blocking=True)
     images = images.mul_(view_mask[:, :, : images.shape[2], None, None, None])  # contrast may have lit what is masked
-    known = raw.action_mask[..., None]
-    action = normalizer.normalize(raw.action).where(known, 0.0)  # small, and on the CPU it waits for nothing
+    action = normalizer.normalize(raw.action).where(raw.action_mask, 0.0)  # small, and on the CPU it waits for nothing
     state = normalizer.normalize_states(raw.state).where(raw.state_mask, 0.0).float()
     seen = config.obs_frames
     latents = raw.latents.to(device, non_blocking=True).float()

@@ -19,7 +19,7 @@ class RawBatch:
     frames: Tensor  # (B, V, F, 3, H0, W0) uint8, channels last in memory as decoders write; zero where masked
     view_mask: Tensor  # (B, V, F) bool
     action: Tensor  # (B, S, A) float32, in the store's units; zero where unknown
-    action_mask: Tensor  # (B, S) bool
+    action_mask: Tensor  # (B, S, A) bool: this number of this step is known
     dataset: Tensor  # (B,) int64, index into the mixture
     episode: Tensor  # (B,) int64, row in that dataset's version
     step: Tensor  # (B,) int64, current step
@@ -53,7 +53,7 @@ class MicroBatch:
     samples: int
     """Number of samples of the whole step."""
     known_actions: float
-    """Known actions of an average micro-batch."""
+    """Known numbers of actions (steps x dimensions) of an average micro-batch."""
     known_frames: float
     """Known next-observation frames of an average micro-batch, over all views."""
 
@@ -65,7 +65,7 @@ def whole_step(raw: RawBatch, obs_frames: int) -> MicroBatch:
 
 
 def known_counts(raw: RawBatch, obs_frames: int) -> tuple[int, int]:
-    """Known actions and known next-observation frames of a batch."""
+    """Known numbers of actions (steps x dimensions) and known next-observation frames of a batch."""
     return int(raw.action_mask.sum()), int(raw.view_mask[:, :, obs_frames:].sum())
 
 
@@ -78,7 +78,7 @@ class Batch:
     next_obs: Tensor  # (B, V, N, 3, H, W) float32 in [0, 1], zero where masked; N = 0 when nobody looks at images
     next_mask: Tensor  # (B, V, N) bool: known, and inside the episode
     action: Tensor  # (B, S, A) float32, normalized to [-1, 1]; zero where unknown
-    action_mask: Tensor  # (B, S) bool
+    action_mask: Tensor  # (B, S, A) bool: dimension by dimension, for robots differ in what they have
     obs_latents: Tensor  # (B, V, O, C, h, w) float32, zero where masked: cached; or O = 0
     next_latents: Tensor  # (B, V, N, C, h, w) float32, zero where masked: cached; or N = 0
     state: Tensor  # (B, O, D) float32, normalized to [-1, 1]; zero where unknown

@@ -195,17 +195,17 @@ class SegmentReader:
                 out[load.views, repeated] = out[load.views, places[0]]
 
     def _read_actions(self, picks: Sequence[Pick]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """(B, S, A) in the store's units and (B, S); what is unknown or of another space is zero and masked."""
+        """(B, S, A) in the store's units and what of it is known; all else, or of another space, is zero and masked."""
         config = self._config
         action = np.zeros((len(picks), config.action_horizon, config.action_dim), np.float32)
-        mask = np.zeros(action.shape[:2], np.bool_)
+        mask = np.zeros(action.shape, np.bool_)
         for row, pick in enumerate(picks):
             dataset, table = self._datasets[pick.dataset], self._actions[pick.dataset]
             if dataset.spec.action_dim == config.action_dim:
                 source = table or dataset
                 with blaming(dataset, pick.segment.episode):
                     values, known = source.actions(*pick.segment, config.action_horizon)
-                mask[row] = known
+                mask[row, known] = True
                 action[row, known] = values[known]
         return action, mask
 

@@ -20,7 +20,7 @@ class ErrorAccumulator:
 
     def __init__(self) -> None:
         self._pairs: dict[tuple[ModeName, Metric, str], list[NDArray[np.float64]]] = defaultdict(list)
-        self._profiles: dict[ModeName, list[NDArray[np.float64]]] = defaultdict(list)
+        self._profiles: dict[ModeName, list[tuple[NDArray[np.float64], NDArray[np.bool_]]]] = defaultdict(list)
         self._ceiling: list[NDArray[np.float64]] = []
 
     def add(
@@ -36,9 +36,9 @@ class ErrorAccumulator:
         self._pairs[key].append(_rows(known, episodes, model, reference))
 
     def add_profile(self, mode: ModeName, model: Tensor, reference: Tensor, known: Tensor) -> None:
-        """Add errors by action dimension (B, A)."""
-        both = torch.stack([model, reference], dim=1)[known]
-        self._profiles[mode].append(both.double().cpu().numpy())
+        """Add errors by action dimension (B, A), where `known` (B, A) is true."""
+        both = torch.stack([model, reference], dim=1)
+        self._profiles[mode].append((both.double().cpu().numpy(), known.cpu().numpy()))
 
     def add_ceiling(self, values: Tensor, *, known: Tensor, episodes: NDArray[np.int64]) -> None:
         """Add the tokenizer's own PSNR (B,)."""
@@ -54,13 +54,18 @@ class ErrorAccumulator:
         return tuple(scores)
 
     def profiles(self) -> tuple[ActionProfile, ...]:
-        """Mean errors by action dimension."""
+        """Mean errors by action dimension, of those that are known anywhere."""
         profiles = []
         for mode, parts in self._profiles.items():
-            stacked = np.concatenate(parts)  # (n, 2, A)
-            if len(stacked):
-                model, reference = stacked.mean(axis=0).tolist()
-                profiles.append(ActionProfile(mode=mode, model=tuple(model), mean_action=tuple(reference)))
+            errors, known = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))  # (n, 2, A), (n, A)
+            counts = known.sum(axis=0)
+            if counts.any():
+                means = np.where(known[:, None], errors, 0.0).sum(axis=0) / np.maximum(counts, 1)
+                model, reference = (
+                    tuple(float(mean) if count else None for mean, count in zip(row, counts, strict=True))
+                    for row in means
+                )
+                profiles.append(ActionProfile(mode=mode, model=model, mean_action=reference))
         return tuple(profiles)
 
     def ceiling(self) -> Estimate | None:

@@ -29,7 +29,7 @@ _SHAPES = {
     "true_mask": "EV",
     "reconstruction": "EVHWC",
     "action": "ESA",
-    "action_mask": "ES",
+    "action_mask": "ESA",
     "mean_action": "A",
     "frame": "EVHWC",
     "predicted": "ESA",
@@ -52,7 +52,7 @@ class ExampleArrays:
     true: NDArray[np.uint8]  # (E, V, H, W, 3)
     true_mask: NDArray[np.bool_]  # (E, V)
     action: NDArray[np.float32]  # (E, S, A)
-    action_mask: NDArray[np.bool_]  # (E, S)
+    action_mask: NDArray[np.bool_]  # (E, S, A)
     mean_action: NDArray[np.float32]  # (A,)
     reconstruction: NDArray[np.uint8] | None = None  # (E, V, H, W, 3), the tokenizer's own, when frames are predicted
     frames: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)  # mode -> (E, V, H, W, 3)
@@ -80,13 +80,15 @@ class ExampleArrays:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        """The inverse of `arrays`.
+        """The inverse of `arrays`; files of before masks had dimensions say whole steps, (E, S).
 
         Raises:
             TypeError: when an array is missing or unknown.
             ValueError: when the shapes disagree.
         """
         fixed: dict[str, Any] = {name: values for name, values in arrays.items() if "/" not in name}
+        if "action_mask" in fixed and fixed["action_mask"].ndim == 2 and "action" in fixed:
+            fixed["action_mask"] = np.repeat(fixed["action_mask"][..., None], fixed["action"].shape[-1], axis=2)
         frames, actions = _below(arrays, "frame/"), _below(arrays, "predicted/")
         if len(fixed) + len(frames) + len(actions) != len(arrays):
             raise TypeError(f"unknown arrays among {', '.join(arrays)}")

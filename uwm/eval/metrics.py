@@ -38,21 +38,19 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def action_mse(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of actions: (B, S, A), (B, S, A), mask (B, S) -> (B,)."""
+    """Mean squared error of actions: (B, S, A), (B, S, A), mask (B, S, A) -> (B,)."""
     return masked_mean((predicted - true).square(), mask)
 
 
 def action_l1(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute error of actions: (B, S, A), (B, S, A), mask (B, S) -> (B,)."""
+    """Mean absolute error of actions: (B, S, A), (B, S, A), mask (B, S, A) -> (B,)."""
     return masked_mean((predicted - true).abs(), mask)
 
 
 def action_profile(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:
-    """Absolute error of every dimension: (B, S, A), (B, S, A), mask (B, S) -> (B, A), mean over the known steps."""
-    per_dimension = (predicted - true).abs().movedim(2, 1)  # (B, A, S)
-    batch, dims, steps = per_dimension.shape
-    flat_mask = mask[:, None].expand(batch, dims, steps).reshape(batch * dims, steps)
-    return masked_mean(per_dimension.reshape(batch * dims, steps), flat_mask).reshape(batch, dims)
+    """Absolute error of every dimension: (B, S, A), (B, S, A), mask (B, S, A) -> (B, A), mean over the known steps."""
+    per_dimension, known_steps = (predicted - true).abs().movedim(2, 1), mask.movedim(2, 1)  # (B, A, S)
+    return masked_mean(per_dimension.flatten(0, 1), known_steps.flatten(0, 1)).reshape(per_dimension.shape[:2])
 
 
 def latent_mse(predicted: Tensor, true: Tensor, mask: Tensor) -> Tensor:

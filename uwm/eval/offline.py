@@ -140,7 +140,7 @@ def _measure(compared: ComparedBatch, sampler: ModeSampler) -> None:
     true_latents = sampler.next_latents
     copy = None if true_latents is None else _copy_baseline(compared, true_latents)
     acts = metrics.known(compared.batch.action_mask)
-    whole = compared.batch.action_mask.all(dim=1)
+    whole = compared.batch.action_mask.any(dim=2).all(dim=1)  # as much of every step as the robot has
     sees = metrics.known(compared.frame_mask)
     asked = {
         Mode.FORWARD: whole & sees,
@@ -165,7 +165,7 @@ def _keep_truth(compared: ComparedBatch) -> None:
     kept.add("current_mask", batch.obs_mask[:, :, -1], places)
     kept.add_frames("true", batch.next_obs, places)
     kept.add("true_mask", batch.next_mask[:, :, -1], places)
-    kept.add("action", compared.setup.physical(batch.action).where(batch.action_mask[..., None], 0.0), places)
+    kept.add("action", compared.setup.physical(batch.action).where(batch.action_mask, 0.0), places)
     kept.add("action_mask", batch.action_mask, places)
 
 
@@ -180,7 +180,7 @@ def _measure_action(compared: ComparedBatch, mode: Mode, action: Tensor, known: 
     physical, truth = setup.physical(action), setup.physical(true)
     model = metrics.action_profile(physical, truth, mask)
     reference = metrics.action_profile(setup.physical(mean), truth, mask)
-    compared.errors.add_profile(name, model, reference, known)
+    compared.errors.add_profile(name, model, reference, mask.any(dim=1) & known[:, None])
     compared.kept.add(f"predicted/{name}", physical, compared.places)
 
 

@@ -90,11 +90,11 @@ class Score(Result):
 
 
 class ActionProfile(Result):
-    """Mean absolute error of every action dimension, in the store's units."""
+    """Mean absolute error of every action dimension, in the store's units; None of one that the data does not have."""
 
     mode: ModeName
-    model: tuple[float, ...]
-    mean_action: tuple[float, ...]
+    model: tuple[float | None, ...]
+    mean_action: tuple[float | None, ...]
 
 
 class Example(Result):

@@ -95,12 +95,17 @@ def sample(
 
 def _record(setup: EvaluationSetup, batch: Batch, row: int, index: int, predicted: Tensor | None) -> dict[str, object]:
     true = setup.physical(batch.action[row : row + 1])[0]
-    known = bool(batch.action_mask[row].all())
+    mask = batch.action_mask[row]
+    known = bool(mask.any() and (mask == mask[0]).all())  # the whole chunk, in the dimensions that the robot has
     return {
         **setup.example(index).model_dump(),
-        "true": true.tolist() if known else None,
+        "true": [_numbers(*step) for step in zip(true, mask, strict=True)] if known else None,
         "predicted": None if predicted is None else predicted.tolist(),
     }
+
+
+def _numbers(values: Tensor, known: Tensor) -> list[float | None]:
+    return [value if there else None for value, there in zip(values.tolist(), known.tolist(), strict=True)]
 
 
 def _write_strip(location: Location, batch: Batch, row: int, predicted: Tensor | None) -> str:

@@ -38,7 +38,7 @@ class UwmObs:
         views: (B, V) bool: some frame is known.
         next_mask: (B, V, N) bool.
         action: (B, S, A) normalized; zero where unknown.
-        action_mask: (B, S) bool.
+        action_mask: (B, S, A) bool.
     """
 
     cond: Tensor
@@ -243,8 +243,8 @@ class UWMPolicy(TokenizedPolicy):
 
 
 def _known(encoded: UwmObs) -> tuple[Tensor, Tensor]:
-    """Masks that broadcast over actions (B, S, 1) and latents (B, V, 1, N, 1, 1)."""
-    return encoded.action_mask[:, :, None], encoded.next_mask[:, :, None, :, None, None]
+    """Masks of actions (B, S, A), and that broadcast over latents (B, V, 1, N, 1, 1)."""
+    return encoded.action_mask, encoded.next_mask[:, :, None, :, None, None]
 
 
 def _modality(clean: Tensor, known: Tensor, generator: torch.Generator, clip: float | None) -> Modality:

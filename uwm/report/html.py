@@ -197,7 +197,9 @@ def _strip(evaluation: Evaluation, arrays: ExampleArrays, index: int, view: int)
         own = arrays.reconstruction[index, view] if true is not None else None
         cells.append(_cell("tokenizer's own", own, true))
     for mode, frames in arrays.frames.items():
-        if mode != "forward" or arrays.action_mask[index].all():  # without its actions the question was not asked
+        if (
+            mode != "forward" or arrays.action_mask[index].any(axis=1).all()
+        ):  # without its actions the question was not asked
             cells.append(_cell(MODE_LABELS.get(mode, mode), frames[index, view], true))
     return Strip(camera=settings.cameras[view], cells=tuple(cells))
 
@@ -225,7 +227,7 @@ def _action_picture(evaluation: Evaluation, arrays: ExampleArrays, index: int) -
 
 
 def _action_lines(arrays: ExampleArrays, index: int) -> Iterator[ActionLine]:
-    known = np.where(arrays.action_mask[index][:, None], arrays.action[index], np.nan)
+    known = np.where(arrays.action_mask[index], arrays.action[index], np.nan)
     yield ActionLine(label="true", values=known, style="truth")
     for mode in ("inverse", "policy"):
         if mode in arrays.actions:

@@ -273,7 +273,7 @@ def evaluation(lab: Lab) -> str:
         true_mask=np.array([[True, True]]),
         reconstruction=frames,
         action=np.zeros((1, 3, 1), np.float32),
-        action_mask=np.ones((1, 3), np.bool_),
+        action_mask=np.ones((1, 3, 1), np.bool_),
         mean_action=np.zeros(1, np.float32),
         frames={"forward": frames + 100},
     )

@@ -40,7 +40,7 @@ def random_batch(config: RunConfig, size: int = 3) -> Batch:
         next_obs=torch.rand(size, views, data.next_frames, *image, generator=noise),
         next_mask=known(views, data.next_frames),
         action=torch.rand(size, data.action_horizon, data.action_dim, generator=noise) * 2 - 1,
-        action_mask=known(data.action_horizon),
+        action_mask=known(data.action_horizon, data.action_dim),
     )
 
 

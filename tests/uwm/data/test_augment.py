@@ -34,13 +34,13 @@ def raw(positions: list[int], seed: int = 0) -> RawBatch:
     count = len(positions)
     view_mask = torch.ones(count, 2, 3, dtype=torch.bool)
     view_mask[:, 1, 2] = False
-    action_mask = torch.tensor([[True, True, False]]).expand(count, 3).clone()
+    action_mask = torch.tensor([True, True, False])[:, None].repeat(count, 1, 2)
     frames = torch.stack([torch.randint(256, (2, 3, 3, 20, 30), dtype=torch.uint8, generator=row) for row in rows])
     frames[~view_mask] = 0
     return raw_batch(
         frames=frames,
         view_mask=view_mask,
-        action=torch.ones(count, 3, 2) * action_mask[..., None],
+        action=torch.ones(count, 3, 2) * action_mask,
         action_mask=action_mask,
         position=torch.tensor(positions),
         draws=uniform_draws(seed, positions, (2, 5)),

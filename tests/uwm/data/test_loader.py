@@ -65,7 +65,7 @@ def test_frames_actions_and_masks_come_from_the_store(make_store: Callable[..., 
 
 def test_what_lies_past_the_end_is_masked_and_zero(make_store: Callable[..., str]) -> None:
     batch = reader(config(make_store("robot", (6,)))).read([Pick(0, 0, SegmentId(0, 4))])
-    assert batch.action_mask.tolist() == [[True, True, False, False]]
+    assert batch.action_mask.tolist() == [[[True] * 3] * 2 + [[False] * 3] * 2]
     assert batch.action[0, 2:].abs().sum() == 0
     assert batch.view_mask[0, 0].tolist() == [True, True, False, False]
     assert batch.frames[0, 0, 2:].sum() == 0

@@ -16,14 +16,16 @@ def random(seed: int, *shape: int) -> torch.Tensor:
 @settings(max_examples=40)
 def test_action_errors_equal_a_loop_over_the_known_steps(seed: int, batch: int, steps: int, dims: int) -> None:
     predicted, true = random(seed, batch, steps, dims), random(seed + 1, batch, steps, dims)
-    mask = random(seed + 2, batch, steps) > 0.4
+    mask = random(seed + 2, batch, steps, dims) > 0.4
     for row in range(batch):
         known = (predicted - true)[row][mask[row]]
         expected = (known**2).mean() if len(known) else torch.tensor(0.0)
         assert metrics.action_mse(predicted, true, mask)[row].item() == pytest.approx(expected.item(), abs=1e-6)
         expected = known.abs().mean() if len(known) else torch.tensor(0.0)
         assert metrics.action_l1(predicted, true, mask)[row].item() == pytest.approx(expected.item(), abs=1e-6)
-        profile = known.abs().mean(dim=0) if len(known) else torch.zeros(dims)
+        errors, seen = (predicted - true)[row].abs(), mask[row]
+        columns = [errors[seen[:, index], index] for index in range(dims)]
+        profile = torch.stack([column.mean() if len(column) else torch.tensor(0.0) for column in columns])
         torch.testing.assert_close(metrics.action_profile(predicted, true, mask)[row].float(), profile)
 
 

@@ -51,7 +51,7 @@ def make_batch(tiny: RunConfig) -> Callable[..., Batch]:
             next_obs=images(data.next_frames),
             next_mask=torch.ones(size, views, data.next_frames, dtype=torch.bool),
             action=torch.rand(size, data.action_horizon, data.action_dim, generator=draw) * 2 - 1,
-            action_mask=torch.ones(size, data.action_horizon, dtype=torch.bool),
+            action_mask=torch.ones(size, data.action_horizon, data.action_dim, dtype=torch.bool),
         )
 
     return make

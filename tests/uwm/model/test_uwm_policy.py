@@ -51,10 +51,11 @@ def policy(request: pytest.FixtureRequest) -> UWMPolicy:
 
 @pytest.fixture
 def partly_known(make_batch: MakeBatch) -> Batch:
-    """Sample 0 whole, 1 without actions, 2 with half a chunk and without its last frame, 3 with one view only."""
+    """0 whole, 1 without actions, 2 with half a chunk of two numbers and without its last frame, 3 with one view."""
     batch = make_batch()
     batch.action_mask[1] = False
     batch.action_mask[2, 2:] = False
+    batch.action_mask[2, :, 1] = False
     batch.next_mask[2, :, 1] = False
     batch.obs_mask[3, 1] = False
     batch.next_mask[3, 1] = False

@@ -30,7 +30,7 @@ class TinyLearner(Learner):
         self.calls += 1
         noise = torch.randn(batch.action.shape, generator=generator)
         out = self.head(torch.tanh(self.body(batch.obs.mean(dim=(1, 2, 4, 5)))))  # (B, A)
-        error = (out[:, None] - batch.action - 0.1 * noise).square() * batch.action_mask[..., None]
+        error = (out[:, None] - batch.action - 0.1 * noise).square() * batch.action_mask
         loss = error.sum() / batch.action_mask.sum().clamp(min=1)
         return LossOutput(loss=loss, logs={"action_loss": loss.detach()})
 

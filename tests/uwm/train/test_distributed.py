@@ -248,13 +248,14 @@ def _uneven_batch() -> Batch:
     obs, next_obs = (torch.rand(4, 2, 2, 3, 16, 24, generator=generator) for _ in range(2))
     obs_mask, next_mask = torch.ones(2, 4, 2, 2, dtype=torch.bool).unbind()
     obs_mask[3] = next_mask[3] = False
-    action_mask = torch.tensor([[True] * 4, [True, True, False, False], [False] * 4, [False] * 4])
+    steps = torch.tensor([[True] * 4, [True, True, False, False], [False] * 4, [False] * 4])
+    action_mask = steps[..., None] & torch.tensor([[True] * 3, [True, False, True], [True] * 3, [True] * 3])[:, None]
     return image_batch(
         obs=obs * obs_mask[..., None, None, None],
         obs_mask=obs_mask,
         next_obs=next_obs * next_mask[..., None, None, None],
         next_mask=next_mask,
-        action=torch.rand(4, 4, 3, generator=generator) * action_mask[..., None],
+        action=torch.rand(4, 4, 3, generator=generator) * action_mask,
         action_mask=action_mask,
     )
 

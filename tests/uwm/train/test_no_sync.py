@@ -66,7 +66,7 @@ def samples(*, cached: bool) -> RawBatch:
         frames=frames,
         view_mask=mask,
         action=torch.zeros(2, 4, 3),
-        action_mask=torch.ones(2, 4, dtype=torch.bool),
+        action_mask=torch.ones(2, 4, 3, dtype=torch.bool),
         latents=torch.zeros(2, 2, 4 if cached else 0, 3, 16, 24, dtype=torch.float16),
     )
 
