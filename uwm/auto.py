@@ -263,14 +263,13 @@ def _numbers(given: ArrayLike | None, state: RunState, count: int) -> tuple[Tens
         values = np.array(given, np.float64)
     except (TypeError, ValueError) as error:
         raise UserError(f"state {state.name} is no array of numbers") from error
-    if values.ndim == 1:
-        values = np.repeat(values[None], count, axis=0)
-    if values.shape != (count, state.dim) or not np.isfinite(values).all():
+    if values.shape not in ((state.dim,), (count, state.dim)) or not np.isfinite(values).all():
         raise UserError(
             f"state {state.name} has the shape {values.shape}, not {(count, state.dim)} or ({state.dim},), or is not "
             "finite"
         )
-    return torch.from_numpy(values), torch.ones(values.shape, dtype=torch.bool)
+    shown = np.array(np.broadcast_to(values, (count, state.dim)))
+    return torch.from_numpy(shown), torch.ones(shown.shape, dtype=torch.bool)
 
 
 def _with_encoder(config: RunConfig, place: str) -> RunConfig:
