@@ -30,7 +30,10 @@ Progress = Callable[[int, int], None]
 def texts_of(dataset: Dataset, rows: NDArray[np.int64]) -> list[tuple[str, ...]]:
     """The distinct instructions of some episodes, each in the order of its source; empty ones are none."""
     column = dataset.episodes.column("language")
-    return [tuple(dict.fromkeys(text.strip() for text in column[row] or () if text.strip())) for row in rows.tolist()]
+    return [
+        tuple(dict.fromkeys(text.strip() for text in column[row] or () if text and text.strip()))
+        for row in rows.tolist()
+    ]
 
 
 def opened_encoder(config: LanguageConfig) -> TextEncoder:
