@@ -5,6 +5,10 @@ from collections.abc import Collection
 
 FORMATS = {
     "droid-rlds": "droid_rlds",
+    "droid-raw": "droid_raw",
+    "libero": "libero",
+    "robomimic": "robomimic",
+    "aloha": "aloha",
     "video": "video",
 }
 """The registry of sources: format -> module in `pipelines.sources`, in the order of detection."""

@@ -21,6 +21,7 @@ from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile, find, printable
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
+from pipelines.sources.droid_paths import recorded
 from pipelines.sources.rlds_fields import (
     PNG,
     Fields,
@@ -49,7 +50,6 @@ from storage_schemas.schema import DatasetSpec
 _UNFINISHED = re.compile(r"\..*|.*(\.gstmp|\.part|\.partial|\.tmp|\.incomplete|\.crdownload|\.aria2)", re.DOTALL)
 """Names under which rsync, gsutil and others write what is not complete yet."""
 _SHARD = re.compile(r"(?P<stem>.+-(?P<split>[^-]+)\.tfrecord)-(?P<index>\d{5,})-of-(?P<total>\d{5,})")
-_RECORDED = len(("lab", "success", "day", "time"))
 _STRUCTURE = ("is_first", "is_last")  # checked, then implied by the episode's length
 _VELOCITY, _GRIPPER = "action_dict/cartesian_velocity", "action_dict/gripper_position"
 
@@ -309,18 +309,7 @@ def _frames(example: Example, key: str, steps: int) -> Frames:
 
 
 def _recorded(example: Example) -> tuple[str | None, bool | None, str | None]:
-    """Lab, success and identity of an episode, as far as the path tells under which it was recorded.
-
-    The recorded prefix differs between releases (/nfs/..., gs://...), so the path is read from the right:
-    `<lab>/<success|failure>/<day>/<time>/trajectory.h5`. Only such a path names one episode: others give many the
-    same folder, and different robots the same name, such as `data/success/episode_0.h5`.
-    """
+    """Lab, success and identity of an episode, as far as the path tells under which it was recorded."""
     key = "episode_metadata/file_path"
     paths = example.byte_strings(key) if key in example else ()
-    parts = paths[0].decode(errors="replace").split("/") if paths else []
-    for index in range(len(parts) - 2, 0, -1):
-        if parts[index] in ("success", "failure") and parts[index - 1]:
-            tail = parts[index - 1 : -1] if parts[-1].startswith("trajectory") else parts[index - 1 :]
-            identity = f"droid\0{'/'.join(tail)}" if len(tail) == _RECORDED and "." not in tail[-1] else None
-            return parts[index - 1], parts[index] == "success", identity
-    return None, None, None
+    return recorded(paths[0].decode(errors="replace") if paths else "")

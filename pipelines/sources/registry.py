@@ -1,6 +1,7 @@
 """Opens sources by their format, which is found by the files when nobody says it."""
 
 import importlib
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from pipelines.names import FORMATS
@@ -10,6 +11,9 @@ from storage_schemas.schema import DatasetSpec
 
 if TYPE_CHECKING:
     from pipelines.source import SourceReader
+
+_LOOKED_INTO = 32
+"""Files of a source that are looked into before another format is tried."""
 
 
 def open_source(
@@ -34,21 +38,29 @@ def open_source(
 def detect(source: str) -> str:
     """The format of a source, by the names of its files; a module whose names do not suffice looks into one.
 
-    Such a module has `recognizes(file)`: whether a file of its names is of its format.
+    Such a module has `recognizes(file)`: whether a file of its names is of its format; BadDataError says why it can't
+    be looked into.
 
     Raises:
         UserError: when there is nothing there or no file tells.
     """
+    from pipelines.checks.quality import BadDataError
     from pipelines.files import SourceFile, find, printable
 
+    fault = ""
     for name, module_name in FORMATS.items():
         module = importlib.import_module(f"pipelines.sources.{module_name}")
         found = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
-        mine = (file for file in found if module.is_mine(file.name))
-        if any(map(getattr(module, "recognizes", bool), mine)):
-            return name
+        mine = islice((file for file in found if module.is_mine(file.name)), _LOOKED_INTO)
+        recognizes = getattr(module, "recognizes", bool)
+        for file in mine:
+            try:
+                if recognizes(file):
+                    return name
+            except BadDataError as error:
+                fault = fault or f"; {file.uri} can't be looked into ({error})"
     raise UserError(
-        f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format"
+        f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format{fault}"
     )
 
 

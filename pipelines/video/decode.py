@@ -169,6 +169,20 @@ def steady_frames(
     return resample(timed, native, rate, info.rounding)
 
 
+def every_frame(file: BinaryIO, info: VideoInfo, size: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+    """All upright frames (H, W, 3) in order, whenever they appear, for files whose clock somebody else keeps.
+
+    Args:
+        file: seekable, read from its start.
+        info: what `probe` found.
+        size: H and W.
+
+    Raises:
+        BadDataError: as `steady_frames` does.
+    """
+    yield from (frame.pixels() for frame in _decode_pyav(file, info, info.rate or 1.0, size))
+
+
 def _check_end(info: VideoInfo, first: float, end: float) -> None:
     """A stream that ends well before its header says was cut. Headers say when it ends, or how long it is.
 

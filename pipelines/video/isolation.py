@@ -1,5 +1,7 @@
 """Decode video in a child process, so that a file that crashes or hangs the decoder costs one file and nothing else.
 
+HDF5 is read there too (`pipelines.hdf5`), for the same reason.
+
 The child (`pipelines.video.worker`) is reused from file to file. It arms an alarm before every piece of work, which
 ends it when the decoder stands still, even if this process is gone by then. It opens local files by itself; the
 bytes of remote ones are read here and handed over when it asks for them.
@@ -34,18 +36,18 @@ MAX_TEXT = 1 << 16
 _MAX_PAYLOAD = 1 << 30
 """Most bytes that come with it: a frame, or when the frames of a video appear."""
 
-Kind = Literal["info", "frame", "times", "done", "bad", "read", "error"]
+Kind = Literal["info", "frame", "times", "layout", "rows", "done", "bad", "read", "error"]
 
 
 @contextmanager
 def decoding(
-    file: SourceFile, *, fps: float, short_side: int, backend: str, min_steps: int = 1
+    file: SourceFile, *, fps: float | None, short_side: int, backend: str = "pyav", min_steps: int = 1
 ) -> Iterator[tuple[float, Iterator[NDArray[np.uint8]], list[str]]]:
     """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video.decode`, and what is left out.
 
     Args:
         file: the video.
-        fps: most frames per second; slower videos keep their rate.
+        fps: most frames per second; slower videos keep their rate. None for every frame, whenever it appears.
         short_side: most pixels of the shorter side.
         backend: the decoder.
         min_steps: frames below which a video is too short; one that has them only at its own rate keeps it.
@@ -54,7 +56,7 @@ def decoding(
         BadDataError: as `probe` and `steady_frames` do; "decoder_crashed", "decoder_hung".
         OSError: when the file can't be read.
     """
-    with _borrowed() as child:
+    with borrowed() as child:
         messages = child.ask(file, job="frames", fps=fps, short_side=short_side, backend=backend, min_steps=min_steps)
         facts, _ = next(messages)
         shape = (*facts["size"], 3)
@@ -67,21 +69,21 @@ def decoding(
 
 def frame_times(file: SourceFile) -> NDArray[np.float64]:
     """When the frames of a video appear, (T,) in seconds; raises as `decoding` does."""
-    with _borrowed() as child:
+    with borrowed() as child:
         messages = child.ask(file, job="times")
         return np.concatenate([np.frombuffer(data) for facts, data in messages if facts["kind"] == "times"])
 
 
-_idle: list["_Child"] = []
+_idle: list["Child"] = []
 _lock = threading.Lock()
 
 
 @contextmanager
-def _borrowed() -> Iterator["_Child"]:
-    """A child for one file: one that waits for work, or a new one; it is ended if it did not finish."""
+def borrowed() -> Iterator["Child"]:
+    """A child for one job: one that waits for work, or a new one; it is ended if it did not finish."""
     with _lock:
         mine = [child for child in _idle if child.owner == os.getpid()]
-        child = mine[-1] if mine else _Child()
+        child = mine[-1] if mine else Child()
         if mine:
             _idle.remove(child)
     try:
@@ -102,7 +104,7 @@ def _end_all() -> None:
     _idle.clear()
 
 
-class _Child:
+class Child:
     """A decoding process, and what this process says to it."""
 
     def __init__(self) -> None:
@@ -117,7 +119,7 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,  # what a library prints
                 stderr=self._errors,
-                env={**os.environ, "PYTHONPATH": paths},
+                env={**os.environ, "PYTHONPATH": paths, "HDF5_PLUGIN_PRELOAD": "::"},  # which loads no plug-in
             )
         self._busy = False
 

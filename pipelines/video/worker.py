@@ -1,4 +1,4 @@
-"""The child process of `pipelines.video.isolation`: decodes what it is asked to."""
+"""The child process of `pipelines.video.isolation`: decodes, or reads, what it is asked to."""
 
 import io
 import json
@@ -78,7 +78,7 @@ def serve(parent: Parent) -> None:
         job = json.loads(parent.hear())
         try:
             with _open(parent, job) as file:
-                _times(parent, file) if job["job"] == "times" else _frames(parent, file, job)
+                _JOBS[job["job"]](parent, file, job)
         except BadDataError as error:
             parent.tell("bad", reason=error.reason, detail=error.detail)
         except ConnectionError:
@@ -95,20 +95,43 @@ def _open(parent: Parent, job: dict[str, Any]) -> BinaryIO:
     return io.BufferedReader(RemoteFile(parent, job["size"]), _CHUNK)
 
 
-def _times(parent: Parent, file: BinaryIO) -> None:
+def _times(parent: Parent, file: BinaryIO, _job: dict[str, Any]) -> None:
     from pipelines.video.decode import frame_times
 
     parent.tell("times", frame_times(file).tobytes())
 
 
 def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
-    from pipelines.video.decode import probe, steady_frames
+    from pipelines.video.decode import every_frame, probe, steady_frames
 
-    info = probe(file)
-    rate, size = info.steps_per_second(job["fps"], job["min_steps"]), info.size(job["short_side"])
+    info, fps = probe(file), job["fps"]
+    size = info.size(job["short_side"])
+    rate = info.rate or 0.0 if fps is None else info.steps_per_second(fps, job["min_steps"])
     parent.tell("info", rate=rate, size=size, left_out=info.left_out)
-    for frame in steady_frames(file, info, rate=rate, size=size, backend=job["backend"]):
+    steady = fps is not None
+    for frame in (
+        steady_frames(file, info, rate=rate, size=size, backend=job["backend"])
+        if steady
+        else every_frame(file, info, size)
+    ):
         parent.tell("frame", frame.data.cast("B"))
+
+
+def _layout(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
+    from pipelines.hdf5.child import describe
+
+    for lines in describe(file, job["size"], job["under"], job["depth"], job["digests"]):
+        parent.tell("layout", lines)
+
+
+def _rows(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
+    from pipelines.hdf5.child import rows
+
+    for path, block in rows(file, job["size"], job["paths"]):
+        parent.tell("rows", block.data.cast("B") if block.size else b"", path=path)
+
+
+_JOBS = {"times": _times, "frames": _frames, "layout": _layout, "rows": _rows}
 
 
 def main() -> None:

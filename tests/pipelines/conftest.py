@@ -57,12 +57,24 @@ def _bad(prefix: str) -> list[Truth]:
     return [Truth(file.parent / n, text) for n, text in sorted(chosen.items()) if (file.parent / n).exists()]
 
 
+def _demonstrations() -> list[Truth]:
+    found = sorted(ROOT.glob("libero_hdf5/**/*.hdf5.expected.json"))
+    return [Truth(file.with_suffix("").with_suffix(""), json.loads(file.read_text())) for file in found]
+
+
+def _droid_raw() -> list[Truth]:
+    return [Truth(file.parent, json.loads(file.read_text())) for file in sorted(ROOT.glob("droid_raw/expected*.json"))]
+
+
 CASES: dict[str, Callable[[], list[Truth]]] = {
     "rlds_truth": _rlds,
     "video_truth": _videos,
     "h264_truth": _some_videos(lambda expected: expected["codec"] == "h264" and not _is_cut(expected)),
     "av1_truth": _some_videos(lambda expected: expected["codec"] in ("av1", "libdav1d")),
     "cut_truth": _some_videos(_is_cut),
+    "demonstrations_truth": _demonstrations,
+    "droid_raw_truth": _droid_raw,
+    "bad_hdf5": lambda: _bad("hdf5/"),
     "bad_tfrecord": lambda: _bad("tfrecord/"),
     "bad_video": lambda: _bad("videos/"),
     "bad_rlds": lambda: _bad("rlds_"),

@@ -11,7 +11,7 @@ from pipelines.options import IngestOptions
     ("given", "message"),
     [
         ({"format": "droid_rlds"}, "did you mean droid-rlds"),
-        ({"format": "zzz"}, "use droid-rlds, video"),
+        ({"format": "zzz"}, f"use {', '.join(FORMATS)}"),
         ({"reject": ("statik",)}, "did you mean static"),
         ({"fps": 0}, "greater than 0"),
         ({"fps": float("inf")}, "finite"),

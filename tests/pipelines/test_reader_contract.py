@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import h5py
 import numpy as np
 import pytest
+from hdf5_maker import write_aloha, write_demos, write_droid
 
+import pipelines.ingest
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
+from pipelines.ingest import ingest
 from pipelines.names import FORMATS
 from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import detect, open_source
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
+from storage_schemas.maintenance.verify import verify
+from storage_schemas.store.dataset import open_dataset
 
 
 def read_all(reader: SourceReader) -> tuple[list[Episode], list[Rejection]]:
@@ -25,12 +31,17 @@ def read_all(reader: SourceReader) -> tuple[list[Episode], list[Rejection]]:
     for ref in reader.refs():
         if isinstance(ref, Rejection):
             rejections.append(ref)
+        if not isinstance(ref, SourceRef):
             continue
         try:
-            episodes += list(reader.read(ref))
+            episodes += episodes_in(reader, ref)
         except BadDataError as error:
             rejections.append(ref.rejection(error.reason, error.detail))
     return episodes, rejections
+
+
+def episodes_in(reader: SourceReader, ref: SourceRef) -> list[Episode]:
+    return [item for item in reader.read(ref) if isinstance(item, Episode)]
 
 
 def refs(reader: SourceReader) -> list[SourceRef]:
@@ -93,7 +104,7 @@ class ReaderContract:
         reader = self.open(source)
         for ref in refs(reader):
             assert Path(raw_path(ref.uri)).is_file()
-            for episode in reader.read(ref):
+            for episode in episodes_in(reader, ref):
                 assert episode.meta.source_uri.startswith(ref.uri)
                 assert episode.meta.source_fingerprint == ref.fingerprint
                 assert episode.meta.source_format == reader.format
@@ -155,6 +166,46 @@ class ReaderContract:
         assert [frames_of(e) for e in remote] == [frames_of(e) for e in local]
         assert all(e.meta.source_uri.startswith("memory://") for e in remote)
 
+    def test_stopped_and_run_again_and_again(
+        self, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was committed before a stop stays, a second run completes it, and a third finds nothing new."""
+        store, whole = str(tmp_path / "store"), len(read_all(self.open(source))[0])
+        options = IngestOptions(format=self.format, batch_episodes=1, reject=())
+        real, calls = pipelines.ingest.commit, 0
+
+        def commit(*args: Any, **names: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 2:
+                raise KeyboardInterrupt
+            return real(*args, **names)
+
+        monkeypatch.setattr(pipelines.ingest, "commit", commit)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(str(source), store, options)
+        monkeypatch.undo()
+        kept = len(open_dataset(store))
+        assert 0 < kept < whole
+        second, third = (ingest(str(source), store, options) for _ in range(2))
+        assert (second.added, second.present, second.quarantined) == (whole - kept, kept, ())
+        assert (third.added, third.replaced, third.present) == (0, 0, whole)
+        assert third.version == second.version
+        assert verify(store).ok
+
+    def test_a_change_takes_the_place_of_what_it_was(self, source: Path, tmp_path: Path) -> None:
+        store = str(tmp_path / "store")
+        options = IngestOptions(format=self.format, reject=())
+        before = set(open_dataset(ingest(str(source), store, options).store_uri).episodes.column("source_fingerprint"))
+        whole = len(open_dataset(store))
+        self.change(source)
+        report = ingest(str(source), store, options)
+        after = set(open_dataset(store).episodes.column("source_fingerprint"))
+        assert report.added + report.replaced == 1
+        assert len(open_dataset(store)) == whole
+        assert len(before - after) == len(after - before) == 1
+        assert verify(store).ok
+
     def test_wrong_source_is_one_line(self, tmp_path: Path) -> None:
         (tmp_path / "other").mkdir()
         (tmp_path / "other/notes.txt").write_text("hello")
@@ -208,6 +259,71 @@ class TestVideo(ReaderContract):
 class TestVideoByDecord(TestVideo):
     def open(self, source: Path | str, **options: Any) -> SourceReader:
         return super().open(source, backend="decord", **options)
+
+
+class TestDroidRaw(ReaderContract):
+    format = "droid-raw"
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_video: Callable[..., Path]) -> Path:
+        self.write = write_video
+        for number in range(3):
+            self.episode(tmp_path / "raw", number, seed=number)
+        return tmp_path / "raw"
+
+    def episode(self, root: Path, number: int, *, seed: int) -> None:
+        write_droid(root / f"LAB{number}/success/day/time{number}", 5 + number, self.write, seed=seed, waited=number)
+
+    def damage(self, source: Path) -> str:
+        video = sorted(source.glob("LAB1/**/*[0-9].mp4"))[0]
+        video.write_bytes(video.read_bytes()[:400])
+        return str(source / "LAB1/success/day/time1/trajectory.h5")
+
+    def change(self, source: Path) -> None:
+        self.episode(source, 1, seed=50)
+
+
+class TestRobomimic(ReaderContract):
+    format = "robomimic"
+    libero = False
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        write_demos(tmp_path / "demos/a.hdf5", [5, 6], libero=self.libero)
+        write_demos(tmp_path / "demos/b.hdf5", [7], libero=self.libero, seed=1)
+        return tmp_path / "demos"
+
+    def damage(self, source: Path) -> str:
+        with h5py.File(source / "a.hdf5", "a") as file:
+            file["data/demo_1/actions"][2, 3] = np.nan
+        return f"{source}/a.hdf5#data/demo_1"
+
+    def change(self, source: Path) -> None:
+        with h5py.File(source / "a.hdf5", "a") as file:
+            file["data/demo_1/actions"][2, 3] = 0.5
+
+
+class TestLibero(TestRobomimic):
+    format = "libero"
+    libero = True
+
+
+class TestAloha(ReaderContract):
+    format = "aloha"
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        for number in range(3):
+            write_aloha(tmp_path / f"task/episode_{number}.hdf5", 5 + number, seed=number, jpeg=number == 2)
+        return tmp_path / "task"
+
+    def damage(self, source: Path) -> str:
+        path = source / "episode_1.hdf5"
+        path.write_bytes(path.read_bytes()[:-2000])
+        return str(path)
+
+    def change(self, source: Path) -> None:
+        write_aloha(source / "episode_1.hdf5", 6, seed=50)
 
 
 def test_nothing_known_is_said(tmp_path: Path) -> None:
