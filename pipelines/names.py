@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 FORMATS = {
     "droid-rlds": "droid_rlds",
+    "lerobot": "lerobot",
     "droid-raw": "droid_raw",
     "libero": "libero",
     "robomimic": "robomimic",

@@ -20,20 +20,24 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from storage_schemas.errors import UserError
+from storage_schemas.spaces import Space
 from storage_schemas.store.latents import DRAWS
 from uwm.bundle import is_bundle, load_bundle
 from uwm.checkpoint import load_policy
 from uwm.conditions import RunState
 from uwm.config import RunConfig
+from uwm.data.action_plan import ActionPlan
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import RawBatch
 from uwm.data.frames import fit_frames
 from uwm.data.normalize import ActionNormalizer
+from uwm.data.pinning import robot_name
 from uwm.device import DTYPES, Precision, cast_weights, resolve_device
 from uwm.diffusion.modes import MODES, Role
 from uwm.eval.sample import parse_mode
 from uwm.language.instructions import opened_encoder
 from uwm.policy import Policy
+from uwm.registry import nearest
 from uwm.settings import replace as change
 
 Images = Mapping[str, NDArray[np.uint8]]
@@ -104,6 +108,11 @@ class AutoPolicy:
         """(S, A) of the actions that it gives."""
         return self.config.data.action_horizon, self.config.data.action_dim
 
+    @property
+    def robots(self) -> tuple[str, ...]:
+        """The robots that it was trained on, by name."""
+        return self.config.data.robots
+
     def act(
         self,
         images: Images,
@@ -111,23 +120,33 @@ class AutoPolicy:
         states: States | None = None,
         instruction: str | None = None,
         seed: SupportsIndex = 0,
+        embodiment: str = "",
+        space: Space | None = None,
     ) -> NDArray[np.float32]:
-        """The next actions (S, A) in the data's units.
+        """The next actions (S, A), as the robot is told them.
 
         Args:
             images: the current observation: O frames of each camera that there is.
             states: of the robot at the same times; what is left out counts as unknown.
             instruction: what to do; None or an empty one is none.
             seed: of the noise that sampling starts from; the same gives the same actions.
+            embodiment: which of `robots` acts, in its own action space; the only one by default.
+            space: in which actions are told; the robot's own when one is named, else the run's.
+
+        Returns:
+            Actions of that space; of the data's units where nothing is declared.
 
         Raises:
-            UserError: when a camera or state is unknown, no camera is given, frames or numbers are of another shape,
-                or the policy hears no instructions.
+            UserError: when a camera, a state or the robot is unknown, no camera is given, frames or numbers are of
+                another shape, the policy hears no instructions, or the run's actions can't be told in that space.
         """
-        action = self.predict("policy", images, states=states, instruction=instruction, seed=seed).action
+        action = self.predict(
+            "policy", images, states=states, instruction=instruction, seed=seed, embodiment=embodiment
+        ).action
         if action is None:
             raise TypeError("mode policy predicted no action")
-        return action
+        own = self.config.data.embodiments[self._robot(embodiment) - 1].action if embodiment else None
+        return self._told(action, space or own)
 
     @torch.no_grad()
     def predict(
@@ -140,17 +159,19 @@ class AutoPolicy:
         states: States | None = None,
         instruction: str | None = None,
         seed: SupportsIndex = 0,
+        embodiment: str = "",
     ) -> Prediction:
         """What a mode predicts.
 
         Args:
             mode: policy, forward, inverse, video or joint.
             images: the current observation, see `act`.
-            action: (S, A) in the data's units, which forward dynamics needs.
+            action: (S, A) in the run's action space, which forward dynamics needs.
             next_images: N frames of each camera, which inverse dynamics needs.
             states: see `act`.
             instruction: see `act`.
             seed: of the noise.
+            embodiment: which of `robots` it is about; the only one by default.
 
         Raises:
             UserError: when the policy has no such mode, or what it needs is missing or of another shape.
@@ -162,18 +183,43 @@ class AutoPolicy:
             raise UserError(f"mode {mode} needs action: an array {self.action_shape}")
         if MODES[question].next_obs is Role.CLEAN and not next_images:
             raise UserError(f"mode {mode} needs next_images: {self.config.data.next_frames} frames of a camera")
-        raw = self._images_and_action(images, next_images or {}, action)
+        robot = self._robot(embodiment)
+        raw = self._images_and_action(images, next_images or {}, action, robot)
         told = self._condition(states or {}, (instruction or "").strip())
         batch = evaluation_batch(replace(raw, **told), self.config.data, self.normalizer, device=self.device)
         generator = torch.Generator().manual_seed(_seed(seed))
         sample = self.policy.sample(batch, question, generator)
         frames = None if sample.next_obs is None else self.policy.decode(sample.next_obs)
         return Prediction(
-            action=None if sample.action is None else self._physical(sample.action[0]),
+            action=None if sample.action is None else self._physical(sample.action[0], robot),
             frames=None if frames is None else self._pictures(frames[0]),
         )
 
-    def _images_and_action(self, images: Images, next_images: Images, action: NDArray[np.float32] | None) -> RawBatch:
+    def _robot(self, embodiment: str) -> int:
+        """The id of a robot; that of the only one when none is named. Raises UserError when there is no such robot."""
+        if not embodiment:
+            return 1 if len(self.robots) == 1 else 0
+        if embodiment not in self.robots:
+            there = ", ".join(self.robots) or "none"
+            raise UserError(f"unknown robot {embodiment!r}{nearest(embodiment, self.robots)}; there are {there}")
+        return self.robots.index(embodiment) + 1
+
+    def _told(self, action: NDArray[np.float32], space: Space | None) -> NDArray[np.float32]:
+        """Actions (S, A) of the run in another space. Raises UserError when they can't be told in it."""
+        data = self.config.data
+        if space is None or space == data.action:
+            return action
+        if data.action is None:
+            raise UserError("this policy does not say what its actions mean: leave space out, and read its card")
+        plan = ActionPlan(source=space, target=data.action, source_dim=space.dim, target_dim=data.action_dim)
+        try:
+            return plan.inverse(action)
+        except ValueError as error:
+            raise UserError(f"actions can't be told in this space: {error}; it has {'; '.join(space.lines)}") from error
+
+    def _images_and_action(
+        self, images: Images, next_images: Images, action: NDArray[np.float32] | None, robot: int
+    ) -> RawBatch:
         """One sample as the loader gives it, without states and instruction; what is not given is masked."""
         data = self.config.data
         if not images:
@@ -199,6 +245,7 @@ class AutoPolicy:
             state_mask=torch.zeros(1, data.obs_frames, data.state_dim, dtype=torch.bool),
             language=torch.zeros(1, data.language.width),
             language_mask=torch.zeros(1, dtype=torch.bool),
+            embodiment=torch.tensor([robot]),
         )
 
     def _condition(self, states: States, instruction: str) -> dict[str, Tensor]:
@@ -245,8 +292,9 @@ class AutoPolicy:
             mask[view] = True
         return frames, mask
 
-    def _physical(self, action: Tensor) -> NDArray[np.float32]:
-        physical: NDArray[np.float32] = self.normalizer.denormalize(action.double()).float().cpu().numpy()
+    def _physical(self, action: Tensor, robot: int) -> NDArray[np.float32]:
+        normalizer = self.normalizer.of(robot_name(robot, self.config.data))
+        physical: NDArray[np.float32] = normalizer.denormalize(action.double()).float().cpu().numpy()
         return physical
 
     def _pictures(self, frames: Tensor) -> dict[str, NDArray[np.uint8]]:

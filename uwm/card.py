@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from uwm.checkpoint import Checkpoint
+from uwm.config import Embodiment
 from uwm.data.normalize import ActionNormalizer
 from uwm.eval.result import Evaluation
 from uwm.report.tables import markdown_table
@@ -93,8 +94,20 @@ def _data(checkpoint: Checkpoint) -> str:
     if state.tokenizer_checkpoint:
         origin = state.tokenizer_checkpoint
         lines.append(f"- latents of the tokenizer `{origin.path}` (`{origin.identity[:12]}`)")
-    lines.append(f"- actions: {_actions(checkpoint.normalizer)}")
+    space, normalizer = checkpoint.config.data.action, checkpoint.normalizer
+    lines += [f"- action {line}" for line in space.lines] if space else []
+    lines += [f"- robot `{robot.name}`: {_robot(robot)}" for robot in checkpoint.config.data.embodiments]
+    lines.append(f"- actions: {_actions(normalizer)}")
+    lines += [f"- actions of `{name}`: {_actions(own)}" for name, own in normalizer.robots.items()]
     return "\n".join(lines)
+
+
+def _robot(robot: Embodiment) -> str:
+    """What the numbers of a robot's own actions mean."""
+    if robot.action is None:
+        return "its actions are not declared"
+    rate = f" at {robot.action.rate:g} Hz" if robot.action.rate else ""
+    return "; ".join(robot.action.lines) + rate
 
 
 def _actions(normalizer: ActionNormalizer) -> str:

@@ -54,6 +54,7 @@ def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
         _cameras(dataset),
         _collections(dataset),
         _actions(dataset),
+        *_states(dataset),
     ]
 
 
@@ -86,10 +87,11 @@ def _cameras(dataset: Dataset) -> Section:
     for view, camera in enumerate(dataset.spec.cameras):
         present = sizes[:, view][sizes[:, view, 0] > 0] if len(sizes) else sizes[:0, 0]
         shapes = Counter(f"{height} x {width}" for height, width in present.tolist())
-        rows.append(
-            (camera, _share(len(present), len(dataset)), ", ".join(shape for shape, _ in shapes.most_common(4)) or "-")
-        )
-    return table("Cameras", ("camera", "episodes that have it", "height x width"), rows)
+        shown = ", ".join(shape for shape, _ in shapes.most_common(4)) or "-"
+        role = (dataset.spec.role(camera),) if dataset.spec.views else ()
+        rows.append((camera, _share(len(present), len(dataset)), shown, *role))
+    head = ("camera", "episodes that have it", "height x width", *(("looks from",) if dataset.spec.views else ()))
+    return table("Cameras", head, rows)
 
 
 def _collections(dataset: Dataset) -> Section:
@@ -108,10 +110,19 @@ def _actions(dataset: Dataset) -> Section:
     if not statistics.count:
         return Section(title="Actions", text="No step has a known action.")
     columns = zip(statistics.min, statistics.mean, statistics.max, statistics.std, strict=True)
-    rows = [(index, *(f"{value:.4g}" for value in values)) for index, values in enumerate(columns)]
-    return table(
-        "Actions", ("dimension", "min", "mean", "max", "std"), rows, text=f"Over {statistics.count:,} known steps."
+    space = dataset.spec.action
+    labels = space.labels if space else range(dataset.spec.action_dim)
+    rows = [(label, *(f"{v:.4g}" for v in values)) for label, values in zip(labels, columns, strict=True)]
+    text = f"Over {statistics.count:,} known steps. " + (
+        "; ".join(space.lines) if space else "What they mean is unknown."
     )
+    return table("Actions", ("dimension", "min", "mean", "max", "std"), rows, text=text)
+
+
+def _states(dataset: Dataset) -> list[Section]:
+    fields = dataset.spec.states
+    rows = [(field.name, line) for field in fields for line in field.space.lines]
+    return [table("States", ("field", "what its numbers mean"), rows)] if rows else []
 
 
 def _samples(dataset: Dataset) -> Section:

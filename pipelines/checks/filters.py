@@ -84,7 +84,8 @@ class Filter:
             return None, {}
         meta = episode.meta
         try:
-            checked = check_episode(episode, cameras=self._reader.spec().cameras, wanted=self._wanted)
+            spec = self._reader.spec()
+            checked = check_episode(episode, cameras=spec.cameras, space=spec.action, wanted=self._wanted)
         except BadDataError as error:
             return _rejection(meta.source_uri, meta.source_fingerprint, error.reason, error.detail), {}
         for finding in checked.findings:

@@ -67,6 +67,33 @@ def decoding(
         )
 
 
+@contextmanager
+def decoding_at(
+    file: SourceFile, times: NDArray[np.float64], *, short_side: int
+) -> Iterator[tuple[tuple[int, int], Iterator[NDArray[np.uint8]]]]:
+    """Height and width of a video's frames, and the frames (H, W, 3) at some times, see `pipelines.video.seek`.
+
+    Args:
+        file: the video.
+        times: (N,) in seconds, ascending, of `frame_times`.
+        short_side: most pixels of the shorter side.
+
+    Raises:
+        BadDataError: as `probe` and `frames_at` do; "decoder_crashed", "decoder_hung".
+        OSError: when the file can't be read.
+    """
+    with borrowed() as child:
+        messages = child.ask(file, job="frames_at", times=times.tolist(), short_side=short_side)
+        facts, _ = next(messages)
+        height, width = facts["size"]
+        frames = (
+            np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            for facts, data in messages
+            if facts["kind"] == "frame"
+        )
+        yield (height, width), frames
+
+
 def frame_times(file: SourceFile) -> NDArray[np.float64]:
     """When the frames of a video appear, (T,) in seconds; raises as `decoding` does."""
     with borrowed() as child:

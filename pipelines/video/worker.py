@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from pipelines.checks.quality import BadDataError
 from pipelines.video.isolation import Kind
 
@@ -117,6 +119,17 @@ def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
         parent.tell("frame", frame.data.cast("B"))
 
 
+def _frames_at(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
+    from pipelines.video.decode import probe
+    from pipelines.video.seek import frames_at
+
+    info = probe(file)
+    size = info.size(job["short_side"])
+    parent.tell("info", size=size)
+    for frame in frames_at(file, info, np.array(job["times"], np.float64), size):
+        parent.tell("frame", frame.data.cast("B"))
+
+
 def _layout(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
     from pipelines.hdf5.child import describe
 
@@ -131,7 +144,7 @@ def _rows(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
         parent.tell("rows", block.data.cast("B") if block.size else b"", path=path)
 
 
-_JOBS = {"times": _times, "frames": _frames, "layout": _layout, "rows": _rows}
+_JOBS = {"times": _times, "frames": _frames, "frames_at": _frames_at, "layout": _layout, "rows": _rows}
 
 
 def main() -> None:

@@ -86,6 +86,11 @@ def check_fits(episode: Episode, spec: DatasetSpec) -> None:
         raise ValueError(f"episode {name!r} has cameras {sorted(strange)} that the dataset does not: {spec.cameras}")
     if episode.action.shape[1] != spec.action_dim:
         raise ValueError(f"episode {name!r} has {episode.action.shape[1]}-dim actions, the dataset {spec.action_dim}")
+    for field in spec.states:
+        found = episode.state.get(field.name)
+        if found is not None and found.shape[1] != field.space.dim:
+            declared = field.space.dim
+            raise ValueError(f"episode {name!r}: {field.name} has {found.shape[1]} numbers, the dataset {declared}")
 
 
 def _encode(episode: Episode, camera: str, codec: Codec) -> Sequence[bytes]:

@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,28 @@ def _some_videos(wanted: Callable[[Any], bool]) -> Callable[[], list[Truth]]:
     return lambda: [truth for truth in _videos() if wanted(truth.expected)]
 
 
+def _lerobot() -> list[Truth]:
+    found = []
+    for file in sorted(ROOT.glob("lerobot*/expected*.json")):
+        expected = json.loads(file.read_text())
+        for info in sorted(file.parent.glob("*/meta/info.json")):
+            told = json.loads(info.read_text())
+            if (told["total_frames"], told["total_episodes"]) == (expected["total_frames"], expected["num_episodes"]):
+                found.append(Truth(info.parents[1], expected))
+    return found
+
+
+def _versions() -> list[Truth]:
+    """Pairs of datasets with the same episodes, of two versions of the format."""
+    known = _lerobot()
+    same = [(a, b) for a, b in combinations(known, 2) if _lengths(a) == _lengths(b)]
+    return [Truth(a.path, (a.path, b.path)) for a, b in same]
+
+
+def _lengths(truth: Truth) -> list[Any]:
+    return [(episode["n"], episode["task"]) for episode in truth.expected["episodes"]]
+
+
 def _bad(prefix: str) -> list[Truth]:
     file = ROOT / "bad/expected_bad.json"
     listed = json.loads(file.read_text())["entries"] if file.is_file() else {}
@@ -77,6 +100,9 @@ CASES: dict[str, Callable[[], list[Truth]]] = {
     "bad_hdf5": lambda: _bad("hdf5/"),
     "bad_tfrecord": lambda: _bad("tfrecord/"),
     "bad_video": lambda: _bad("videos/"),
+    "lerobot_truth": _lerobot,
+    "lerobot_versions": _versions,
+    "bad_lerobot": lambda: _bad("lerobot_"),
     "bad_rlds": lambda: _bad("rlds_"),
 }
 

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from hdf5_maker import write_aloha, write_demos, write_droid
+from lerobot_maker import Maker
 
 import pipelines.ingest
 from pipelines.checks.quality import BadDataError, Rejection
@@ -155,7 +156,8 @@ class ReaderContract:
     def test_remote_source_is_equal(self, source: Path) -> None:
         fs = fsspec.filesystem("memory")
         folder = f"/contract/{self.format}/{source.name}"
-        fs.pipe({f"{folder}/{file.relative_to(source)}": file.read_bytes() for file in source.rglob("*.*")})
+        files = [file for file in source.rglob("*.*") if file.is_file()]
+        fs.pipe({f"{folder}/{file.relative_to(source)}": file.read_bytes() for file in files})
         try:
             remote, rejections = read_all(self.open(f"memory:/{folder}"))
         finally:
@@ -259,6 +261,31 @@ class TestVideo(ReaderContract):
 class TestVideoByDecord(TestVideo):
     def open(self, source: Path | str, **options: Any) -> SourceReader:
         return super().open(source, backend="decord", **options)
+
+
+class TestLeRobot(ReaderContract):
+    format = "lerobot"
+    version = "v3.0"
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        self.made = Maker(root=tmp_path / "set", version=self.version, splits=(6, 11))
+        for number, row in enumerate(self.made.episodes):
+            row["data/file_index"] = number
+        return self.made.write()
+
+    def damage(self, source: Path) -> str:
+        file = self.made.data(1)
+        file.write_bytes(file.read_bytes()[:-4])
+        return f"{file}#episode=1"
+
+    def change(self, source: Path) -> None:
+        self.made.rows["action"][7] += 1
+        self.made.write()
+
+
+class TestLeRobotOfVersion2(TestLeRobot):
+    version = "v2.1"
 
 
 class TestDroidRaw(ReaderContract):

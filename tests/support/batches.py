@@ -18,6 +18,7 @@ def raw_batch(**given: Tensor) -> RawBatch:
         "draws": torch.full((size, views, 5), 0.5),
         "latents": torch.zeros(size, views, 0, 0, 0, 0),
         **_untold(size),
+        "embodiment": none,
     }
     return RawBatch(**fields | given)
 
@@ -41,6 +42,7 @@ def image_batch(**given: Any) -> Batch:
         **dict.fromkeys(("dataset", "episode", "step", "position"), none),
         **dict.fromkeys(("obs_latents", "next_latents"), torch.zeros(size, views, 0, 0, 0, 0)),
         **_untold(size),
+        "embodiment": none.to(action_mask.device),
         "view_mask": torch.cat([obs_mask, next_mask], dim=2).cpu(),
         "micro_batch": MicroBatch(
             first=0, samples=size, known_actions=int(action_mask.sum()), known_frames=int(next_mask.sum())

@@ -21,6 +21,7 @@ from uwm.diffusion.training import masked_mse, noise_at, sample_losses
 from uwm.model.attention import attention_report
 from uwm.model.condition import ConditionEncoder
 from uwm.model.obs_encoder import ObsEncoder
+from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy
 from uwm.model.tokenizer import IdentityTokenizer
 from uwm.policies import DpConfig, DpUnetConfig
@@ -34,6 +35,7 @@ class DpObs:
     cond: Tensor  # (B, G) features of the current observation: of its images, of states and of the instruction
     action: Tensor  # (B, S, A) normalized; zero where unknown
     action_mask: Tensor  # (B, S, A) bool
+    lacking: Tensor | None = None  # (B, 1, A) bool: what the robot does not have; None when all have all
     latents: None = None  # it knows no next observation
 
 
@@ -55,6 +57,7 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
             config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
         self.condition = ConditionEncoder(data, config.obs_encoder.embed_dim)
+        self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
     @property
@@ -71,7 +74,8 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
         """Encode the current observation; the next one is never looked at."""
         images = self.obs_encoder(batch.obs, batch.obs_mask, batch.known_places()[0])
         cond = torch.cat([images, self.condition(batch).to(images)], dim=1)
-        return DpObs(cond=cond, action=batch.action, action_mask=batch.action_mask)
+        lacking = self.robot_actions(batch.embodiment)
+        return DpObs(cond=cond, action=batch.action, action_mask=batch.action_mask, lacking=lacking)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Mean squared error of the predicted noise (or clean actions).
@@ -98,7 +102,7 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
         """`sample` of a batch that is already encoded. Raises UserError for any mode but policy."""
         self.require(mode)
         noise = randn_rows(encoded.action, generator)
-        return sample_actions(self.denoiser, noise, encoded.cond, self.diffusion)
+        return sample_actions(self.denoiser, noise, encoded.cond, self.diffusion, encoded.lacking)
 
 
 class TransformerPolicy(DiffusionPolicy):
@@ -165,7 +169,9 @@ class UnetPolicy(DiffusionPolicy):
         return self.unet
 
 
-def sample_actions(denoiser: nn.Module, noise: Tensor, cond: Tensor, config: DiffusionConfig) -> Sample:
+def sample_actions(
+    denoiser: nn.Module, noise: Tensor, cond: Tensor, config: DiffusionConfig, lacking: Tensor | None = None
+) -> Sample:
     """Denoise actions.
 
     Args:
@@ -173,11 +179,12 @@ def sample_actions(denoiser: nn.Module, noise: Tensor, cond: Tensor, config: Dif
         noise: (B, S, A) where denoising starts.
         cond: (B, G).
         config: grid, conventions and bound.
+        lacking: (B, 1, A) bool, see `Modality`.
     """
     unknown = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
     nothing = noise.new_zeros(len(noise), 0)  # stands for the loop's other modality
     action, other = (
-        Modality(noise=values, clean=values, known=unknown, clip=clip)
-        for values, clip in ((noise, config.clip_action), (nothing, None))
+        Modality(noise=values, clean=values, known=unknown, clip=clip, lacking=held)
+        for values, clip, held in ((noise, config.clip_action, lacking), (nothing, None, None))
     )
     return run(lambda a, o, t, _: (denoiser(a, t, cond), o), Mode.POLICY, action, other, config)

@@ -20,6 +20,7 @@ from uwm.diffusion.schedule import alphas_cumprod
 from uwm.diffusion.training import masked_mse, noise_at, sample_losses
 from uwm.model.attention import attention_report
 from uwm.model.condition import ConditionEncoder
+from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
 from uwm.policies import PadConfig
@@ -36,6 +37,7 @@ class PadObs:
     next_mask: Tensor  # (B, V, N) bool
     action: Tensor  # (B, S, A) normalized; zero where unknown
     action_mask: Tensor  # (B, S, A) bool
+    lacking: Tensor | None = None  # (B, 1, A) bool: what the robot does not have; None when all have all
 
 
 class PADPolicy(TokenizedPolicy):
@@ -73,6 +75,7 @@ class PADPolicy(TokenizedPolicy):
             action_dim=data.action_dim,
             global_cond_dim=self.condition.out_dim,
         )
+        self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
     def compile_network(self, mode: str) -> None:
@@ -95,6 +98,7 @@ class PADPolicy(TokenizedPolicy):
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,
+            lacking=self.robot_actions(batch.embodiment),
         )
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
@@ -131,6 +135,7 @@ class PADPolicy(TokenizedPolicy):
         """`sample` of a batch that is already encoded. Raises UserError when PAD has no such mode."""
         self.require(mode)
         action = _from_noise(encoded.action, generator, self.diffusion.clip_action)
+        action = replace(action, lacking=encoded.lacking)
         next_obs = _from_noise(encoded.latents, generator, self.diffusion.clip_latent)
         pad = torch.zeros_like(encoded.action_mask[..., 0]) if mode is Mode.VIDEO else None
 

@@ -147,6 +147,7 @@ def _batch(config: RunConfig, size: int) -> Batch:
         language=torch.zeros(size, 0),
         language_mask=torch.zeros(size, dtype=torch.bool),
         latents=torch.zeros(size, views, 0, 0, 0, 0),
+        embodiment=zeros,
     )
     return evaluation_batch(raw, data, ActionNormalizer.identity(data.action_dim), device=torch.device("cpu"))
 

@@ -128,8 +128,9 @@ def _batch(
     device = images.device
     view_mask = raw.view_mask.to(device, non_blocking=True)
     images = images.mul_(view_mask[:, :, : images.shape[2], None, None, None])  # contrast may have lit what is masked
-    action = normalizer.normalize(raw.action).where(raw.action_mask, 0.0)  # small, and on the CPU it waits for nothing
-    state = normalizer.normalize_states(raw.state).where(raw.state_mask, 0.0).float()
+    action = normalizer.normalize(raw.action, raw.embodiment, config.robots)  # small: on the CPU it waits for nothing
+    action = action.where(raw.action_mask, 0.0)
+    state = normalizer.normalize_states(raw.state, raw.embodiment, config.robots).where(raw.state_mask, 0.0).float()
     seen = config.obs_frames
     latents = raw.latents.to(device, non_blocking=True).float()
     return Batch(
@@ -150,5 +151,6 @@ def _batch(
         episode=raw.episode,
         step=raw.step,
         position=raw.position,
+        embodiment=raw.embodiment.to(device, non_blocking=True),
         micro_batch=micro_batch,
     )

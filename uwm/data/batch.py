@@ -30,6 +30,7 @@ class RawBatch:
     state_mask: Tensor  # (B, O, D) bool
     language: Tensor  # (B, E) float32 features of the sample's instruction, zero where there is none
     language_mask: Tensor  # (B,) bool
+    embodiment: Tensor  # (B,) int64, id of the robot in the run; 0 is none
 
     def __len__(self) -> int:
         return len(self.action)
@@ -90,6 +91,7 @@ class Batch:
     episode: Tensor
     step: Tensor
     position: Tensor
+    embodiment: Tensor  # (B,) int64 on the policy's device, as in `RawBatch`
     micro_batch: MicroBatch
 
     def __len__(self) -> int:

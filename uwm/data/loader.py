@@ -17,19 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from storage_schemas.episode import SegmentSpec
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset as Store
 from storage_schemas.store.dataset import FrameRequest, blaming
 from storage_schemas.store.latents import DRAWS
-from uwm.config import DataConfig
+from uwm.config import DataConfig, DatasetRef
+from uwm.data.action_plan import action_plan
 from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch
 from uwm.data.buffers import Buffers, Ticket
+from uwm.data.cameras import camera_map, fill_views, view_places
 from uwm.data.condition import ConditionReader, ConditionTable
 from uwm.data.frames import decode_fitted
 from uwm.data.latents import LatentStore
 from uwm.data.mixture import MixtureSampler
+from uwm.data.pinning import robot_of
 from uwm.data.sampler import Pick
 
 
@@ -71,6 +73,7 @@ class SegmentReader:
         condition: what of each dataset's states and instructions lies in shared memory.
         next_images: whether anyone looks at the images of the next observation; if not, they are not read.
         seed: of the run; with a sample's place it gives the sample's augmentation.
+        refs: how the run names each dataset: with its cameras, robot and stride; by default all as they are.
     """
 
     def __init__(
@@ -83,11 +86,16 @@ class SegmentReader:
         *,
         condition: Sequence[ConditionTable] = (),
         next_images: bool = True,
+        refs: Sequence[DatasetRef] = (),
     ) -> None:
         self._datasets = tuple(datasets)
         self._config = config
-        self._specs = tuple(_spec_for(dataset, config) for dataset in datasets)
-        self._views = tuple(_views(dataset, config) for dataset in datasets)
+        named = tuple(refs) or tuple(DatasetRef(uri=dataset.uri) for dataset in datasets)
+        pairs = tuple(zip(self._datasets, named, strict=True))
+        self._specs = tuple(replace(config.segment_spec, stride=ref.stride) for ref in named)
+        self._views = tuple(_views(dataset, ref, config) for dataset, ref in pairs)
+        self._plans = tuple(action_plan(dataset.spec, ref, config) for dataset, ref in pairs)
+        self._robots = tuple(robot_of(ref, dataset.spec, config) for dataset, ref in pairs)
         self._latents = tuple(latents)
         self._next_images = next_images and not latents
         self._actions = tuple(actions) or (None,) * len(self._datasets)
@@ -118,6 +126,11 @@ class SegmentReader:
         action, action_mask = self._read_actions(picks)
         condition = self._condition.read(picks, [sample.steps[: self._config.obs_frames] for sample in samples])
         latents, draws = self._read_latents(samples) if self._latents else self._draw(samples)
+        if self._config.missing_views != "none":
+            arrays = (view_mask, pixels.numpy(), latents.numpy(), draws.numpy())
+            fill_views(
+                arrays, [pick.position for pick in picks], self._seed, shuffled=self._config.missing_views == "random"
+            )
         return RawBatch(
             frames=pixels.permute(0, 1, 2, 5, 3, 4),
             view_mask=torch.from_numpy(view_mask),
@@ -130,6 +143,7 @@ class SegmentReader:
             latents=latents,
             draws=draws,
             **condition._asdict(),
+            embodiment=torch.tensor([self._robots[pick.dataset] for pick in picks]),
         )
 
     def _sample(self, row: int, pick: Pick) -> _Sample:
@@ -201,12 +215,12 @@ class SegmentReader:
         mask = np.zeros(action.shape, np.bool_)
         for row, pick in enumerate(picks):
             dataset, table = self._datasets[pick.dataset], self._actions[pick.dataset]
-            if dataset.spec.action_dim == config.action_dim:
+            plan = self._plans[pick.dataset]
+            if plan.how != "unused":
                 source = table or dataset
                 with blaming(dataset, pick.segment.episode):
-                    values, known = source.actions(*pick.segment, config.action_horizon)
-                mask[row, known] = True
-                action[row, known] = values[known]
+                    values, known = source.actions(*pick.segment, config.action_horizon * plan.stride)
+                action[row], mask[row] = plan.apply(values, known)
         return action, mask
 
     def _draw(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
@@ -236,17 +250,9 @@ def uniform_draws(seed: int, positions: Sequence[int], shape: tuple[int, ...]) -
     return torch.from_numpy(np.stack(rows))
 
 
-def _spec_for(dataset: Store, config: DataConfig) -> SegmentSpec:
-    """What to read of a dataset, which need not have all of the run's cameras."""
-    return replace(config.segment_spec, cameras=tuple(c for c in config.cameras if c in dataset.spec.cameras))
-
-
-def _views(dataset: Store, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _views(dataset: Store, ref: DatasetRef, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The cameras that both have: places on the run's view axis, and on the dataset's, which ascend."""
-    shared = [camera for camera in dataset.spec.cameras if camera in config.cameras]
-    ours = [config.cameras.index(camera) for camera in shared]
-    theirs = [dataset.spec.cameras.index(camera) for camera in shared]
-    return np.array(ours, np.int64), np.array(theirs, np.int64)
+    return view_places(dataset.spec, camera_map(dataset.spec, ref, config.cameras), config.cameras)
 
 
 Lent = tuple[RawBatch, Ticket]

@@ -20,6 +20,7 @@ from uwm.diffusion.training import Noised, masked_mse, noise_modality, sample_lo
 from uwm.model.attention import attention_report, key_mask
 from uwm.model.condition import ConditionEncoder
 from uwm.model.obs_encoder import ObsEncoder
+from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
 from uwm.model.transformer import DiffusionTransformer, PrecomputedModulation
@@ -39,6 +40,7 @@ class UwmObs:
         next_mask: (B, V, N) bool.
         action: (B, S, A) normalized; zero where unknown.
         action_mask: (B, S, A) bool.
+        lacking: (B, 1, A) bool: numbers of an action that the robot does not have; None when all have all.
     """
 
     cond: Tensor
@@ -48,6 +50,7 @@ class UwmObs:
     next_mask: Tensor
     action: Tensor
     action_mask: Tensor
+    lacking: Tensor | None = None
 
 
 class UWMPolicy(TokenizedPolicy):
@@ -90,6 +93,7 @@ class UWMPolicy(TokenizedPolicy):
             action_len=data.action_horizon,
             action_dim=data.action_dim,
         )
+        self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
     def compile_network(self, mode: str) -> None:
@@ -121,6 +125,7 @@ class UWMPolicy(TokenizedPolicy):
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,
+            lacking=self.robot_actions(batch.embodiment),
         )
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
@@ -181,6 +186,7 @@ class UWMPolicy(TokenizedPolicy):
         """Several modes in one batch, each as `sample_encoded` gives it with a generator in the same state."""
         known_action, known_next = _known(encoded)
         action = _modality(encoded.action, known_action, generator, self.diffusion.clip_action)
+        action = replace(action, lacking=encoded.lacking)
         reference = latent_reference(encoded.current, self.diffusion)
         next_obs = _modality(encoded.latents - reference, known_next, generator, self.diffusion.clip_latent)
         cond: Tensor | PrecomputedModulation = encoded.cond

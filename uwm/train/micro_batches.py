@@ -79,6 +79,7 @@ class MicroBatchReader:
                 run.config.train.seed,
                 condition=[condition_table(member, run.config.data, run.config.train.seed) for member in run.members],
                 next_images=run.config.reads_next_obs,
+                refs=[member.ref for member in run.members],
             ),
             mixture_sampler(run.members, run.config.train.seed),
             start=run.position,

@@ -15,6 +15,7 @@ from uwm.config import RunConfig
 from uwm.data.latents import LatentStore, open_latents
 from uwm.data.mixture import Member, check_actions, check_cameras, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
+from uwm.data.pinning import pin_robots
 from uwm.data.states import resolve_states
 from uwm.device import autocast, resolve_device, resolve_precision, set_matmul
 from uwm.events import DatasetUse, Encoding, OnEvent
@@ -22,7 +23,7 @@ from uwm.language.instructions import Progress, encode_instructions, with_encode
 from uwm.policy import Learner
 from uwm.settings import replace
 from uwm.train.distributed import World
-from uwm.train.finetuning import check_meaning, check_shapes, parents_normalizer, share_beyond
+from uwm.train.finetuning import check_meaning, check_shapes, parents_normalizer, share_beyond, with_new_robots
 from uwm.train.optim import WeightAverage, make_optimizer, restore_optimizer
 from uwm.train.parallel import Engine, parallelize
 from uwm.train.resume import step_samples, tokenizer_origin
@@ -76,7 +77,7 @@ class Run:
     @property
     def uses(self) -> tuple[DatasetUse, ...]:
         """The datasets of the run, pinned."""
-        return tuple(_use(member, self.config.data.action_dim) for member in self.members)
+        return tuple(_use(member) for member in self.members)
 
 
 def pin_versions(config: RunConfig) -> RunConfig:
@@ -139,6 +140,8 @@ def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: W
         raise UserError("a tokenizer keeps statistics of its batches: set train.processes=1 and train.accumulate=1")
     parent = load_checkpoint(config.init_from) if config.init_from and not latest else None
     members = _open_data(config, latest)
+    data, members = pin_robots(config.data, members, parent.config.data if parent else None)
+    config = replace(config, data=data)
     check_data(members, config, new=not (latest or parent))
     config = with_data(config, members)
     device = world.device(config.train.device)
@@ -219,9 +222,9 @@ def check_data(members: Sequence[Member], config: RunConfig, *, new: bool) -> No
         check_cameras(members, config.data.cameras)
     if config.stage == "tokenizer":
         return
-    check_actions(members, config.data.action_dim)
+    check_actions(members)
     acts_only = not config.policy.reads_next_obs
-    if acts_only and not any(member.known_actions(config.data.action_dim) for member in members):
+    if acts_only and not any(member.known_actions for member in members):
         raise UserError(
             f"nothing to learn from: policy {config.policy.kind} learns from actions, and no training episode of "
             f"{', '.join(member.ref.uri for member in members)} has a known one"
@@ -256,6 +259,7 @@ def _choose_normalizer(
     if latest:
         return latest.normalizer, 0.0
     if parent and (normalizer := parents_normalizer(parent, config)):
+        normalizer = with_new_robots(normalizer, parent.config.data.robots, members, config.data.states)
         return normalizer, share_beyond(normalizer, members, config)
     diffusion, scale = config.policy.diffusion, config.data.action_scale
     bound = diffusion.clip_action if diffusion and config.stage != "tokenizer" else None
@@ -265,10 +269,10 @@ def _choose_normalizer(
         )
     if config.data.normalizer_split == "all":
         members = tuple(open_member(member.ref, config.data, split=None) for member in members)
-    return mixture_normalizer(members, config.data.action_dim, scale, config.data.states), 0.0
+    return mixture_normalizer(members, scale, config.data.states), 0.0
 
 
-def _use(member: Member, action_dim: int) -> DatasetUse:
+def _use(member: Member) -> DatasetUse:
     return DatasetUse(
         uri=member.dataset.uri,
         version=member.dataset.version,
@@ -277,7 +281,7 @@ def _use(member: Member, action_dim: int) -> DatasetUse:
         collections=member.ref.collections,
         episodes=len(member.rows),
         segments=len(member.sampler((0,))),
-        action_steps=member.known_actions(action_dim),
+        action_steps=member.known_actions,
     )
 
 

@@ -20,6 +20,7 @@ from uwm import events as log
 from uwm.checkpoint import Checkpoint, CheckpointState, TensorKind, save_checkpoint
 from uwm.config import RunConfig
 from uwm.data.batch import Batch
+from uwm.data.usage import dataset_plans, write_plans
 from uwm.device import autocast
 from uwm.policies import build
 from uwm.train.diagnostics import Diagnostics
@@ -131,7 +132,10 @@ class _Loop:
     def until(self, steps: int, stop: Callable[[], bool]) -> Path:
         """Train up to `steps`, or until `stop`; returns the last checkpoint."""
         run, config = self.run, self.run.config.train
-        self.tell(_started(run))
+        started = _started(run)
+        if run.world.main:
+            write_plans(run.folder, started.plans)
+        self.tell(started)
         reader = run.world.together(lambda: MicroBatchReader(run, steps, stop))
         self.metrics = Metrics()
         while run.step < steps:
@@ -308,4 +312,5 @@ def _started(run: Run) -> log.TrainStarted:
         code_revision=run.code_revision,
         processes=run.world.size,
         share_beyond=run.share_beyond,
+        plans=dataset_plans(run.members, config.data),
     )

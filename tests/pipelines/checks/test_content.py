@@ -12,6 +12,7 @@ from pipelines.checks.content import COVERED, Finding, check_episode, check_time
 from pipelines.checks.duplicates import Seen
 from pipelines.checks.quality import BadDataError
 from pipelines.names import CHECKS
+from storage_schemas.conventions import DROID_ACTION
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
 
 CAMERAS = ("left", "wrist")
@@ -132,10 +133,12 @@ def test_missing_cameras_concern_robots_only() -> None:
 def test_actions_out_of_range_and_not_finite() -> None:
     action = np.random.default_rng(0).uniform(0, 0.9, (9, 10)).astype(np.float32)
     action[3, 2], action[5, 9] = -1.5, 1.2
-    found = reasons(episode({"left": moving(9)}, known=True, action=action))
+    made = episode({"left": moving(9)}, known=True, action=action)
+    found = reasons(made, space=DROID_ACTION)
+    assert not reasons(made), "ten numbers that nobody has said the meaning of"
     assert (found["out_of_range"].first, found["out_of_range"].last) == (3, 5)
     assert not found["out_of_range"].fatal
-    assert not reasons(episode({"left": moving(9)}, known=False, action=action))
+    assert not reasons(episode({"left": moving(9)}, known=False, action=action), space=DROID_ACTION)
     action[4, 0] = np.nan
     assert reasons(episode({"left": moving(9)}, known=True, action=action))["non_finite"].fatal
     other = np.full((9, 3), 50, np.float32) + np.arange(9, dtype=np.float32)[:, None]
