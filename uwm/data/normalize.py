@@ -5,7 +5,8 @@ actions themselves, so no image is decoded and no validation episode counts. One
 datasets of one robot: the same physical action is the same number, whichever dataset it comes from. Where several
 robots train together each has its own.
 
-Dimension letters: B batch, S action steps, A action dimensions, R robots, O observation frames, D numbers of all states.
+Dimension letters: B batch, S action steps, A action dimensions, R robots, O observation frames, D numbers of all
+states.
 """
 
 from collections.abc import Mapping, Sequence

@@ -112,7 +112,7 @@ def test_the_range_of_all_training_data_becomes_one(write: Write) -> None:
         write("robot", {"joints": first, "other": wave(6, 1)}), write("arm", {"joints": second}), states=["joints"]
     )
     members = open_mixture(data)
-    normalizer = mixture_normalizer(members, 3, states=data.states)
+    normalizer = mixture_normalizer(members, states=data.states)
     (bounds,) = normalizer.states
     assert bounds.low == pytest.approx((-4, first[0, 1]))
     assert bounds.high == (7, 7)
@@ -124,7 +124,7 @@ def test_the_range_of_all_training_data_becomes_one(write: Write) -> None:
 
 def test_a_constant_becomes_zero_and_the_unknown_stays_zero(write: Write) -> None:
     data = config(write("robot", {"joints": np.full((6, 2), 3, np.float32)}, {}), states=["joints"])
-    normalizer = mixture_normalizer(open_mixture(data), 3, states=data.states)
+    normalizer = mixture_normalizer(open_mixture(data), states=data.states)
     batch = evaluation_batch(read(data, (0, 0, 1), (0, 1, 1)), data, normalizer, device=torch.device("cpu"))
     assert not batch.state.any()
     assert batch.state_mask[0].all()
