@@ -21,7 +21,6 @@ from torch import Tensor
 
 from storage_schemas.errors import UserError
 from storage_schemas.spaces import Space
-from storage_schemas.store.latents import DRAWS
 from uwm.bundle import is_bundle, load_bundle
 from uwm.checkpoint import load_policy
 from uwm.conditions import RunState
@@ -229,23 +228,12 @@ class AutoPolicy:
         known = np.zeros(self.action_shape, np.float32) if action is None else np.asarray(action, np.float32)
         if known.shape != self.action_shape or not np.isfinite(known).all():
             raise UserError(f"action has the shape {known.shape}, not {self.action_shape}, or is not finite")
-        zero = torch.zeros(1, dtype=torch.int64)
-        return RawBatch(
+        return RawBatch.of_images(
             frames=torch.cat([current, following], dim=1)[None],
             view_mask=torch.cat([current_mask, next_mask], dim=1)[None],
             action=torch.from_numpy(known)[None],
             action_mask=torch.full((1, *self.action_shape), action is not None),
-            dataset=zero,
-            episode=zero,
-            step=zero,
-            position=zero,
-            draws=torch.full((1, len(data.cameras), DRAWS), 0.5),
-            latents=torch.zeros(1, len(data.cameras), 0, 0, 0, 0, dtype=torch.float16),
-            state=torch.zeros(1, data.obs_frames, data.state_dim, dtype=torch.float64),
-            state_mask=torch.zeros(1, data.obs_frames, data.state_dim, dtype=torch.bool),
-            language=torch.zeros(1, data.language.width),
-            language_mask=torch.zeros(1, dtype=torch.bool),
-            embodiment=torch.tensor([robot]),
+            robot=robot,
         )
 
     def _condition(self, states: States, instruction: str) -> dict[str, Tensor]:
@@ -254,16 +242,17 @@ class AutoPolicy:
         if unknown := [name for name in states if name not in {state.name for state in data.states}]:
             there = ", ".join(state.name for state in data.states) or "none"
             raise UserError(f"unknown state {unknown[0]!r}: this policy observes {there}")
-        parts = [_numbers(states.get(state.name), state, data.obs_frames) for state in data.states]
-        told = {}
-        if parts:
-            values, masks = (torch.cat(each, dim=1)[None] for each in zip(*parts, strict=True))
-            told = {"state": values, "state_mask": masks}
-        if not instruction:
-            return told
-        if not data.language.is_heard:
+        if instruction and not data.language.is_heard:
             raise UserError("this policy hears no instructions: it was trained with data.language.kind=none")
-        return told | {"language": self._heard(instruction), "language_mask": torch.ones(1, dtype=torch.bool)}
+        nothing = torch.zeros(data.obs_frames, 0, dtype=torch.float64)
+        parts = [_numbers(states.get(state.name), state, data.obs_frames) for state in data.states]
+        values, masks = zip((nothing, nothing.bool()), *parts, strict=True)
+        return {
+            "state": torch.cat(values, dim=1)[None],
+            "state_mask": torch.cat(masks, dim=1)[None],
+            "language": self._heard(instruction) if instruction else torch.zeros(1, data.language.width),
+            "language_mask": torch.tensor([bool(instruction)]),
+        }
 
     def _encode(self, instruction: str) -> Tensor:
         """Features (1, E) of an instruction."""

@@ -223,8 +223,8 @@ def load_metrics(folder: str | Path) -> tuple[TrainProgress, ...]:
     if not path.is_file():
         return ()
     with path.open("rb") as file:
-        found = {event.step: event for event in read_events(file) if isinstance(event, TrainProgress)}
-    return tuple(found[step] for step in sorted(found))
+        progress = {event.step: event for event in read_events(file) if isinstance(event, TrainProgress)}
+    return tuple(progress[step] for step in sorted(progress))
 
 
 class MetricsFile:

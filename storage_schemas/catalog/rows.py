@@ -84,6 +84,7 @@ ROW_SCHEMA = pa.schema(
 
 def split_of(episode_id: str, val_percent: int = 10) -> str:
     """`val` or `train`, by the episode's id alone: appending data never moves an episode."""
+    # ids may come from the names of files, which need not be UTF-8
     digest = hashlib.sha256(episode_id.encode("utf-8", "surrogateescape")).digest()
     return "val" if int.from_bytes(digest[:8]) % 100 < val_percent else "train"
 
@@ -108,6 +109,7 @@ class EpisodeTable:
     def __init__(self, table: pa.Table, statistics: Callable[[], pa.Table]) -> None:
         """Take all columns but `statistics`, and a function that reads `ordinal` and `statistics`."""
         ordinals = table["ordinal"].to_numpy()
+        # joined data files may lie in another order; sorting copies all columns, so only where it must be
         if (ordinals[1:] < ordinals[:-1]).any():
             table = table.sort_by("ordinal")
         self._table = table

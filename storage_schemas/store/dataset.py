@@ -87,12 +87,13 @@ class Dataset:
 
     def __init__(self, location: Location, snapshot: Snapshot) -> None:
         """Use `open_dataset`."""
+        self.location = location
         self.uri: str = location.uri
+        self.snapshot = snapshot
         self.version: int = snapshot.version
         self.table_id: str = snapshot.table_id
         self.spec: DatasetSpec = snapshot.spec
         self.episodes: EpisodeTable = snapshot.episodes
-        self._location = location
         self._reader: PartReader | None = None
         self._schemas: dict[str, StoreSchema] = {}
 
@@ -151,12 +152,7 @@ class Dataset:
     @property
     def is_local(self) -> bool:
         """Whether it lies on a mounted file system."""
-        return self._location.is_local
-
-    @property
-    def location(self) -> Location:
-        """Where it lies."""
-        return self._location
+        return self.location.is_local
 
     def schema(self, episode: int) -> StoreSchema:
         """The schema of the part that the episode lies in. Raises DamagedError."""
@@ -171,7 +167,7 @@ class Dataset:
     def reader(self) -> PartReader:
         """Byte access to the parts, opened in this process at the first call."""
         if self._reader is None:
-            self._reader = open_parts(self._location / "parts")
+            self._reader = open_parts(self.location / "parts")
         return self._reader
 
     def _length(self, episode: int) -> int:
@@ -253,8 +249,10 @@ class Dataset:
         array = schema.frame_array(height, width).name
         folder = f"{self.episodes.parts[episode]}/"
         entries = schema.shard_steps * len(schema.cameras)
+        # the views of a step lie together: steps and views that ascend give ids that ascend
         ids = ((self.episodes.starts[episode] + steps)[:, None] * len(schema.cameras) + views).ravel()
         first, last = int(ids[0]) // entries, int(ids[-1]) // entries
+        # nearly always, for a sample's frames are near each other: one read, and no copy of the ids for each shard
         if first == last:
             return [ShardRead(folder + shard_key(array, first), entries, ids - first * entries)]
         shards = ids // entries
@@ -271,6 +269,7 @@ class Dataset:
         inside = min(count, length - step)
         if known:
             action[:inside] = self._rows(episode, "action", step, inside)
+            # most episodes know all actions or none: the mask is read only where it says more
             mask[:inside] = True if known == length else self._rows(episode, "mask/action", step, inside)
         return action, mask
 

@@ -57,13 +57,13 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
             config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
         self.condition = ConditionEncoder(data, config.obs_encoder.embed_dim)
+        self._sizes = {
+            "input_len": data.action_horizon,
+            "input_dim": data.action_dim,
+            "global_cond_dim": self.obs_encoder.out_dim + self.condition.out_dim,
+        }
         self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
-
-    @property
-    def cond_dim(self) -> int:
-        """G."""
-        return self.obs_encoder.out_dim + self.condition.out_dim
 
     @property
     @abstractmethod
@@ -116,12 +116,7 @@ class TransformerPolicy(DiffusionPolicy):
     def __init__(self, config: DpConfig, data: DataConfig) -> None:
         super().__init__(config, data)
         self._config = config
-        self.transformer = DpTransformer(
-            config,
-            input_len=data.action_horizon,
-            input_dim=data.action_dim,
-            global_cond_dim=self.cond_dim,
-        )
+        self.transformer = DpTransformer(config, **self._sizes)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -156,12 +151,7 @@ class UnetPolicy(DiffusionPolicy):
             raise UserError(
                 f"data.action_horizon {data.action_horizon} can't be halved {halvings} times (policy.widths)"
             )
-        self.unet = ConditionalUnet1d(
-            config,
-            input_len=data.action_horizon,
-            input_dim=data.action_dim,
-            global_cond_dim=self.cond_dim,
-        )
+        self.unet = ConditionalUnet1d(config, **self._sizes)
 
     @property
     def denoiser(self) -> nn.Module:

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from storage_schemas.store.latents import DRAWS
+
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
@@ -34,6 +36,39 @@ class RawBatch:
 
     def __len__(self) -> int:
         return len(self.action)
+
+    @classmethod
+    def of_images(
+        cls, frames: Tensor, view_mask: Tensor, action: Tensor, action_mask: Tensor, robot: int = 0
+    ) -> "RawBatch":
+        """Samples of no dataset, with central crops, without cached latents; nothing is observed or heard beside.
+
+        Args:
+            frames: as the field; so are the next three.
+            view_mask: as the field.
+            action: as the field.
+            action_mask: as the field.
+            robot: id of the embodiment of all of them.
+        """
+        samples, views = view_mask.shape[:2]
+        nowhere = torch.zeros(samples, dtype=torch.int64)
+        return cls(
+            frames=frames,
+            view_mask=view_mask,
+            action=action,
+            action_mask=action_mask,
+            dataset=nowhere,
+            episode=nowhere,
+            step=nowhere,
+            position=nowhere,
+            draws=torch.full((samples, views, DRAWS), 0.5),
+            latents=torch.zeros(samples, views, 0, 0, 0, 0, dtype=torch.float16),
+            state=torch.zeros(samples, 1, 0, dtype=torch.float64),
+            state_mask=torch.zeros(samples, 1, 0, dtype=torch.bool),
+            language=torch.zeros(samples, 0),
+            language_mask=torch.zeros(samples, dtype=torch.bool),
+            embodiment=torch.full((samples,), robot),
+        )
 
     def pin_memory(self) -> "RawBatch":
         """The batch in page-locked memory (called by torch's DataLoader)."""

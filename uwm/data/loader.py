@@ -154,6 +154,7 @@ class SegmentReader:
         length = int(dataset.episodes.lengths[episode])
         steps, real = self._specs[pick.dataset].frame_steps(pick.segment.step, length)
         mask = np.zeros((len(config.cameras), len(steps)), np.bool_)
+        # rows in the run's order of views, sizes in the dataset's
         mask[ours] = (dataset.episodes.sizes[episode, theirs, :1] > 0) & real
         return _Sample(row=row, pick=pick, steps=steps, real=real, mask=mask)
 
@@ -163,9 +164,11 @@ class SegmentReader:
         count = pixels.shape[2]
         for sample in samples:
             loads[sample.pick.dataset] += self._loads(sample, count)
+            # the memory holds an older batch: what this one does not fill must not show through
             if not sample.mask[:, :count].all():
                 pixels[sample.row][~sample.mask[:, :count]] = 0
         used = [(dataset, group) for dataset, group in zip(self._datasets, loads, strict=True) if group]
+        # of all datasets, before the first frame is decoded: remote reads are under way meanwhile
         streams = [dataset.fetch([load.request for load in group]) for dataset, group in used]
         for (dataset, group), stream in zip(used, streams, strict=True):
             for load in group:
@@ -343,6 +346,7 @@ def batches(
     buffers = Buffers(workers)
     loader = DataLoader(
         _Picked(reader, sampler, buffers),
+        # the sampler's items are whole batches already
         batch_size=None,
         sampler=places,
         num_workers=workers,

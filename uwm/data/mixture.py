@@ -48,6 +48,7 @@ class Quotas:
     def __init__(self, weights: Sequence[float]) -> None:
         if not weights or any(weight <= 0 for weight in weights):
             raise ValueError("a mixture has at least one dataset, and its weights are positive")
+        # as it is written: 0.1 means a tenth, not the float beside it
         exact = [Fraction(str(weight)) for weight in weights]
         scale = lcm(*(share.denominator for share in exact))
         self._parts = [int(share * scale) for share in exact]
@@ -300,6 +301,7 @@ def known_actions(member: Member) -> NDArray[np.float32]:
     steps = member.dataset.episodes.action_steps
     every = -(-int(steps[[row for row in member.rows.tolist() if steps[row]]].sum()) // _SAMPLE)
     parts, skipped = [], 0
+    # counted over all episodes, so that short ones weigh no more than long ones
     for values in _episodes_actions(member):
         parts.append(values[-skipped % every :: every].copy())
         skipped += len(values)

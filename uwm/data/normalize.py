@@ -227,10 +227,10 @@ def _percentiles(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The two percentiles of every dimension, over all steps of all ranges."""
     values = np.concatenate(actions).astype(np.float64)
-    shares = [np.full(len(found), r.count / len(found)) for r, found in zip(ranges, actions, strict=True)]
+    shares = [np.full(len(known), r.count / len(known)) for r, known in zip(ranges, actions, strict=True)]
     weights = np.concatenate(shares)
-    found = [_weighted(column[there], weights[there]) for column in values.T for there in (~np.isnan(column),)]
-    low, high = np.array(found).T
+    bounds = [_weighted(column[known], weights[known]) for column in values.T for known in (~np.isnan(column),)]
+    low, high = np.array(bounds).T
     return low, high
 
 

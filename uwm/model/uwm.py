@@ -193,6 +193,7 @@ class UWMPolicy(TokenizedPolicy):
         if self.diffusion.precompute_modulation:
             times = timestep_pairs(modes, self.diffusion).to(encoded.cond.device)
             cond = self.transformer.precompute(encoded.cond, times)
+        # the network has learned to do without next-observation tokens: the policy runs on a sequence that has none
         alone = [mode for mode in modes if self._token_dropout and mode is Mode.POLICY]
         samples: dict[Mode, Sample] = {}
         for group in (alone, [mode for mode in modes if mode not in alone]):

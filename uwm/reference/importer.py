@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 from torch import Tensor
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 from storage_schemas.local_files import sync_folder
 from uwm.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.config import RunConfig
@@ -140,8 +140,7 @@ def _configure(published: Published, base: RunConfig, source: Path, folder: Path
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(": ".join(first_problem(error))) from error
 
 
 def _latent_scale(vae: Mapping[str, Tensor]) -> float:

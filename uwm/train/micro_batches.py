@@ -58,6 +58,7 @@ class MicroBatchReader:
         counts = [known_counts(raw, obs_frames) for raw in read]
         total = world.sum(
             StepCounts(
+                # a process alone was asked before it read anything
                 stops=int(world.size > 1 and self._stop()),
                 failures=int(failure is not None),
                 known_actions=sum(actions for actions, _ in counts),
@@ -65,6 +66,7 @@ class MicroBatchReader:
             )
         )
         if total.failures:
+            # the others learn here what the one that failed has to say, and end with the same words
             world.together(lambda: _reraise(failure))
         return None if total.stops else self._batches(read, total)
 

@@ -117,6 +117,7 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
     decay_end = _decay_end(latest.config)
     if config.optim.schedule == "cosine" and _decay_end(config) != decay_end:
         changed.append(f"the end of the cosine (optim.decay_steps): {decay_end} -> {_decay_end(config)}")
+    # checkpoints of older versions do not say how many samples a step had
     samples, before = step_samples(config.train, processes), latest.state.batch or latest.config.train.batch_size
     if samples != before:
         product = f"train.batch_size x train.accumulate x {processes} process{'es' if processes > 1 else ''}"

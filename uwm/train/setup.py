@@ -158,6 +158,7 @@ def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: W
     with autocast(device, dtype):
         attention = model.attention_report()
     engine = parallelize(model, config.train, world, device, dtype)
+    # only now: FSDP has put shards in the place of the parameters
     optimizer = make_optimizer(model, config.optim)
     average = WeightAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
     run = Run(
@@ -197,6 +198,7 @@ def _go_on(run: Run, latest: Checkpoint) -> None:
 
 
 def _make_model(config: RunConfig, build: Build, device: torch.device) -> Learner:
+    # drawn on the CPU, so that a seed gives the same weights on every device, and aside from everybody else's numbers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = build(config)

@@ -115,6 +115,7 @@ def _teller(run: Run, on_event: log.OnEvent) -> log.OnEvent:
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The source of all noise of the update that follows `step` done updates."""
     word = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+    # torch takes 63 bits
     return torch.Generator(device).manual_seed(word >> 1)
 
 
@@ -137,15 +138,16 @@ class _Loop:
             write_plans(run.folder, started.plans)
         self.tell(started)
         reader = run.world.together(lambda: MicroBatchReader(run, steps, stop))
-        self.metrics = Metrics()
+        self.metrics = Metrics()  # its clock starts now: opening the data is no part of the first step
         while run.step < steps:
             batches = reader.read()
             self.metrics.waited += reader.waited
             if not batches:
                 break
             self._step(batches)
+            # the first step too: who started the run sees at once that it works
             if run.step % config.log_every == 0 or run.step == 1:
-                self._report()
+                self.tell(self._progress())
             if run.step % config.save_every == 0:
                 self._save()
             if self.evaluation and run.step % config.eval_every == 0:
@@ -187,10 +189,6 @@ class _Loop:
                 value.item()
         self.metrics.add(logs, weight)
         self.diagnostics.add(output, batch)
-
-    def _report(self) -> None:
-        """Tell how the steps since the last report went. Raises UserError when they diverged."""
-        self.tell(self._progress())
 
     def _progress(self) -> log.TrainProgress:
         """How the steps since the last report went. Raises UserError when they diverged."""
