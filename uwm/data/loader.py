@@ -127,7 +127,8 @@ class SegmentReader:
         condition = self._condition.read(picks, [sample.steps[: self._config.obs_frames] for sample in samples])
         latents, draws = self._read_latents(samples) if self._latents else self._draw(samples)
         if self._config.missing_views != "none":
-            arrays = (view_mask, pixels.numpy(), latents.numpy(), draws.numpy())
+            own = (draws.numpy(),) if self._latents else ()  # cached latents were augmented with theirs
+            arrays = (view_mask, pixels.numpy(), latents.numpy(), *own)
             fill_views(
                 arrays, [pick.position for pick in picks], self._seed, shuffled=self._config.missing_views == "random"
             )

@@ -180,8 +180,8 @@ def choose_member(
     return member
 
 
-def open_mixture(config: DataConfig) -> tuple[Member, ...]:
-    """Open every dataset of a run at its pinned version, or at the newest, for training.
+def open_mixture(config: DataConfig, *, split: str | None = "train") -> tuple[Member, ...]:
+    """Open every dataset of a run at its pinned version, or at the newest, for training or with another split.
 
     Raises:
         UserError: as `open_member`, and when the run names no dataset.
@@ -191,7 +191,8 @@ def open_mixture(config: DataConfig) -> tuple[Member, ...]:
     datasets = [open_dataset(ref.uri, ref.version) for ref in config.datasets]
     roles = camera_roles(config.cameras, [dataset.spec for dataset in datasets])
     return tuple(
-        choose_member(dataset, ref, config, roles=roles) for dataset, ref in zip(datasets, config.datasets, strict=True)
+        choose_member(dataset, ref, config, split=split, roles=roles)
+        for dataset, ref in zip(datasets, config.datasets, strict=True)
     )
 
 
