@@ -56,6 +56,10 @@ class DatasetPlan:
     """Parts of the run's actions that it does not have: padded with zeros and left out of the loss."""
     dropped: tuple[str, ...]
     """Parts of its own actions that the run does not use."""
+    states: tuple[str, ...]
+    """Fields of its state that the run observes."""
+    lacks_states: tuple[str, ...]
+    """States of the run that it lacks: masked."""
     dropped_states: tuple[str, ...]
     """Fields of its state that the run does not use."""
     rate: float | None
@@ -80,6 +84,8 @@ class DatasetPlan:
             "actions converted": ", ".join(self.converted),
             "actions masked": ", ".join(self.masked),
             "actions dropped": ", ".join(self.dropped),
+            "states": ", ".join(self.states),
+            "states it lacks": ", ".join(self.lacks_states),
             "states dropped": ", ".join(self.dropped_states),
             "rate": rate if self.stride == 1 else f"{rate}, every {self.stride} steps one",
             "steps": f"{self.steps:,}, {self.action_steps:,} with actions",

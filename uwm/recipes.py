@@ -11,15 +11,7 @@ from pydantic import Field
 
 from storage_schemas.errors import UserError
 from uwm.conditions import LanguageConfig
-from uwm.config import (
-    AutoencoderConfig,
-    DataConfig,
-    DatasetRef,
-    OptimConfig,
-    RunConfig,
-    TokenizerConfig,
-    TrainConfig,
-)
+from uwm.config import AutoencoderConfig, DataConfig, DatasetRef, RunConfig, TokenizerConfig
 from uwm.overrides import as_kind
 from uwm.policies import (
     DpConfig,
@@ -34,6 +26,7 @@ from uwm.policies import (
 )
 from uwm.registry import nearest
 from uwm.settings import replace
+from uwm.training_settings import OptimConfig, TrainConfig
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}

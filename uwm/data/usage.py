@@ -39,6 +39,7 @@ def _plan(member: Member, config: DataConfig) -> DatasetPlan:
     spec, plan = member.dataset.spec, member.plan
     cameras = camera_map(spec, member.ref, config.cameras)
     same, converted, masked, dropped = _actions(member)
+    wanted, held = [state.name for state in config.states], sorted(member.dataset.episodes.fields(member.rows))
     return DatasetPlan(
         uri=member.ref.uri,
         version=member.dataset.version,
@@ -50,7 +51,9 @@ def _plan(member: Member, config: DataConfig) -> DatasetPlan:
         converted=converted,
         masked=masked,
         dropped=dropped,
-        dropped_states=_states(member),
+        states=tuple(name for name in wanted if name in held),
+        lacks_states=tuple(name for name in wanted if name not in held),
+        dropped_states=tuple(name for name in held if name not in wanted),
         rate=spec.action.rate if spec.action else None,
         stride=plan.stride,
         steps=int(member.lengths.sum()),
@@ -81,9 +84,3 @@ def _actions(member: Member) -> tuple[tuple[str, ...], ...]:
 def _name(part: Part) -> str:
     """The name of a part; of one that says nothing else, that it does not."""
     return part.name if part.quantity != "other" else f"{part.name} (its meaning is unknown)"
-
-
-def _states(member: Member) -> tuple[str, ...]:
-    """Names of the fields that the dataset's first chosen episode has."""
-    dataset = member.dataset
-    return tuple(field.name for field in dataset.schema(int(member.rows[0])).state)

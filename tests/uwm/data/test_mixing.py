@@ -13,6 +13,7 @@ from storage_schemas.conversions import convert
 from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
 from storage_schemas.spaces import Part, Space
+from uwm.conditions import RunState
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
@@ -224,6 +225,8 @@ def test_the_table_names_all_that_a_dataset_has(make_robot: MakeRobot) -> None:
     assert (plans["joints"].masked, plans["joints"].dropped) == (parts[:2], ("joints",))
     assert (plans["film"].masked, plans["film"].action_steps) == (parts, 0)
     assert plans["film"].dropped_states == ("observation/position",)
+    (seen,) = dataset_plans(members[:1], config.model_copy(update={"states": (RunState(name="observation/position"),)}))
+    assert (seen.states, seen.lacks_states, seen.dropped_states) == (("observation/position",), (), ())
     for name, plan in plans.items():
         spec = ROBOTS[name]
         assert {*plan.cameras.values(), *plan.dropped_cameras} == set(spec.cameras)
