@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -186,6 +187,15 @@ class EpisodeTable:
         chosen = range(len(self)) if rows is None else rows
         of_field = (json.loads(texts[i]).get(field) for i in chosen)
         return FieldStatistics.combine(value for value in of_field if value is not None)
+
+    def fields(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, set[int]]:
+        """The fields of the state that some episodes have, each with the numbers of dimensions that occur."""
+        texts, found = self._all_statistics(), defaultdict[str, set[int]](set)
+        for row in rows:
+            for name, reductions in json.loads(texts[row]).items():
+                if name.startswith("state/"):
+                    found[name.removeprefix("state/")].add(len(reductions["min"]))
+        return dict(found)
 
     def _all_statistics(self) -> list[str]:
         if self._statistics is None:

@@ -7,6 +7,7 @@ first read, so a `Dataset` is cheap to pickle and may be forked.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -272,6 +273,11 @@ class Dataset:
             mask[:inside] = True if known == length else self._rows(episode, "mask/action", step, inside)
         return action, mask
 
+    def state(self, episode: int, field: str, step: int, count: int) -> NDArray[Any] | None:
+        """Steps (count, D) of a field of the state from `step` on, in its own type; None when the episode lacks it."""
+        name = f"state/{field}"
+        return self._rows(episode, name, step, count) if name in self.schema(episode).numbers else None
+
     def _rows(self, episode: int, name: str, step: int, count: int) -> NDArray[Any]:
         """Steps of an array of numbers, as one byte range."""
         schema = self.schema(episode)
@@ -285,3 +291,15 @@ class Dataset:
         key = f"{self.episodes.parts[episode]}/{array.key}"
         total = schema.steps * array.row_bytes
         return array.parse(self.reader().numbers(key, start, count * array.row_bytes, total))
+
+
+@contextmanager
+def blaming(dataset: Dataset, episode: int) -> Iterator[None]:
+    """Whatever is damaged within the block is said of an episode, the file that it came from, and the dataset."""
+    try:
+        yield
+    except DamagedError as error:
+        row = dataset.episodes.row(episode)
+        raise DamagedError(
+            f"episode {row.episode_id} of {dataset.uri}, from {row.source_uri}: {error}; `uwm verify` names all damage"
+        ) from error

@@ -32,7 +32,7 @@ from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.parallel import clip_gradients, whole
 from uwm.train.periodic_evaluation import PeriodicEvaluation
 from uwm.train.resume import check_same_run, find_checkpoint, lock_folder, resolve_paths
-from uwm.train.setup import Build, Run, pin_versions, prepare
+from uwm.train.setup import Build, Run, pin_versions, prepare, with_instructions
 
 
 def train(
@@ -66,7 +66,7 @@ def train(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     with ExitStack() as locks, join_world(config.train.device) as world:
-        start = world.from_main(lambda: _choose_start(config, world, locks, resume=resume))
+        start = world.from_main(lambda: _choose_start(config, world, locks, resume=resume, on_event=on_event))
         latest = start.checkpoint
         if latest and latest.state.step >= start.config.train.steps:
             on_event(log.TrainFinished(path=str(latest.path), step=latest.state.step, reused=True))
@@ -85,8 +85,8 @@ class _Start:
     """The checkpoint that the run goes on from."""
 
 
-def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool) -> _Start:
-    """Lock the run's folder and choose what the run starts from."""
+def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool, on_event: log.OnEvent) -> _Start:
+    """Lock the run's folder and choose what the run starts from; its instructions are encoded then."""
     locks.enter_context(lock_folder(Path(config.folder)))
     latest = find_checkpoint(config, resume=resume)
     resolved = resolve_paths(config, latest)
@@ -94,6 +94,8 @@ def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: 
         check_same_run(resolved, latest, world.size)
     elif world.size > 1:
         resolved = pin_versions(resolved)  # the others may see a newer version a moment later
+    if resolved.data.language.is_heard and not (latest and latest.state.step >= resolved.train.steps):
+        resolved = with_instructions(resolved, latest, on_event=on_event)
     return _Start(config=resolved, checkpoint=latest)
 
 
