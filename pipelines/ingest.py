@@ -25,7 +25,7 @@ from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
-from storage_schemas.catalog.commits import Committer, commit, start_dataset
+from storage_schemas.catalog.commits import Committer, start_dataset
 from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, release, withdrawn_fingerprints
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.catalog.table import create_dataset, dataset_exists
@@ -86,7 +86,7 @@ class IngestReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
+class Plan:
     """What a source holds, and what of it is new."""
 
     refs: tuple[SourceRef, ...]
@@ -108,6 +108,7 @@ def ingest(
     store_uri: str,
     options: IngestOptions = INGEST_DEFAULTS,
     *,
+    committer: Committer | None = None,
     run_id: str | None = None,
     executor: Executor | None = None,
     in_flight: int = 16,
@@ -119,6 +120,7 @@ def ingest(
         source: path or fsspec URI of a file, a folder or a glob.
         store_uri: the dataset.
         options: how the source becomes episodes; a batch of them also ends at 4 GB of raw data.
+        committer: of the dataset, for a caller who goes on with the version that it made; a new one when None.
         run_id: for lineage; a new one when None.
         executor: who converts the batches, anywhere and in any order; this process, one after another, when None.
         in_flight: batches that the executor is given before the first of them is committed.
@@ -128,18 +130,18 @@ def ingest(
         UserError: when there is nothing to read or the dataset does not fit the source.
     """
     started = time.monotonic()
-    dataset = _opened(store_uri)
+    dataset = opened_dataset(store_uri)
     reader = open_source(source, options, None if dataset is None else dataset.spec)
     filters = Filter(reader, reader.unwanted if options.reject is None else frozenset(options.reject))
-    spec = _spec(dataset, reader, options.val_percent)
-    plan = _plan(reader, dataset, filters)
+    spec = spec_for(dataset, reader, options.val_percent)
+    plan = plan_ingestion(reader, dataset, filters)
     if plan.todo and dataset is not None:
         filters.remember(dataset)
     found_format = options.model_copy(update={"format": reader.format})
     blank = _blank_batch(source, store_uri, found_format, filters.names, spec, run_id or uuid.uuid4().hex)
     source_uri = printable(locate(source).uri)
     quarantine = _Quarantine(store_uri=store_uri, run_id=blank.run_id, source=f"{reader.format} {source_uri}")
-    ledger = _Ledger(store_uri, dataset, spec, plan, filters, quarantine)
+    ledger = _Ledger(committer or Committer(store_uri), dataset, spec, plan, filters, quarantine)
     quarantine.add(plan.rejected)
     batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, options.batch_episodes)]
     for converted in _converted(batches, reader, executor, in_flight, ledger, progress):
@@ -174,7 +176,7 @@ def _blank_batch(
     return Batch(source=where, options=options, reject=reject, store_uri=store, spec=spec, run_id=run_id, refs=())
 
 
-def _opened(store_uri: str) -> Dataset | None:
+def opened_dataset(store_uri: str) -> Dataset | None:
     """The dataset; None as well when it never had an episode, so that no source has decided yet what it holds."""
     dataset = open_dataset(store_uri) if dataset_exists(store_uri) else None
     return None if dataset is None or not dataset.version else dataset
@@ -216,7 +218,7 @@ def _converted(
         yield converted
 
 
-def _spec(dataset: Dataset | None, reader: SourceReader, val_percent: int | None) -> DatasetSpec:
+def spec_for(dataset: Dataset | None, reader: SourceReader, val_percent: int | None) -> DatasetSpec:
     """What the dataset's episodes share: a new one's as the source has it, which must fit one that is there."""
     spec = reader.spec()
     if dataset is None:
@@ -256,7 +258,7 @@ def _declared(dataset: Dataset, spec: DatasetSpec, source_format: str) -> Datase
     return stored  # of schema version 1, and more of the same
 
 
-def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Plan:
+def plan_ingestion(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> Plan:
     """List the source and compare it with the dataset, without reading a payload."""
     listed = list(reader.refs())
     refs = tuple(filters.identified(item) for item in listed if isinstance(item, SourceRef))
@@ -270,11 +272,11 @@ def _plan(reader: SourceReader, dataset: Dataset | None, filters: Filter) -> _Pl
         if fingerprint in fingerprints:
             known[fingerprint] += 1
             taken[episode_id] = fingerprint, uri
-        elif (place := uri if uri in current else uri.rpartition("#")[0]) in current:
-            stale.setdefault(place, []).append(episode_id)
+        elif (reference := uri if uri in current else uri.rpartition("#")[0]) in current:
+            stale.setdefault(reference, []).append(episode_id)
     copies = filters.copies(refs, dict(taken.values()))
     done = known.keys() | withdrawn
-    return _Plan(
+    return Plan(
         refs=tuple(ref for ref in refs if ref.uri not in copies),
         rejected=(*(item for item in listed if isinstance(item, Rejection)), *copies.values()),
         left_out=tuple(item for item in listed if isinstance(item, LeftOut)),
@@ -293,7 +295,7 @@ def _stored(dataset: Dataset | None) -> Iterator[tuple[str, str, str]]:
         yield from zip(*(dataset.episodes.column(name) for name in columns), strict=True)
 
 
-def _fingerprint(plan: _Plan) -> str:
+def _fingerprint(plan: Plan) -> str:
     """Of the whole source: it changes when anything is added, removed or changed, not when it is copied."""
     parts = sorted([*(ref.fingerprint for ref in plan.refs), *(f"{r.reason} {r.fingerprint}" for r in plan.rejected)])
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
@@ -314,7 +316,7 @@ class _Quarantine:
         if rows:
             add_quarantine(self.store_uri, rows)
 
-    def release(self, plan: "_Plan", rejections: Sequence[Rejection]) -> None:
+    def release(self, plan: "Plan", rejections: Sequence[Rejection]) -> None:
         """Let go what this source was turned away for before and is not any more."""
         turned_away = {(r.source_uri, r.fingerprint, r.reason) for r in rejections}
         files = {ref.file.uri for ref in plan.refs}
@@ -330,11 +332,11 @@ class _Quarantine:
 class _Ledger:
     """Takes converted batches in the order of the plan and commits what is good of them."""
 
-    store_uri: str
+    committer: Committer
     dataset: InitVar[Dataset | None]
     """As it was before the run; None when the first commit is to start it."""
     spec: DatasetSpec
-    plan: _Plan
+    plan: Plan
     filters: Filter
     quarantine: _Quarantine
     version: int = field(init=False)
@@ -345,7 +347,6 @@ class _Ledger:
     left_out: list[LeftOut] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
     _done: Counts = field(default_factory=Counts)
-    _committer: Committer | None = None
     _retired: list[str] = field(init=False)
     _rows: list[EpisodeRow] = field(default_factory=list)
     _unrecorded: list[Rejection] = field(default_factory=list)
@@ -375,11 +376,10 @@ class _Ledger:
     def close(self) -> None:
         """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
-            if self._committer is None:
-                if self.starts:  # with its first commit, so that a source of which nothing is good decides nothing
-                    start_dataset(self.store_uri, self.spec)
-                self._committer = Committer(self.store_uri)
-            result = commit(self._committer, self._rows, retire=self._retired)
+            if self.starts:  # with its first commit, so that a source of which nothing is good decides nothing
+                start_dataset(self.quarantine.store_uri, self.spec)
+                self.starts = False
+            result = self.committer.commit(self._rows, retire=self._retired)
             self.version = result.version
             self.total.update(added=result.added, replaced=result.replaced, present=result.present)
             self.total["steps"] += sum(row.length for row in self._rows)

@@ -4,15 +4,20 @@ import difflib
 from collections.abc import Collection
 
 FORMATS = {
-    "droid-rlds": "droid_rlds",
+    "droid-rlds": "rlds",
+    "rlds": "rlds",
     "lerobot": "lerobot",
     "droid-raw": "droid_raw",
     "libero": "libero",
     "robomimic": "robomimic",
     "aloha": "aloha",
+    "replay-buffer": "replay_buffer",
     "video": "video",
 }
 """The registry of sources: format -> module in `pipelines.sources`, in the order of detection."""
+
+MAPPINGS = ("bridge", "droid", "fractal")
+"""What the fields of some RLDS data sets mean, shipped in `pipelines/sources/mappings`."""
 
 CHECKS = {
     "black": "frames without light",

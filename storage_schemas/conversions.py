@@ -71,10 +71,10 @@ def convert(
         return array.astype(np.float32)
     if source.quantity in GRIPPERS and source.open is not None:
         return _gripper(array, source, target).astype(np.float32)
-    factors = _per_step(source, rates[0]), _per_step(target, rates[1])
+    factors = step_factor(source, rates[0]), step_factor(target, rates[1])
     if source.quantity in ROTATIONS:
-        matrices = scaled(to_matrix(array, source.representation), factors[0], _angles(source))
-        matrices = scaled(matrices, 1 / factors[1], _angles(target))
+        matrices = scaled(to_matrix(array, source.representation), factors[0], step_angles(source))
+        matrices = scaled(matrices, 1 / factors[1], step_angles(target))
         return from_matrix(matrices, target.representation).astype(np.float32)
     return (array * (factors[0] / factors[1])).astype(np.float32)
 
@@ -170,12 +170,13 @@ def _unit(part: Part) -> tuple[str, float]:
     return part.unit, part.scale
 
 
-def _angles(part: Part) -> Angles:
+def step_angles(part: Part) -> Angles:
+    """The angles that the scale of a rotation multiplies."""
     own = part.representation in ("euler_xyz", "euler_XYZ", "axis_angle")
     return cast(Angles, part.representation) if own else part.scaled or "axis_angle"
 
 
-def _per_step(part: Part, rate: float | None) -> float:
+def step_factor(part: Part, rate: float | None) -> float:
     """What a stored 1 is in metres or radians: of a move, in one step."""
     return part.scale / rate if part.unit.endswith("/s") and rate else part.scale
 

@@ -108,8 +108,8 @@ class SegmentSpec:
     """Which steps around the current step t a model reads, and from which cameras.
 
     Observation frames are t-obs_frames+1 .. t, the action chunk t .. t+action_horizon-1, and the
-    next-observation frames start at t+next_start. With the defaults the last next frame, t+16, is the
-    one that the last action of the chunk, t+15, leads to.
+    next-observation frames start at t+next_start; all counted in strides of so many steps. With the
+    defaults the last next frame, t+16, is the one that the last action of the chunk, t+15, leads to.
     """
 
     cameras: tuple[str, ...]
@@ -117,11 +117,12 @@ class SegmentSpec:
     action_horizon: int = 16
     next_frames: int = 2
     next_start: int = 15
+    stride: int = 1
 
     @property
     def last(self) -> int:
         """Offset from t of the last step that a fully known segment needs."""
-        return max(self.action_horizon - 1, self.next_start + self.next_frames - 1)
+        return max(self.action_horizon * self.stride - 1, (self.next_start + self.next_frames - 1) * self.stride)
 
     def frame_steps(self, step: int, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Steps of the F = obs_frames + next_frames frames, kept inside the episode, and which are real.
@@ -129,7 +130,7 @@ class SegmentSpec:
         Before the first step the first frame repeats, which is what a robot sees when it starts, so
         it counts as known. Beyond the last step the last frame repeats and is masked.
         """
-        obs = np.arange(step - self.obs_frames + 1, step + 1)
-        following = np.arange(step + self.next_start, step + self.next_start + self.next_frames)
-        steps = np.concatenate([obs, following])
+        obs = np.arange(1 - self.obs_frames, 1)
+        following = np.arange(self.next_start, self.next_start + self.next_frames)
+        steps = step + self.stride * np.concatenate([obs, following])
         return np.minimum(np.maximum(steps, 0), length - 1), steps < length  # np.clip takes three times as long

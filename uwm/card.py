@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from uwm.checkpoint import Checkpoint
+from uwm.config import Embodiment
 from uwm.data.normalize import ActionNormalizer
 from uwm.eval.result import Evaluation
 from uwm.report.tables import markdown_table
@@ -57,13 +58,25 @@ def _head(checkpoint: Checkpoint, weights: str) -> str:
 def _use(checkpoint: Checkpoint) -> str:
     data = checkpoint.config.data
     cameras = ", ".join(f'"{camera}": frames' for camera in data.cameras)
+    states = ", ".join(f'"{state.name}": numbers' for state in data.states)
+    told = (f", states={{{states}}}" if states else "") + (', instruction="..."' if data.language.is_heard else "")
     return (
         "```python\nfrom uwm.auto import AutoPolicy\n\n"
         'policy = AutoPolicy.load("path/of/this/folder")\n'
-        f"actions = policy.act({{{cameras}}})  # {data.action_horizon, data.action_dim} in the data's units\n```\n\n"
+        f"actions = policy.act({{{cameras}}}{told})\n"
+        f"# {data.action_horizon, data.action_dim} in the data's units\n```\n\n"
         f"`frames` is uint8 ({data.obs_frames}, height, width, 3), the oldest first; a camera that is left out counts "
-        "as absent."
+        "as absent." + "".join(f"\n{line}" for line in _told(checkpoint))
     )
+
+
+def _told(checkpoint: Checkpoint) -> Iterable[str]:
+    """What it takes beside images."""
+    data = checkpoint.config.data
+    for state in data.states if data.states else ():
+        yield f"\n- state `{state.name}`, {state.dim} numbers: {'; '.join(state.space.lines if state.space else ())}"
+    if data.language.is_heard:
+        yield f"\n- instructions, by the text encoder `{data.language.source}` (`{data.language.identity}`)"
 
 
 def _data(checkpoint: Checkpoint) -> str:
@@ -81,8 +94,20 @@ def _data(checkpoint: Checkpoint) -> str:
     if state.tokenizer_checkpoint:
         origin = state.tokenizer_checkpoint
         lines.append(f"- latents of the tokenizer `{origin.path}` (`{origin.identity[:12]}`)")
-    lines.append(f"- actions: {_actions(checkpoint.normalizer)}")
+    space, normalizer = checkpoint.config.data.action, checkpoint.normalizer
+    lines += [f"- action {line}" for line in space.lines] if space else []
+    lines += [f"- robot `{robot.name}`: {_robot(robot)}" for robot in checkpoint.config.data.embodiments]
+    lines.append(f"- actions: {_actions(normalizer)}")
+    lines += [f"- actions of `{name}`: {_actions(own)}" for name, own in normalizer.robots.items()]
     return "\n".join(lines)
+
+
+def _robot(robot: Embodiment) -> str:
+    """What the numbers of a robot's own actions mean."""
+    if robot.action is None:
+        return "its actions are not declared"
+    rate = f" at {robot.action.rate:g} Hz" if robot.action.rate else ""
+    return "; ".join(robot.action.lines) + rate
 
 
 def _actions(normalizer: ActionNormalizer) -> str:
@@ -125,7 +150,11 @@ def _limits(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> str:
 
 
 def _limit_lines(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Iterable[str]:
-    yield "It takes images only: no robot state, no language."
+    data = checkpoint.config.data
+    if not data.states:
+        yield "It observes no state of the robot" + (", only images." if not data.language.is_heard else ".")
+    if not data.language.is_heard:
+        yield "It hears no instructions."
     yield "Actions are in the units and the frame of the data above; another robot needs finetuning."
     if not evaluations:
         yield "Nothing is said here of how well it does."

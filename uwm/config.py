@@ -4,20 +4,28 @@ A named run is a function in `recipes.py` that returns a `RunConfig`; variants d
 `replace`. On the command line `key=value` pairs replace single fields: `train.steps=100`.
 """
 
+import json
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
+from storage_schemas.conventions import DROID_ACTION, DROID_ROBOT
 from storage_schemas.episode import SegmentSpec
 from storage_schemas.errors import UserError
+from storage_schemas.spaces import Space
+from uwm.conditions import AnyState, LanguageConfig
 from uwm.earlier_configs import upgraded
 from uwm.registry import POLICY_GROUP, policy_settings
 from uwm.settings import Beta, Changeable, DatasetVersion, RunName, Seed, Settings, Size
 
 if TYPE_CHECKING:
     from uwm.policy import Policy
+
+
+ACTION_SPACES: Mapping[str, Space] = {"droid": DROID_ACTION, "droid_robot": DROID_ROBOT}
+"""Action spaces that can be named."""
 
 
 class DatasetRef(Settings):
@@ -29,6 +37,38 @@ class DatasetRef(Settings):
     )
     weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other datasets")
     collections: tuple[str, ...] = Field((), description="only episodes of these collections; empty takes all")
+    cameras: Mapping[str, str] = Field(
+        {}, description="camera of the run -> camera of the dataset; empty goes by equal names, then by declared roles"
+    )
+    embodiment: str = Field(
+        "", description="the robot, whose actions share a normalizer; empty is one for each declared action space"
+    )
+    stride: int = Field(1, gt=0, description="steps of the dataset that make one step of the run")
+
+
+def _read_space(value: object) -> object:
+    """A space by the name of a convention, or as JSON has it."""
+    if isinstance(value, str):
+        if value not in ACTION_SPACES:
+            raise ValueError(f"there is no action space {value!r}: name {', '.join(ACTION_SPACES)}, or give it as JSON")
+        return ACTION_SPACES[value]
+    if not isinstance(value, Mapping):
+        return value
+    try:
+        return Space.model_validate_json(json.dumps(value))
+    except ValidationError as error:
+        raise ValueError(f"not an action space: {error.errors()[0]['msg']}") from error
+
+
+RunSpace = Annotated[Space, BeforeValidator(_read_space)]
+"""An action space; `droid` and the like stand for those of `storage_schemas.conventions`."""
+
+
+class Embodiment(Settings):
+    """A robot of a run: what its numbers mean, under the name that its datasets and its normalizer go by."""
+
+    name: str = Field(min_length=1)
+    action: RunSpace | None = None
 
 
 class DataConfig(Settings):
@@ -36,7 +76,21 @@ class DataConfig(Settings):
 
     datasets: tuple[DatasetRef, ...] = ()
     cameras: tuple[str, ...] = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
-    action_dim: int = Field(10, gt=0)
+    action: RunSpace | None = Field(
+        None, description="what the run's actions mean; filled in from the first dataset with actions, if that says it"
+    )
+    action_dim: int = Field(10, gt=0, description="numbers of an action; data.action, where there is one, decides it")
+    embodiments: tuple[Embodiment, ...] = Field(
+        (), description="the robots, in the order of their ids, which start at 1; filled in when the run starts"
+    )
+    states: tuple[AnyState, ...] = Field(
+        (), description="fields of the robot's state that are observed beside the images, as name or name:numbers"
+    )
+    language: LanguageConfig = LanguageConfig()
+    missing_views: Literal["none", "same", "random"] = Field(
+        "none",
+        description="a camera that a sample lacks stays a masked hole, or shows the first one that it has, or any",
+    )
     obs_frames: int = Field(2, gt=0)
     action_horizon: int = Field(16, gt=0, description="length of an action chunk, in steps")
     next_frames: int = Field(2, gt=0)
@@ -72,11 +126,43 @@ class DataConfig(Settings):
     workers: Changeable[int] = Field(0, ge=0, description="loader processes; 0 reads in the training process")
     prefetch: Changeable[int] = Field(4, gt=0, description="batches that each loader process reads ahead")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _space_counts(cls, values: object) -> object:
+        """The declared space says how many numbers an action has."""
+        if not isinstance(values, Mapping) or values.get("action") is None:
+            return values
+        space = _read_space(values["action"])
+        return {**values, "action": space, "action_dim": space.dim} if isinstance(space, Space) else values
+
+    @model_validator(mode="after")
+    def _robots_differ(self) -> Self:
+        if len(set(self.robots)) < len(self.robots):
+            raise ValueError("two embodiments have the same name")
+        return self
+
     @model_validator(mode="after")
     def _crop_fits(self) -> Self:
         if self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]:
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self
+
+    @model_validator(mode="after")
+    def _states_differ(self) -> Self:
+        names = [state.name for state in self.states]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two states have the same name: {', '.join(names)}")
+        return self
+
+    @property
+    def state_dim(self) -> int:
+        """D, the numbers of all states together."""
+        return sum(state.dim for state in self.states)
+
+    @property
+    def robots(self) -> tuple[str, ...]:
+        """Names of the embodiments; the id of the first one is 1, for 0 is none."""
+        return tuple(embodiment.name for embodiment in self.embodiments)
 
     @property
     def segment_spec(self) -> SegmentSpec:
@@ -291,6 +377,9 @@ class TrainConfig(Settings):
 InitChange = Literal[
     "normalizer",
     "data.cameras",
+    "data.states",
+    "data.language.identity",
+    "data.action",
     "data.next_start",
     "policy.diffusion.beta_schedule",
     "policy.diffusion.train_timesteps",

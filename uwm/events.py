@@ -36,6 +36,58 @@ class DatasetUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DatasetPlan:
+    """What a run makes of one dataset; what it does not use is named too."""
+
+    uri: str
+    version: int
+    robot: str
+    """Under which its actions are normalized; empty when nothing is declared, or it has none."""
+    cameras: dict[str, str]
+    """Camera of the run -> camera of the dataset; those of the run that it lacks are not here."""
+    lacks: tuple[str, ...]
+    """Cameras of the run that it lacks."""
+    dropped_cameras: tuple[str, ...]
+    same: tuple[str, ...]
+    """Parts of the run's actions that are used as they are stored."""
+    converted: tuple[str, ...]
+    """Parts of the run's actions that are told from others: `theirs -> ours`."""
+    masked: tuple[str, ...]
+    """Parts of the run's actions that it does not have: padded with zeros and left out of the loss."""
+    dropped: tuple[str, ...]
+    """Parts of its own actions that the run does not use."""
+    dropped_states: tuple[str, ...]
+    """Fields of its state that the run does not use."""
+    rate: float | None
+    """Steps per second that its actions are meant for."""
+    stride: int
+    steps: int
+    """Training steps."""
+    action_steps: int
+    """Training steps whose action is known and used."""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """All of it in words, by what it is about."""
+        seen = [ours if ours == theirs else f"{ours} (its {theirs})" for ours, theirs in self.cameras.items()]
+        rate = f"{self.rate:g} Hz" if self.rate else "unknown"
+        found = {
+            "robot": self.robot,
+            "cameras": ", ".join(seen),
+            "cameras it lacks": ", ".join(self.lacks),
+            "cameras dropped": ", ".join(self.dropped_cameras),
+            "actions same": ", ".join(self.same),
+            "actions converted": ", ".join(self.converted),
+            "actions masked": ", ".join(self.masked),
+            "actions dropped": ", ".join(self.dropped),
+            "states dropped": ", ".join(self.dropped_states),
+            "rate": rate if self.stride == 1 else f"{rate}, every {self.stride} steps one",
+            "steps": f"{self.steps:,}, {self.action_steps:,} with actions",
+        }
+        return {name: text for name, text in found.items() if text}
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainStarted:
     """The run is set up; the next step is `step + 1`."""
 
@@ -62,7 +114,20 @@ class TrainStarted:
     processes: int = 1
     share_beyond: float = 0.0
     """Of the training steps, in the worst dimension: with actions beyond the range of the parent's normalizer."""
+    plans: tuple[DatasetPlan, ...] = ()
+    """What it makes of each dataset."""
     event: Literal["train_started"] = "train_started"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Instructions of a dataset are encoded before the run is set up; no line of `metrics.jsonl`."""
+
+    dataset: str
+    done: int
+    total: int
+    step: int = 0
+    event: Literal["encoding"] = "encoding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +193,7 @@ class TrainFinished:
     event: Literal["train_finished"] = "train_finished"
 
 
-TrainEvent = TrainStarted | TrainProgress | CheckpointSaved | Evaluated | TrainStopped | TrainFinished
+TrainEvent = Encoding | TrainStarted | TrainProgress | CheckpointSaved | Evaluated | TrainStopped | TrainFinished
 OnEvent = Callable[[TrainEvent], None]
 
 _EVENT: TypeAdapter[TrainEvent] = TypeAdapter(Annotated[TrainEvent, Field(discriminator="event")])
@@ -158,8 +223,8 @@ def load_metrics(folder: str | Path) -> tuple[TrainProgress, ...]:
     if not path.is_file():
         return ()
     with path.open("rb") as file:
-        found = {event.step: event for event in read_events(file) if isinstance(event, TrainProgress)}
-    return tuple(found[step] for step in sorted(found))
+        progress = {event.step: event for event in read_events(file) if isinstance(event, TrainProgress)}
+    return tuple(progress[step] for step in sorted(progress))
 
 
 class MetricsFile:

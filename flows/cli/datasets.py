@@ -1,13 +1,17 @@
 """Commands about datasets: inspect, verify, diff, tag, remove, gc, backup, scale, export-dataset."""
 
+from collections.abc import Iterator
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.console import count, note, progress_bar, say, say_json, say_table
 from flows.cli.options import AsJson, Store, Version
 from storage_schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from storage_schemas.schema import DatasetSpec
 
 
 class How(StrEnum):
@@ -55,15 +59,27 @@ def inspect(store: Store, version: Version = None, json: AsJson = False) -> int:
     """
     from dataclasses import asdict
 
-    from flows.jobs.ingest import summary_of
+    from storage_schemas.store.dataset import open_dataset, summary
 
-    facts = asdict(summary_of(store, version))
+    dataset = open_dataset(store, version)
+    facts, spec = asdict(summary(dataset)), dataset.spec
     if json:
-        say_json(facts)
+        declared = spec.model_dump(mode="json", include={"action", "states", "views"})
+        say_json(facts | {"action_dim": spec.action_dim} | declared)
     else:
         rows = [(name, _short(value)) for name, value in facts.items()]
-        say_table(store, ("", ""), rows)
+        say_table(store, ("", ""), [*rows, *_meaning(spec)])
     return 0
+
+
+def _meaning(spec: "DatasetSpec") -> Iterator[tuple[str, str]]:
+    """What a dataset says of its numbers and cameras."""
+    rate = f" at {spec.action.rate:g} Hz" if spec.action and spec.action.rate else ""
+    yield f"actions{rate}", "\n".join(spec.action.lines) if spec.action else f"{spec.action_dim} numbers, not declared"
+    for field in spec.states:
+        yield f"state {field.name}", "\n".join(field.space.lines)
+    if spec.views:
+        yield "views", ", ".join(f"{view.name}: {view.role}" for view in spec.views)
 
 
 def _short(value: object) -> str:

@@ -12,7 +12,10 @@ from flows.jobs.options import RunnerOptions
 from pipelines.options import IngestOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flows.jobs.ingest import Ingested
+    from pipelines.checks.quality import LeftOut, Rejection
     from pipelines.doctor.diagnose import Diagnosis
 
 _SHOWN = 20
@@ -24,6 +27,9 @@ def ingest(
     store: Store,
     options: IngestOptions,
     runner: RunnerOptions,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how much there is and about how long it takes; write nothing.")
+    ] = False,
     json: AsJson = False,
     flow: Flow = None,
 ) -> int:
@@ -37,6 +43,8 @@ def ingest(
 
     Example: uwm ingest /data/droid stores/droid --runner dask --workers 8 --batch 128
     """
+    if dry_run:
+        return _say_dry_run(source, store, options, json=json)
     result = jobs_of(flow, quiet=json).ingest(source, store, options, runner)
     if json:
         say_json(result.report)
@@ -45,13 +53,36 @@ def ingest(
     return 2 if result.report.nothing_good else 0
 
 
+def _say_dry_run(source: str, store: str, options: IngestOptions, *, json: bool) -> int:
+    from pipelines.dry_run import dry_run
+
+    found = dry_run(source, store, options)
+    if json:
+        say_json(found)
+    else:
+        _note_oddities(found.rejected, found.left_out)
+        minutes = f"{found.seconds / 60:.0f} minutes" if found.seconds >= 120 else f"{found.seconds:.0f} s"
+        size = f"{found.bytes / 1e6:.1f} MB of {found.source_format}"
+        about = f"{count(found.episodes, 'episode')}, {count(found.steps, 'step')}, {found.stored_bytes / 1e6:.1f} MB"
+        say(f"{count(found.references, 'new reference')} ({size}), {count(found.present, 'episode')} there already")
+        say(
+            f"about {about} of frames, {minutes} in one process; measured on {found.measured} of them. "
+            "Nothing was written."
+        )
+    return 2 if found.rejected and not found.episodes + found.present else 0
+
+
+def _note_oddities(rejected: "Sequence[Rejection]", left_out: "Sequence[LeftOut]") -> None:
+    for rejection in rejected:
+        note(f"quarantined: {rejection.source_uri}: {rejection.reason}: {rejection.detail}")
+    for item in left_out:
+        note(f"{item.label}: {item.source_uri}: {item.what}")
+
+
 def show_ingested(result: "Ingested") -> None:
     """Say in a few lines what an ingestion did."""
     report = result.report
-    for rejection in report.quarantined:
-        note(f"quarantined: {rejection.source_uri}: {rejection.reason}: {rejection.detail}")
-    for item in report.left_out:
-        note(f"{item.label}: {item.source_uri}: {item.what}")
+    _note_oddities(report.quarantined, report.left_out)
     done = f"{count(report.added, 'episode')} added, {report.replaced} replaced, {report.present} there already"
     say(f"{report.store_uri} is at version {report.version}: {done}, {len(report.quarantined)} quarantined")
 

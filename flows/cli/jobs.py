@@ -4,19 +4,22 @@ from typing import TYPE_CHECKING
 
 from flows.cli.console import count, note, progress_bar, telling_what_is_kept
 from flows.jobs.options import RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
-from pipelines.options import INGEST_DEFAULTS, IngestOptions
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
     from flows.jobs.evaluate import Evaluated
     from flows.jobs.ingest import Ingested
     from flows.jobs.pipeline import Jobs
     from flows.jobs.train import Trained
     from uwm.config import RunConfig
-    from uwm.events import TrainEvent
+    from uwm.events import DatasetPlan, TrainEvent
     from uwm.latents.shards import EncodeReport
 
 
@@ -61,11 +64,7 @@ class LocalJobs:
         self.quiet = quiet
 
     def ingest(
-        self,
-        source: str,
-        store: str,
-        options: IngestOptions = INGEST_DEFAULTS,
-        runner: RunnerOptions = RUNNER_DEFAULTS,
+        self, source: str, store: str, options: IngestOptions, runner: RunnerOptions = RUNNER_DEFAULTS
     ) -> "Ingested":
         """Ingest with a bar of references."""
         from flows.jobs.ingest import run_ingest
@@ -121,6 +120,20 @@ class LocalJobs:
             )
 
 
+def plans_table(plans: "Sequence[DatasetPlan]") -> "Table":
+    """What a run makes of its datasets, for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("dataset", "", "what the run makes of it", title="Data", title_justify="left")
+    for plan in plans:
+        for index, (name, text) in enumerate(plan.facts.items()):
+            uri = f"{plan.uri}@{plan.version}" if index == 0 else ""
+            table.add_row(Text(uri, overflow="fold"), name, Text(text, overflow="fold"))
+        table.add_section()
+    return table
+
+
 def _kept_episodes(store: str) -> str:
     from storage_schemas.catalog.table import dataset_exists
     from storage_schemas.store.dataset import open_dataset
@@ -165,4 +178,7 @@ class Follower:
             if self.display.disable:
                 note(describe(event))
             else:
-                self.display.console.print(describe(event), highlight=False, markup=False)
+                line = describe(event).partition("\n")[0]  # the table says the rest
+                self.display.console.print(line, highlight=False, markup=False)
+                if isinstance(event, TrainStarted) and event.plans:
+                    self.display.console.print(plans_table(event.plans))

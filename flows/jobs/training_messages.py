@@ -1,12 +1,23 @@
 """Events of a training process in words."""
 
-from uwm.events import CheckpointSaved, Evaluated, TrainEvent, TrainFinished, TrainProgress, TrainStarted
+from uwm.events import (
+    CheckpointSaved,
+    DatasetPlan,
+    Encoding,
+    Evaluated,
+    TrainEvent,
+    TrainFinished,
+    TrainProgress,
+    TrainStarted,
+)
 
 
 def describe(event: TrainEvent) -> str:
-    """One line for a reader."""
+    """One line for a reader; of a run that starts one more for each dataset, of what becomes of it."""
     if isinstance(event, TrainStarted):
         return _started(event)
+    if isinstance(event, Encoding):
+        return f"{event.done:,} of {event.total:,} instructions of {event.dataset} are encoded"
     if isinstance(event, TrainProgress):
         return (
             f"step {event.step}/{event.steps}: loss {event.loss:.4f}, lr {event.lr:.2e}, "
@@ -30,5 +41,9 @@ def _started(event: TrainStarted) -> str:
     return (
         f"{event.name} ({event.stage}): {event.parameters / 1e6:.2f}M parameters on {where}, {event.precision}, "
         f"attention {event.attention}, from step {event.step} to {event.steps}, batch {event.batch_size}, "
-        f"data {data}{beyond}"
+        f"data {data}{beyond}" + "".join(f"\n  {plan.uri}@{plan.version}: {_facts(plan)}" for plan in event.plans)
     )
+
+
+def _facts(plan: DatasetPlan) -> str:
+    return "; ".join(f"{name} {text}" for name, text in plan.facts.items())

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from pipelines.checks.duplicates import SAMPLES
 from pipelines.checks.quality import BadDataError
 from pipelines.names import CHECKS
-from storage_schemas.conventions import DROID_ACTION_DIM
+from storage_schemas.conventions import DROID_ACTION, DROID_ROBOT
 from storage_schemas.episode import EncodedFrames, Episode, Frames
+from storage_schemas.spaces import Part, Space
 
 COVERED = 0.9
 """Share of an episode's frames from which on a finding is about the episode as a whole."""
@@ -31,6 +32,8 @@ _IDLE_SECONDS = 2.0
 _DARK_SECONDS = 0.5
 _GAP_SECONDS, _GAP_FRAMES = 0.5, 5
 _LEAST_STEPS = 2
+_MARGIN = 0.05
+_UNIT_VELOCITIES = (*DROID_ACTION.parts[:2], *DROID_ROBOT.parts[:2])
 _FAR = 1e3
 """No normalised or metric action is as large as this."""
 
@@ -72,36 +75,41 @@ class CheckedEpisode:
 
 
 def check_episode(
-    episode: Episode, *, cameras: Collection[str] = (), wanted: Collection[str] = tuple(CHECKS)
+    episode: Episode,
+    *,
+    cameras: Collection[str] = (),
+    space: Space | None = None,
+    checks: Collection[str] = tuple(CHECKS),
 ) -> CheckedEpisode:
     """Check an episode by itself.
 
     Args:
         episode: with frames as pixels or JPEG bytes.
         cameras: those that a robot episode should have.
-        wanted: some of `CHECKS`; without "idle" only a sample of the frames is decoded, unless it looks black or still.
+        space: what its actions mean, where that is declared.
+        checks: some of `CHECKS`; without "idle" only a sample of the frames is decoded, unless it looks black or still.
 
     Raises:
         BadDataError: "corrupt", when a frame can't be decoded.
     """
-    findings = list(_numbers(episode, cameras, wanted))
-    if "too_short" in wanted and len(episode) < _LEAST_STEPS:
+    findings = list(_numbers(episode, cameras, space, checks))
+    if "too_short" in checks and len(episode) < _LEAST_STEPS:
         findings.insert(0, _found(episode, "too_short", f"{len(episode)} step, which leads nowhere"))
-    if not _LOOKS & set(wanted):
+    if not _LOOKS & set(checks):
         return CheckedEpisode(findings=tuple(findings), sketches={})
     every, sampled = np.arange(len(episode)), samples(len(episode))
-    dense = "idle" in wanted
+    dense = "idle" in checks
     looks = {name: sketch(frames, every if dense else sampled) for name, frames in episode.frames.items()}
     sketches = {name: values[sampled] if dense else values for name, values in looks.items()}
     doubtful = any(_is_still(values) or _is_dark(values).any() for values in sketches.values())
     if doubtful and not dense:  # something may move, or light up, between the samples
         looks = {name: sketch(frames, every) for name, frames in episode.frames.items()}
-    if "black" in wanted and (doubtful or dense):
+    if "black" in checks and (doubtful or dense):
         findings += _black(episode, looks)
     still = {name for name, values in looks.items() if _is_still(values)} if len(episode) >= _LEAST_STEPS else set()
-    if "static" in wanted and still:
+    if "static" in checks and still:
         findings += _static(episode, looks, still)
-    if "idle" in wanted and not ("static" in wanted and still and still == set(looks)):
+    if "idle" in checks and not ("static" in checks and still and still == set(looks)):
         findings += _idle(episode, looks)
     comparable = not all(map(_is_still, sketches.values()))
     return CheckedEpisode(findings=tuple(findings), sketches=sketches if comparable else {})
@@ -150,18 +158,20 @@ def _found(
     )
 
 
-def _numbers(episode: Episode, cameras: Collection[str], wanted: Collection[str]) -> Iterator[Finding]:
+def _numbers(
+    episode: Episode, cameras: Collection[str], space: Space | None, checks: Collection[str]
+) -> Iterator[Finding]:
     for name, values in {"action": episode.action, **episode.state}.items():
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             detail = f"{name} is NaN or infinite at step {bad[0]} ({len(bad)} steps in all)"
             yield _found(episode, "non_finite", detail, (int(bad[0]), int(bad[-1])), fatal=True)
     known = np.flatnonzero(episode.action_mask)
-    if "missing_camera" in wanted and len(known):
+    if "missing_camera" in checks and len(known):
         for name in sorted(set(cameras) - set(episode.frames)):
             yield _found(episode, "missing_camera", f"the episode has no {name}")
-    if "out_of_range" in wanted and len(known):
-        low, high = _action_limits(episode.action.shape[1])
+    if "out_of_range" in checks and len(known):
+        low, high = _action_limits(episode.action.shape[1], space)
         action = episode.action[known]
         bad = known[((action < low) | (action > high)).any(axis=1)]
         if len(bad):
@@ -172,13 +182,25 @@ def _numbers(episode: Episode, cameras: Collection[str], wanted: Collection[str]
             yield _found(episode, "out_of_range", detail, (int(bad[0]), int(bad[-1])))
 
 
-def _action_limits(dim: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Least and largest action: DROID's velocities and rotations lie in [-1, 1], its gripper in [0, 1]."""
-    if dim != DROID_ACTION_DIM:
-        return np.full(dim, -_FAR), np.full(dim, _FAR)
-    low, high = np.full(dim, -1.05), np.full(dim, 1.05)
-    low[-1] = -0.05
+def _action_limits(dim: int, space: Space | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Least and largest action, number by number, as far as the declared space has bounds."""
+    low, high = np.full(dim, -_FAR), np.full(dim, _FAR)
+    if space is None or space.dim != dim:
+        return low, high
+    for part in space.parts:
+        if bounds := _part_limits(part):
+            low[space.place(part.name)], high[space.place(part.name)] = bounds
     return low, high
+
+
+def _part_limits(part: Part) -> tuple[float, float] | None:
+    """DROID's velocities lie in [-1, 1], as rows of rotations and quaternions do; a gripper has its own range."""
+    if part.open is not None and part.closed is not None and part.quantity == "gripper_position":
+        margin = _MARGIN * abs(part.closed - part.open)
+        return min(part.open, part.closed) - margin, max(part.open, part.closed) + margin
+    if part.representation in ("6d", "quaternion_xyzw", "quaternion_wxyz") or part in _UNIT_VELOCITIES:
+        return -1 - _MARGIN, 1 + _MARGIN
+    return None
 
 
 def _is_still(sketched: NDArray[np.float32]) -> bool:
@@ -199,8 +221,8 @@ def _black(episode: Episode, sketches: Sketches) -> Iterator[Finding]:
         if runs:
             share = sum(b - a + 1 for a, b in runs) / steps
             detail = f"{camera} shows nothing in {share:.0%} of its frames"
-            place = (runs[0][0], runs[-1][1])
-            yield _found(episode, "black", detail, place, camera=camera, share=share / len(sketches))
+            span = (runs[0][0], runs[-1][1])
+            yield _found(episode, "black", detail, span, camera=camera, share=share / len(sketches))
 
 
 def _static(episode: Episode, sketches: Sketches, still: set[str]) -> Iterator[Finding]:

@@ -160,7 +160,7 @@ class _Examination:
 
     def _check(self, episode: Episode) -> Iterator[Finding]:
         """What is wrong with an episode, with pictures of the places."""
-        checked = check_episode(episode, cameras=self.target.cameras)
+        checked = check_episode(episode, cameras=self.target.cameras, space=self.target.space)
         findings = list(checked.findings)
         name = episode.meta.source_uri
         if checked.sketches and (like := self._seen.add(name, checked.sketches)):
@@ -197,6 +197,7 @@ class _Source:
         self.items: Sequence[SourceRef] = [item for item in listed if isinstance(item, SourceRef)]
         self.format = reader.format
         self.cameras: Collection[str] = reader.spec().cameras
+        self.space = reader.spec().action
 
     def at_first(self) -> Iterator[Finding]:
         """What shows while listing."""
@@ -226,6 +227,7 @@ class _Store:
         self.items: Sequence[int] = range(len(dataset))
         self.version = dataset.version
         self.cameras: Collection[str] = dataset.spec.cameras
+        self.space = dataset.spec.action
 
     def at_first(self) -> Iterator[Finding]:
         """Damage that `verify` sees, and what ingestion has turned away."""

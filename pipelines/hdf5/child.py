@@ -176,6 +176,13 @@ def _refusal(dataset: "h5py.Dataset", dtype: str, size: int) -> str:
         return "unsupported: it holds neither numbers nor truth values"
     if dataset.shape is None or not dataset.shape:
         return "unsupported: it is a single value"
+    if unknown := _unknown_filters(dataset):
+        return f"unknown_filter: it is packed by {unknown}, which HDF5 itself can't undo: rewrite it with gzip"
+    return _storage_refusal(dataset, size)
+
+
+def _storage_refusal(dataset: "h5py.Dataset", size: int) -> str:
+    """Why a dataset's numbers can't all be there, in a file of `size` bytes; empty when they can."""
     total = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored = int(dataset.id.get_storage_size())
     if total > size * (_DEFLATED if dataset.chunks else 1):
@@ -189,6 +196,16 @@ def _refusal(dataset: "h5py.Dataset", dtype: str, size: int) -> str:
         if (found := dataset.id.get_num_chunks()) < wanted:
             return f"incomplete: {found} of {wanted} chunks were written"
     return ""
+
+
+def _unknown_filters(dataset: "h5py.Dataset") -> str:
+    """Filters that are no part of HDF5, by name or number."""
+    from h5py import h5z
+
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
+    names = [name.decode(errors="replace") or str(code) for code, _, _, name in filters if not h5z.filter_avail(code)]
+    return ", ".join(names)
 
 
 def _digest(dataset: "h5py.Dataset") -> str:

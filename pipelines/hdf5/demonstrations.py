@@ -227,7 +227,7 @@ class Demonstrations(ABC):
             )
         if count := _miscounted(layout, names):
             yield Rejection(source_uri=file.uri, fingerprint=f"size={file.size}", reason="count_mismatch", detail=count)
-        yield from _left_out(file, root, names)
+        yield from _left_out(file, root, layout)
 
     def _facts_of(self, file: SourceFile) -> Facts:
         if file.path not in self._facts:
@@ -350,23 +350,19 @@ def _miscounted(layout: Layout, names: list[str]) -> str:
     return f"its demonstrations have {found} steps, not {said} in total"
 
 
-def _left_out(file: SourceFile, root: Layout, names: list[str]) -> Iterator[LeftOut]:
+def _left_out(file: SourceFile, root: Layout, demos: Layout) -> Iterator[LeftOut]:
     """What a file holds beside its episodes, said once."""
-    inside = [path.removeprefix("data/").partition("/")[2] for path in root.arrays if path.startswith("data/")]
-    arrays = {path: array for path, array in root.arrays.items() if path.startswith("data/")}
-    if any(path.startswith("next_obs/") for path in inside):
-        yield LeftOut(source_uri=file.uri, what="next_obs, which obs has a step later, but for the last step")
+    inside = {path.partition("/")[2]: array for path, array in demos.arrays.items()}
     others = sorted(
-        {
-            path.removeprefix("data/").partition("/")[2]
-            for path, array in arrays.items()
-            if "/next_obs/" not in path and not _is_read("", array)
-        }
+        path for path, array in inside.items() if not path.startswith("next_obs/") and not _is_read(path, array)
     )
-    if others:
-        yield LeftOut(source_uri=file.uri, what=f"{', '.join(others)}: neither pictures nor numbers of steps")
-    if masks := [path for path in root.arrays if path.startswith("mask/")]:
-        yield LeftOut(source_uri=file.uri, what=f"{', '.join(masks)}: an episode's split comes from its content")
+    masks = [path for path in root.arrays if path.startswith("mask/")]
+    what = {
+        "next_obs, which obs has a step later, but for the last step": any(p.startswith("next_obs/") for p in inside),
+        f"{', '.join(others)}: neither pictures nor numbers of steps": others,
+        f"{', '.join(masks)}: an episode's split comes from its content": masks,
+    }
+    yield from (LeftOut(source_uri=file.uri, what=words) for words, there_is in what.items() if there_is)
 
 
 def _as_action(actions: NDArray[Any]) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ def detect(source: str) -> str:
     """The format of a source, by the names of its files; a module whose names do not suffice looks into one.
 
     Such a module has `recognizes(file)`: whether a file of its names is of its format; BadDataError says why it can't
-    be looked into.
+    be looked into. One with `takes(name)` takes sources of that name, which it would not look for in a folder.
 
     Raises:
         UserError: when there is nothing there or no file tells.
@@ -47,11 +47,13 @@ def detect(source: str) -> str:
     from pipelines.checks.quality import BadDataError
     from pipelines.files import SourceFile, find, printable
 
-    fault = ""
+    fault, own_name = "", source.rstrip("/").rpartition("/")[2]
     for name, module_name in FORMATS.items():
         module = importlib.import_module(f"pipelines.sources.{module_name}")
-        found = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
-        mine = islice((file for file in found if module.is_mine(file.name)), _LOOKED_INTO)
+        files = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
+        mine = islice((file for file in files if module.is_mine(file.name)), _LOOKED_INTO)
+        if getattr(module, "takes", _never)(own_name):
+            return name
         recognizes = getattr(module, "recognizes", bool)
         for file in mine:
             try:
@@ -62,6 +64,10 @@ def detect(source: str) -> str:
     raise UserError(
         f"{printable(source)} holds no file of a known format ({', '.join(FORMATS)}): name it with --format{fault}"
     )
+
+
+def _never(_name: str) -> bool:
+    return False
 
 
 def is_of(format: str | None, name: str) -> bool:  # noqa: A002

@@ -150,9 +150,16 @@ def numbers_of(example: Example, fields: Fields, steps: int) -> dict[str, NDArra
     return values
 
 
-def instructions_of(example: Example) -> tuple[str, ...]:
-    """The distinct instructions of an episode; slots may be missing or empty. Raises BadDataError."""
-    slots = [key for key in example.names() if _INSTRUCTION.fullmatch(key)]
+def instructions_of(example: Example, *fields: str) -> tuple[str, ...]:
+    """The distinct instructions of an episode; slots may be missing or empty. Raises BadDataError.
+
+    Args:
+        example: the record.
+        fields: that hold them; all that are called `language_instruction` when there are none.
+    """
+    named = (name if name.startswith("episode_metadata/") else f"steps/{name}" for name in fields)
+    slots = [key for key in (named if fields else example.names()) if key in example]
+    slots = slots if fields else [key for key in slots if _INSTRUCTION.fullmatch(key)]
     raw = dict.fromkeys(text for key in slots for text in dict.fromkeys(example.byte_strings(key)))
     try:
         return tuple(dict.fromkeys(text for text in (value.decode().strip() for value in raw) if text))
@@ -186,6 +193,6 @@ def pixels_of(camera: str, images: tuple[bytes, ...]) -> NDArray[np.uint8]:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadDataError("not_a_png", f"{camera}: frame {step} of {len(data)} bytes: {error}") from error
         if frames[-1].shape != frames[0].shape:
-            found, first = frames[-1].shape[:2], frames[0].shape[:2]
-            raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {found}, frame 0 is {first}")
+            size, first = frames[-1].shape[:2], frames[0].shape[:2]
+            raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {size}, frame 0 is {first}")
     return np.stack(frames)

@@ -20,6 +20,7 @@ from pipelines.options import Backend
 from pipelines.video.clock import REORDERED, TimedFrame, in_order, native_rate, resample
 from pipelines.video.containers import Outline, check_whole, first_file
 from pipelines.video.picture import Orientation, display_size, orientation, upright
+from pipelines.video.spans import Span, nearest, until_end, within
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -64,6 +65,8 @@ class VideoInfo:
     """Seconds to which times are rounded."""
     frames: int | None
     """How many there are, None when there are many."""
+    start: float = 0.0
+    """When the first frame appears, in seconds on the file's clock."""
     duration: float | None
     """Seconds of the video stream, or where it ends; None when the container does not say."""
     whole: bool
@@ -95,13 +98,13 @@ class VideoInfo:
         return self.rate if short else min(fps, self.rate)
 
 
-def probe(file: BinaryIO) -> VideoInfo:
-    """Read the header, the first frame and the first packets.
+def probe(file: BinaryIO, *, whole: bool = True) -> VideoInfo:
+    """Read the header, the first frame and the first packets; and the whole structure, unless a part is enough.
 
     Raises:
         BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "truncated", "too_large", ...
     """
-    outline = check_whole(file, file.seek(0, os.SEEK_END))
+    outline = check_whole(file, file.seek(0, os.SEEK_END)) if whole else Outline()
     with _open(first_file(file, outline.end)) as (container, stream):
         times: list[float | None] = []
         first: VideoFrame | None = None
@@ -139,7 +142,13 @@ def frame_times(file: BinaryIO) -> NDArray[np.float64]:
 
 
 def steady_frames(
-    file: BinaryIO, info: VideoInfo, *, rate: float, size: tuple[int, int], backend: Backend
+    file: BinaryIO,
+    info: VideoInfo,
+    *,
+    rate: float,
+    size: tuple[int, int],
+    backend: Backend,
+    span: Span | None = None,
 ) -> Iterator[NDArray[np.uint8]]:
     """Upright frames (H, W, 3), `rate` per second: at each tick the frame that is on screen.
 
@@ -149,10 +158,11 @@ def steady_frames(
         rate: ticks per second; at most `info.rate`, or frames repeat.
         size: H and W.
         backend: the decoder.
+        span: what of the video is decoded, from the key frame before it on; all of it when None.
 
     Raises:
-        BadDataError: "corrupt", "truncated", "unsupported_rotation", and "unsupported_by_decord"; frames that came
-            before are not to be used.
+        BadDataError: "corrupt", "truncated", "unsupported_rotation", "beyond_end" when the video is over before a span
+            is, and "unsupported_by_decord"; frames that came before are not to be used.
     """
     native = info.rate or rate
     if backend == "decord":
@@ -164,6 +174,11 @@ def steady_frames(
         if len(times):
             _check_end(info, times[0], times[-1] + 1 / native)
         timed = decode_decord(file, info.container, size, times, _decode_pyav(file, info, native, size))
+        if span is not None:
+            timed = until_end(within(timed, span.after(info.start), native), span.after(info.start), native)
+    elif span is not None:
+        decode = partial(_decode_pyav, file, info, native, size)
+        timed = nearest(decode, span.after(info.start), native, seekable=info.timed)
     else:
         timed = _decode_pyav(file, info, native, size)
     return resample(timed, native, rate, info.rounding)
@@ -192,6 +207,7 @@ def _check_end(info: VideoInfo, first: float, end: float) -> None:
     if info.whole or info.duration is None:
         return
     seconds = end if 0 < first < info.duration + 2 / (info.rate or 25) else end - first
+    # headers round, and count in the last frame's own time
     if info.duration - seconds > max(0.5, 0.1 * info.duration):
         raise BadDataError("truncated", f"frames up to {seconds:.1f} s where the header says {info.duration:.1f} s")
 
@@ -271,6 +287,7 @@ def _info(
         timed=bool(times),
         rounding=0.0 if exact else unit,
         frames=frames,
+        start=(frame.time or 0.0) if times else 0.0,
         duration=_duration(container, stream),
         whole=outline.whole,
         left_out=(*outline.left_out, *more),
@@ -313,14 +330,18 @@ def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["Vi
         yield from codec.decode(packet)
 
 
-def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int, int]) -> Iterator[TimedFrame]:
-    """Frames in order; at the end it is checked that it is the end."""
+def _decode_pyav(
+    file: BinaryIO, info: VideoInfo, native: float, size: tuple[int, int], start: float | None = None
+) -> Iterator[TimedFrame]:
+    """Frames in order, from the key frame at or before `start` on; at the end it is checked that it is the end."""
     import av
     from av.video.reformatter import VideoReformatter
 
     convert = VideoReformatter()
     with _open(first_file(file, info.end)) as (container, stream):
         first = end = 0.0
+        if start is not None and stream.time_base:
+            container.seek(int(start / stream.time_base), stream=stream)
 
         def frames() -> Iterator[tuple[float | None, Callable[[], NDArray[np.uint8]]]]:
             nonlocal first, end
@@ -336,7 +357,7 @@ def _decode_pyav(file: BinaryIO, info: VideoInfo, native: float, size: tuple[int
                     first = min(first, time) if number else time
                     end = max(end, time + (float(frame.duration * base) if frame.duration and base else 1 / native))
                 yield time, shown
-            if info.timed:
+            if info.timed and start is None:
                 _check_end(info, first, end)
 
         try:

@@ -63,8 +63,9 @@ def decode_decord(
         shown, right = pixels(index), frame.pixels()
         if shown.shape != right.shape or np.abs(np.subtract(shown, right, dtype=np.int16)).mean() > _DIFFERENT:
             raise _unsupported(f"frame {index} is not the one that PyAV decodes")
+    begins = 0.0 if not len(times) else float(times[0] - stamps[0])  # its clock does, the container's need not
     for index, time in enumerate(stamps.tolist()):
-        yield TimedFrame(time, partial(pixels, index))
+        yield TimedFrame(begins + time, partial(pixels, index))
 
 
 def _unsupported(why: str) -> BadDataError:

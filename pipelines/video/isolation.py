@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from pipelines.checks.quality import BadDataError
 from pipelines.files import SourceFile
+from pipelines.video.spans import Span
 
 STALL_SECONDS = 60
 """Longest time that the decoder may take for one frame."""
@@ -41,7 +42,13 @@ Kind = Literal["info", "frame", "times", "layout", "rows", "done", "bad", "read"
 
 @contextmanager
 def decoding(
-    file: SourceFile, *, fps: float | None, short_side: int, backend: str = "pyav", min_steps: int = 1
+    file: SourceFile,
+    *,
+    fps: float | None,
+    short_side: int,
+    backend: str = "pyav",
+    min_steps: int = 1,
+    span: Span | None = None,
 ) -> Iterator[tuple[float, Iterator[NDArray[np.uint8]], list[str]]]:
     """Steps per second and upright frames (H, W, 3) of a video, see `pipelines.video.decode`, and what is left out.
 
@@ -51,13 +58,15 @@ def decoding(
         short_side: most pixels of the shorter side.
         backend: the decoder.
         min_steps: frames below which a video is too short; one that has them only at its own rate keeps it.
+        span: what of the video is decoded; all of it when None.
 
     Raises:
         BadDataError: as `probe` and `steady_frames` do; "decoder_crashed", "decoder_hung".
         OSError: when the file can't be read.
     """
     with borrowed() as child:
-        messages = child.ask(file, job="frames", fps=fps, short_side=short_side, backend=backend, min_steps=min_steps)
+        wanted = {"fps": fps, "short_side": short_side, "min_steps": min_steps, "span": span}
+        messages = child.ask(file, job="frames", backend=backend, **wanted)
         facts, _ = next(messages)
         shape = (*facts["size"], 3)
         yield (
@@ -109,6 +118,7 @@ _lock = threading.Lock()
 def borrowed() -> Iterator["Child"]:
     """A child for one job: one that waits for work, or a new one; it is ended if it did not finish."""
     with _lock:
+        # a fork has inherited the list, but two processes on one connection would get each other's frames
         mine = [child for child in _idle if child.owner == os.getpid()]
         child = mine[-1] if mine else Child()
         if mine:
@@ -146,7 +156,8 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,  # what a library prints
                 stderr=self._errors,
-                env={**os.environ, "PYTHONPATH": paths, "HDF5_PLUGIN_PRELOAD": "::"},  # which loads no plug-in
+                # it imports what this process can import, however this one was started; HDF5 loads no plug-in
+                env={**os.environ, "PYTHONPATH": paths, "HDF5_PLUGIN_PRELOAD": "::"},
             )
         self._busy = False
 

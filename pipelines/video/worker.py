@@ -105,14 +105,16 @@ def _times(parent: Parent, file: BinaryIO, _job: dict[str, Any]) -> None:
 
 def _frames(parent: Parent, file: BinaryIO, job: dict[str, Any]) -> None:
     from pipelines.video.decode import every_frame, probe, steady_frames
+    from pipelines.video.spans import Span
 
-    info, fps = probe(file), job["fps"]
+    span, fps = None if job["span"] is None else Span(*job["span"]), job["fps"]
+    info = probe(file) if span is None else probe(file, whole=False)
     size = info.size(job["short_side"])
     rate = info.rate or 0.0 if fps is None else info.steps_per_second(fps, job["min_steps"])
     parent.tell("info", rate=rate, size=size, left_out=info.left_out)
     steady = fps is not None
     for frame in (
-        steady_frames(file, info, rate=rate, size=size, backend=job["backend"])
+        steady_frames(file, info, rate=rate, size=size, backend=job["backend"], span=span)
         if steady
         else every_frame(file, info, size)
     ):
@@ -154,6 +156,7 @@ def main() -> None:
     if sys.platform == "linux":
         import resource
 
+        # what is written to, not the address space: decoders reserve more than they ever touch
         resource.setrlimit(resource.RLIMIT_DATA, (_MAX_BYTES, _MAX_BYTES))
     with suppress(EOFError, ConnectionError):
         serve(Parent(Connection(int(sys.argv[1])), int(sys.argv[2])))

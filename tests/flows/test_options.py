@@ -1,5 +1,6 @@
 """Options are declared once: whoever asks, by hand or on a schedule, can say the same and is understood alike."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from storage_schemas.errors import UserError
 
 CHANGED = {
     "format": "video",
+    "mapping": "fractal",
     "collection": "kitchen",
     "camera": "wrist_image_left",
     "fps": 7.5,
+    "rate": 12.5,
     "clip_steps": 40,
+    "scene_cuts": True,
     "backend": "decord",
     "val_percent": 20,
     "reject": ["black", "static"],
@@ -46,7 +50,9 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
     def ask(**given: Any) -> tuple[IngestOptions, RunnerOptions]:
         words = []
         for name, value in given.items():
-            words += [flag(name), ",".join(value) if isinstance(value, list) else str(value)]
+            words += [flag(name)]
+            if value is not True:
+                words += [",".join(value) if isinstance(value, list) else str(value)]
         with pytest.raises(Asked) as asked:
             run(["ingest", "raw", "store", *words])
         options, runner = asked.value.args
@@ -57,7 +63,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def on_schedule(tmp_path: Path, **given: Any) -> tuple[IngestOptions, RunnerOptions]:
     """What the flow of a watched folder gets when the site file says `given`."""
-    lines = "\n".join(f"{name} = {value!r}" for name, value in given.items())
+    lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in given.items())
     (tmp_path / "site.toml").write_text(f"[[watch]]\nname = 'a'\nsource = 'raw'\nstore = 'store'\n{lines}\n")
     parameters = deployments(load_site(tmp_path / "site.toml"))[0].parameters
     checked = watch.validate_parameters(dict(parameters))

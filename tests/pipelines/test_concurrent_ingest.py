@@ -38,7 +38,7 @@ def server() -> ForkServerContext:
     context.set_forkserver_preload(
         [
             "pipelines.ingest",
-            "pipelines.sources.droid_rlds",
+            "pipelines.sources.rlds",
             "storage_schemas.store.dataset",
             "deltalake",
             "pyarrow.dataset",

@@ -177,6 +177,14 @@ def test_a_bad_demonstration_costs_only_itself(
     assert sorted(open_dataset(str(tmp_path / "store")).episodes.lengths) == [4, 6]
 
 
+def test_a_state_that_is_not_as_declared_does_not_fit(tmp_path: Path) -> None:
+    path = write_demos(tmp_path / "a.hdf5", [4, 5])
+    with h5py.File(path, "a") as file:
+        del file["data/demo_1/obs/robot0_joint_pos"]
+        file["data/demo_1/obs/robot0_joint_pos"] = np.zeros((5, 6))
+    assert reasons(path, tmp_path / "store") == ["misfit"]
+
+
 def test_demonstrations_that_the_file_counts_and_does_not_have(tmp_path: Path) -> None:
     path = write_demos(tmp_path / "a.hdf5", [4, 5])
     with h5py.File(path, "a") as file:

@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.source import SourceRef
-from pipelines.sources.droid_rlds import DroidRlds
+from pipelines.sources.rlds import DroidRlds
 from storage_schemas.conventions import DROID_CAMERAS, droid_action
 from storage_schemas.episode import EncodedFrames, Episode
 

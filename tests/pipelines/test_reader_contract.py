@@ -1,10 +1,11 @@
 """What every source reader does: one suite, inherited by a class per format."""
 
 import shutil
+import zipfile
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import h5py
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from hdf5_maker import write_aloha, write_demos, write_droid
 from lerobot_maker import Maker
+from oxe import fractal
+from replay_buffers import pusht, umi, write_store, zipped
 
-import pipelines.ingest
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
 from pipelines.ingest import ingest
@@ -21,6 +23,7 @@ from pipelines.names import FORMATS
 from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import detect, open_source
+from storage_schemas.catalog.commits import Committer
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 from storage_schemas.maintenance.verify import verify
@@ -60,6 +63,10 @@ class ReaderContract:
     """Subclasses make a source; all that the protocol promises is tested here."""
 
     format: str
+    given: ClassVar[dict[str, Any]] = {}
+    """Options without which the source is not read."""
+    named = ""
+    """What is named of the folder; all of it when empty."""
 
     @pytest.fixture
     @abstractmethod
@@ -75,7 +82,10 @@ class ReaderContract:
         """Change the content of one reference, which stays good."""
 
     def open(self, source: Path | str, **options: Any) -> SourceReader:
-        return open_source(str(source), IngestOptions(format=self.format, **options))
+        return open_source(f"{source}{self.named}", self.options(**options))
+
+    def options(self, **options: Any) -> IngestOptions:
+        return IngestOptions(format=self.format, **self.given, **options)
 
     def test_is_registered_and_detected(self, source: Path) -> None:
         assert self.format in FORMATS
@@ -156,7 +166,7 @@ class ReaderContract:
     def test_remote_source_is_equal(self, source: Path) -> None:
         fs = fsspec.filesystem("memory")
         folder = f"/contract/{self.format}/{source.name}"
-        files = [file for file in source.rglob("*.*") if file.is_file()]
+        files = (path for path in source.rglob("*") if path.is_file())
         fs.pipe({f"{folder}/{file.relative_to(source)}": file.read_bytes() for file in files})
         try:
             remote, rejections = read_all(self.open(f"memory:/{folder}"))
@@ -173,8 +183,8 @@ class ReaderContract:
     ) -> None:
         """What was committed before a stop stays, a second run completes it, and a third finds nothing new."""
         store, whole = str(tmp_path / "store"), len(read_all(self.open(source))[0])
-        options = IngestOptions(format=self.format, batch_episodes=1, reject=())
-        real, calls = pipelines.ingest.commit, 0
+        options = self.options(batch_episodes=1, reject=())
+        real, calls = Committer.commit, 0
 
         def commit(*args: Any, **names: Any) -> Any:
             nonlocal calls
@@ -183,13 +193,13 @@ class ReaderContract:
                 raise KeyboardInterrupt
             return real(*args, **names)
 
-        monkeypatch.setattr(pipelines.ingest, "commit", commit)
+        monkeypatch.setattr(Committer, "commit", commit)
         with pytest.raises(KeyboardInterrupt):
-            ingest(str(source), store, options)
+            ingest(f"{source}{self.named}", store, options)
         monkeypatch.undo()
         kept = len(open_dataset(store))
         assert 0 < kept < whole
-        second, third = (ingest(str(source), store, options) for _ in range(2))
+        second, third = (ingest(f"{source}{self.named}", store, options) for _ in range(2))
         assert (second.added, second.present, second.quarantined) == (whole - kept, kept, ())
         assert (third.added, third.replaced, third.present) == (0, 0, whole)
         assert third.version == second.version
@@ -197,11 +207,15 @@ class ReaderContract:
 
     def test_a_change_takes_the_place_of_what_it_was(self, source: Path, tmp_path: Path) -> None:
         store = str(tmp_path / "store")
-        options = IngestOptions(format=self.format, reject=())
-        before = set(open_dataset(ingest(str(source), store, options).store_uri).episodes.column("source_fingerprint"))
+        options = self.options(reject=())
+        before = set(
+            open_dataset(ingest(f"{source}{self.named}", store, options).store_uri).episodes.column(
+                "source_fingerprint"
+            )
+        )
         whole = len(open_dataset(store))
         self.change(source)
-        report = ingest(str(source), store, options)
+        report = ingest(f"{source}{self.named}", store, options)
         after = set(open_dataset(store).episodes.column("source_fingerprint"))
         assert report.added + report.replaced == 1
         assert len(open_dataset(store)) == whole
@@ -240,6 +254,76 @@ class TestDroidRlds(ReaderContract):
         self.write(source, [self.episode(0), self.episode(1)], [self.episode(2, seed=9)])
 
 
+class TestRldsByMapping(ReaderContract):
+    format = "rlds"
+
+    given: ClassVar[dict[str, Any]] = {"mapping": "fractal"}
+
+    def test_is_registered_and_detected(self, source: Path) -> None:
+        """What the fields mean can't be detected: a mapping that fits is named, and decides the format."""
+        assert self.format in FORMATS
+        reader = open_source(str(source), IngestOptions(mapping="fractal"))
+        assert isinstance(reader, SourceReader)
+        assert reader.format == self.format
+        with pytest.raises(UserError, match="--mapping"):
+            open_source(str(source))
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_rlds: Callable[..., Path]) -> Path:
+        self.write = write_rlds
+        return write_rlds(tmp_path / "set", [fractal(seed=0), fractal(seed=1)], [fractal(seed=2)])
+
+    def damage(self, source: Path) -> str:
+        return TestDroidRlds.damage(TestDroidRlds(), source)
+
+    def change(self, source: Path) -> None:
+        self.write(source, [fractal(seed=0), fractal(seed=1)], [fractal(seed=9)])
+
+
+class TestReplayBuffer(ReaderContract):
+    """Of diffusion_policy, in folders; three of the episodes of one store lie in chunks of their own."""
+
+    format = "replay-buffer"
+    lengths = (8, 8, 4)
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        write_store(tmp_path / "sets/b.zarr", pusht((5,), seed=60), (5,))
+        return write_store(tmp_path / "sets/a.zarr", pusht(self.lengths), self.lengths).parent
+
+    def damage(self, source: Path) -> str:
+        chunk = source / "a.zarr/data/img/2.0.0.0"
+        chunk.write_bytes(chunk.read_bytes()[:100])
+        return f"{source}/a.zarr/meta/.zgroup#episode=1"
+
+    def change(self, source: Path) -> None:
+        arrays = pusht(self.lengths)
+        arrays["action"][8:16] += 1
+        write_store(source / "a.zarr", arrays, self.lengths)
+
+
+class TestReplayBufferInAZip(TestReplayBuffer):
+    """Of UMI."""
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> Path:
+        return zipped(write_store(tmp_path / "sets/a.zarr", umi(self.lengths), self.lengths)).parent
+
+    def damage(self, source: Path) -> str:
+        data = bytearray((source / "a.zarr.zip").read_bytes())
+        with zipfile.ZipFile(source / "a.zarr.zip") as archive:
+            place = archive.getinfo("data/camera0_rgb/9.0.0.0").header_offset
+        data[place + 100] ^= 255
+        (source / "a.zarr.zip").write_bytes(data)
+        return f"{source}/a.zarr.zip#episode=1"
+
+    def change(self, source: Path) -> None:
+        arrays = umi(self.lengths)
+        arrays["camera0_rgb"][8:16] //= 2
+        (source / "a.zarr.zip").unlink()
+        zipped(write_store(source / "a.zarr", arrays, self.lengths))
+
+
 class TestVideo(ReaderContract):
     format = "video"
 
@@ -258,9 +342,30 @@ class TestVideo(ReaderContract):
         self.write(source / "1.mp4", frames=12, seed=50)
 
 
+class TestVideosOfAList(TestVideo):
+    """A list in the folder, which is taken when it is what is named."""
+
+    named = "/list.csv"
+
+    @pytest.fixture
+    def source(self, tmp_path: Path, write_video: Callable[..., Path]) -> Path:
+        self.write = write_video
+        for number in range(3):
+            write_video(tmp_path / f"clips/{number}.mp4", frames=24, seed=number)
+        lines = ["path,start,end,text", "0.mp4,,,lift", "1.mp4,0.5,1.4,", "2.mp4,,,"]
+        (tmp_path / "clips/list.csv").write_text("\n".join(lines))
+        return tmp_path / "clips"
+
+    def test_is_registered_and_detected(self, source: Path) -> None:
+        assert detect(str(source / "list.csv")) == self.format
+        assert open_source(str(source / "list.csv")).format == self.format
+
+    def change(self, source: Path) -> None:
+        self.write(source / "1.mp4", frames=24, seed=50)
+
+
 class TestVideoByDecord(TestVideo):
-    def open(self, source: Path | str, **options: Any) -> SourceReader:
-        return super().open(source, backend="decord", **options)
+    given: ClassVar[dict[str, Any]] = {"backend": "decord"}
 
 
 class TestLeRobot(ReaderContract):

@@ -14,7 +14,7 @@ from PIL import Image
 from flows.cli import run
 from pipelines.doctor.diagnose import diagnose
 from pipelines.ingest import IngestReport, ingest
-from pipelines.sources import droid_rlds
+from pipelines.sources import rlds
 from storage_schemas.catalog.quarantine import quarantined
 from storage_schemas.errors import DamagedError
 from storage_schemas.maintenance.verify import verify
@@ -99,13 +99,11 @@ def test_a_store_of_the_old_identities_gains_nothing_twice(
 ) -> None:
     """Older versions knew a record by its place in the set, and stored integers as float32."""
     sources = [robot("a", 1, 2, 3), robot("b", 4, 5, path="/data/LAB/success/day/{}/trajectory.h5")]
-    numbers = droid_rlds.numbers_of
+    numbers = rlds.numbers_of
     with monkeypatch.context() as old:
         places = iter(range(99))
-        old.setattr(droid_rlds, "_recorded", lambda _: ("LAB", True, f"droid\0my_robot#record={next(places)}"))
-        old.setattr(
-            droid_rlds, "numbers_of", lambda *given: {k: v.astype(np.float32) for k, v in numbers(*given).items()}
-        )
+        old.setattr(rlds, "_recorded", lambda _: ("LAB", True, f"droid\0my_robot#record={next(places)}"))
+        old.setattr(rlds, "numbers_of", lambda *given: {k: v.astype(np.float32) for k, v in numbers(*given).items()})
         for source in sources:
             ingest(str(source), store)
     before = open_dataset(store)
@@ -281,8 +279,8 @@ def test_one_odd_record_ends_nothing_else(
             raise ValueError("the moon is full")
         return real(example)
 
-    real = droid_rlds.instructions_of
-    monkeypatch.setattr(droid_rlds, "instructions_of", stumbling)
+    real = rlds.instructions_of
+    monkeypatch.setattr(rlds, "instructions_of", stumbling)
     report = ingest(str(source), store)
     assert report.added == 2
     assert [(r.reason, r.source_uri[-9:]) for r in report.quarantined] == [

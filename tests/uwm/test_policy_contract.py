@@ -84,7 +84,7 @@ def batch(name: str, configure: MakeRun) -> Batch:
         prefetch=1,
         pin=False,
     )
-    normalizer = mixture_normalizer(members, config.data.action_dim, config.data.action_scale)
+    normalizer = mixture_normalizer(members, config.data.action_scale)
     drawn = training_batch(next(iter(source)), config.data, normalizer, device=torch.device("cpu"))
     acts = drawn.action_mask.flatten(1).all(1)
     whole = drawn.next_mask.flatten(1).all(1)

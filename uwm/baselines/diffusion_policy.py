@@ -19,7 +19,9 @@ from uwm.diffusion.rng import randint_rows, randn_rows
 from uwm.diffusion.schedule import alphas_cumprod
 from uwm.diffusion.training import masked_mse, noise_at, sample_losses
 from uwm.model.attention import attention_report
+from uwm.model.condition import ConditionEncoder
 from uwm.model.obs_encoder import ObsEncoder
+from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy
 from uwm.model.tokenizer import IdentityTokenizer
 from uwm.policies import DpConfig, DpUnetConfig
@@ -30,9 +32,10 @@ from uwm.policy import LossOutput, Mode, Sample
 class DpObs:
     """A batch as Diffusion Policy sees it."""
 
-    cond: Tensor  # (B, G) features of the current observation
+    cond: Tensor  # (B, G) features of the current observation: of its images, of states and of the instruction
     action: Tensor  # (B, S, A) normalized; zero where unknown
     action_mask: Tensor  # (B, S, A) bool
+    lacking: Tensor | None = None  # (B, 1, A) bool: what the robot does not have; None when all have all
     latents: None = None  # it knows no next observation
 
 
@@ -53,6 +56,13 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
         self.obs_encoder = ObsEncoder(
             config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
+        self.condition = ConditionEncoder(data, config.obs_encoder.embed_dim)
+        self._sizes = {
+            "input_len": data.action_horizon,
+            "input_dim": data.action_dim,
+            "global_cond_dim": self.obs_encoder.out_dim + self.condition.out_dim,
+        }
+        self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
     @property
@@ -62,8 +72,10 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> DpObs:
         """Encode the current observation; the next one is never looked at."""
-        cond = self.obs_encoder(batch.obs, batch.obs_mask, batch.known_places()[0])
-        return DpObs(cond=cond, action=batch.action, action_mask=batch.action_mask)
+        images = self.obs_encoder(batch.obs, batch.obs_mask, batch.known_places()[0])
+        cond = torch.cat([images, self.condition(batch).to(images)], dim=1)
+        lacking = self.robot_actions(batch.embodiment)
+        return DpObs(cond=cond, action=batch.action, action_mask=batch.action_mask, lacking=lacking)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
         """Mean squared error of the predicted noise (or clean actions).
@@ -90,7 +102,7 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
         """`sample` of a batch that is already encoded. Raises UserError for any mode but policy."""
         self.require(mode)
         noise = randn_rows(encoded.action, generator)
-        return sample_actions(self.denoiser, noise, encoded.cond, self.diffusion)
+        return sample_actions(self.denoiser, noise, encoded.cond, self.diffusion, encoded.lacking)
 
 
 class TransformerPolicy(DiffusionPolicy):
@@ -104,12 +116,7 @@ class TransformerPolicy(DiffusionPolicy):
     def __init__(self, config: DpConfig, data: DataConfig) -> None:
         super().__init__(config, data)
         self._config = config
-        self.transformer = DpTransformer(
-            config,
-            input_len=data.action_horizon,
-            input_dim=data.action_dim,
-            global_cond_dim=self.obs_encoder.out_dim,
-        )
+        self.transformer = DpTransformer(config, **self._sizes)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -144,12 +151,7 @@ class UnetPolicy(DiffusionPolicy):
             raise UserError(
                 f"data.action_horizon {data.action_horizon} can't be halved {halvings} times (policy.widths)"
             )
-        self.unet = ConditionalUnet1d(
-            config,
-            input_len=data.action_horizon,
-            input_dim=data.action_dim,
-            global_cond_dim=self.obs_encoder.out_dim,
-        )
+        self.unet = ConditionalUnet1d(config, **self._sizes)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -157,7 +159,9 @@ class UnetPolicy(DiffusionPolicy):
         return self.unet
 
 
-def sample_actions(denoiser: nn.Module, noise: Tensor, cond: Tensor, config: DiffusionConfig) -> Sample:
+def sample_actions(
+    denoiser: nn.Module, noise: Tensor, cond: Tensor, config: DiffusionConfig, lacking: Tensor | None = None
+) -> Sample:
     """Denoise actions.
 
     Args:
@@ -165,11 +169,12 @@ def sample_actions(denoiser: nn.Module, noise: Tensor, cond: Tensor, config: Dif
         noise: (B, S, A) where denoising starts.
         cond: (B, G).
         config: grid, conventions and bound.
+        lacking: (B, 1, A) bool, see `Modality`.
     """
     unknown = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
     nothing = noise.new_zeros(len(noise), 0)  # stands for the loop's other modality
     action, other = (
-        Modality(noise=values, clean=values, known=unknown, clip=clip)
-        for values, clip in ((noise, config.clip_action), (nothing, None))
+        Modality(noise=values, clean=values, known=unknown, clip=clip, lacking=held)
+        for values, clip, held in ((noise, config.clip_action, lacking), (nothing, None, None))
     )
     return run(lambda a, o, t, _: (denoiser(a, t, cond), o), Mode.POLICY, action, other, config)

@@ -9,7 +9,6 @@ action dimensions, H and W a stored frame's size, H0 and W0 the loader's.
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,18 +17,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from storage_schemas.episode import SegmentSpec
-from storage_schemas.errors import DamagedError, UserError
+from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset as Store
-from storage_schemas.store.dataset import FrameRequest
+from storage_schemas.store.dataset import FrameRequest, blaming
 from storage_schemas.store.latents import DRAWS
-from uwm.config import DataConfig
+from uwm.config import DataConfig, DatasetRef
+from uwm.data.action_plan import action_plan
 from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch
 from uwm.data.buffers import Buffers, Ticket
+from uwm.data.cameras import camera_map, fill_views, view_places
+from uwm.data.condition import ConditionReader, ConditionTable
 from uwm.data.frames import decode_fitted
 from uwm.data.latents import LatentStore
 from uwm.data.mixture import MixtureSampler
+from uwm.data.pinning import robot_of
 from uwm.data.sampler import Pick
 
 
@@ -68,8 +70,10 @@ class SegmentReader:
         latents: cached latents of each dataset, when training runs on them: then only the observation frames are
             read as images.
         actions: of each dataset in shared memory; None reads them from the store.
+        condition: what of each dataset's states and instructions lies in shared memory.
         next_images: whether anyone looks at the images of the next observation; if not, they are not read.
         seed: of the run; with a sample's place it gives the sample's augmentation.
+        refs: how the run names each dataset: with its cameras, robot and stride; by default all as they are.
     """
 
     def __init__(
@@ -80,16 +84,23 @@ class SegmentReader:
         actions: Sequence[ActionTable | None] = (),
         seed: int = 0,
         *,
+        condition: Sequence[ConditionTable] = (),
         next_images: bool = True,
+        refs: Sequence[DatasetRef] = (),
     ) -> None:
         self._datasets = tuple(datasets)
         self._config = config
-        self._specs = tuple(_spec_for(dataset, config) for dataset in datasets)
-        self._views = tuple(_views(dataset, config) for dataset in datasets)
+        named = tuple(refs) or tuple(DatasetRef(uri=dataset.uri) for dataset in datasets)
+        pairs = tuple(zip(self._datasets, named, strict=True))
+        self._specs = tuple(replace(config.segment_spec, stride=ref.stride) for ref in named)
+        self._views = tuple(_views(dataset, ref, config) for dataset, ref in pairs)
+        self._plans = tuple(action_plan(dataset.spec, ref, config) for dataset, ref in pairs)
+        self._robots = tuple(robot_of(ref, dataset.spec, config) for dataset, ref in pairs)
         self._latents = tuple(latents)
         self._next_images = next_images and not latents
         self._actions = tuple(actions) or (None,) * len(self._datasets)
         self._seed = seed
+        self._condition = ConditionReader(self._datasets, config, condition)
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """(B, V, F, H0, W0, 3) of the frames of so many samples."""
@@ -113,7 +124,14 @@ class SegmentReader:
         else:
             pixels = pixels[:, :, :0]
         action, action_mask = self._read_actions(picks)
+        condition = self._condition.read(picks, [sample.steps[: self._config.obs_frames] for sample in samples])
         latents, draws = self._read_latents(samples) if self._latents else self._draw(samples)
+        if self._config.missing_views != "none":
+            own = (draws.numpy(),) if self._latents else ()  # cached latents were augmented with theirs
+            arrays = (view_mask, pixels.numpy(), latents.numpy(), *own)
+            fill_views(
+                arrays, [pick.position for pick in picks], self._seed, shuffled=self._config.missing_views == "random"
+            )
         return RawBatch(
             frames=pixels.permute(0, 1, 2, 5, 3, 4),
             view_mask=torch.from_numpy(view_mask),
@@ -125,6 +143,8 @@ class SegmentReader:
             position=torch.tensor([pick.position for pick in picks]),
             latents=latents,
             draws=draws,
+            **condition._asdict(),
+            embodiment=torch.tensor([self._robots[pick.dataset] for pick in picks]),
         )
 
     def _sample(self, row: int, pick: Pick) -> _Sample:
@@ -135,6 +155,7 @@ class SegmentReader:
         length = int(dataset.episodes.lengths[episode])
         steps, real = self._specs[pick.dataset].frame_steps(pick.segment.step, length)
         mask = np.zeros((len(config.cameras), len(steps)), np.bool_)
+        # rows in the run's order of views, sizes in the dataset's
         mask[ours] = (dataset.episodes.sizes[episode, theirs, :1] > 0) & real
         return _Sample(row=row, pick=pick, steps=steps, real=real, mask=mask)
 
@@ -144,13 +165,15 @@ class SegmentReader:
         count = pixels.shape[2]
         for sample in samples:
             loads[sample.pick.dataset] += self._loads(sample, count)
+            # the memory holds an older batch: what this one does not fill must not show through
             if not sample.mask[:, :count].all():
                 pixels[sample.row][~sample.mask[:, :count]] = 0
         used = [(dataset, group) for dataset, group in zip(self._datasets, loads, strict=True) if group]
+        # of all datasets, before the first frame is decoded: remote reads are under way meanwhile
         streams = [dataset.fetch([load.request for load in group]) for dataset, group in used]
         for (dataset, group), stream in zip(used, streams, strict=True):
             for load in group:
-                with _blaming(dataset, load.request.episode):
+                with blaming(dataset, load.request.episode):
                     self._decode(dataset, load, next(stream), pixels[load.row])
 
     def _loads(self, sample: _Sample, count: int) -> Iterator[_Load]:
@@ -196,12 +219,12 @@ class SegmentReader:
         mask = np.zeros(action.shape, np.bool_)
         for row, pick in enumerate(picks):
             dataset, table = self._datasets[pick.dataset], self._actions[pick.dataset]
-            if dataset.spec.action_dim == config.action_dim:
+            plan = self._plans[pick.dataset]
+            if plan.how != "unused":
                 source = table or dataset
-                with _blaming(dataset, pick.segment.episode):
-                    values, known = source.actions(*pick.segment, config.action_horizon)
-                mask[row, known] = True
-                action[row, known] = values[known]
+                with blaming(dataset, pick.segment.episode):
+                    values, known = source.actions(*pick.segment, config.action_horizon * plan.stride)
+                action[row], mask[row] = plan.apply(values, known)
         return action, mask
 
     def _draw(self, samples: Sequence[_Sample]) -> tuple[Tensor, Tensor]:
@@ -225,35 +248,15 @@ class SegmentReader:
         return torch.from_numpy(latents), torch.from_numpy(draws)
 
 
-@contextmanager
-def _blaming(dataset: Store, episode: int) -> Iterator[None]:
-    """Whatever is damaged within the block is said of an episode, the file that it came from, and the dataset."""
-    try:
-        yield
-    except DamagedError as error:
-        row = dataset.episodes.row(episode)
-        raise DamagedError(
-            f"episode {row.episode_id} of {dataset.uri}, from {row.source_uri}: {error}; `uwm verify` names all damage"
-        ) from error
-
-
 def uniform_draws(seed: int, positions: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Random numbers that belong to places in the sample order: (B, *shape) float32 in [0, 1)."""
     rows = [np.random.default_rng((seed, position)).random(shape, np.float32) for position in positions]
     return torch.from_numpy(np.stack(rows))
 
 
-def _spec_for(dataset: Store, config: DataConfig) -> SegmentSpec:
-    """What to read of a dataset, which need not have all of the run's cameras."""
-    return replace(config.segment_spec, cameras=tuple(c for c in config.cameras if c in dataset.spec.cameras))
-
-
-def _views(dataset: Store, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _views(dataset: Store, ref: DatasetRef, config: DataConfig) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The cameras that both have: places on the run's view axis, and on the dataset's, which ascend."""
-    shared = [camera for camera in dataset.spec.cameras if camera in config.cameras]
-    ours = [config.cameras.index(camera) for camera in shared]
-    theirs = [dataset.spec.cameras.index(camera) for camera in shared]
-    return np.array(ours, np.int64), np.array(theirs, np.int64)
+    return view_places(dataset.spec, camera_map(dataset.spec, ref, config.cameras), config.cameras)
 
 
 Lent = tuple[RawBatch, Ticket]
@@ -344,6 +347,7 @@ def batches(
     buffers = Buffers(workers)
     loader = DataLoader(
         _Picked(reader, sampler, buffers),
+        # the sampler's items are whole batches already
         batch_size=None,
         sampler=places,
         num_workers=workers,

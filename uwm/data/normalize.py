@@ -1,13 +1,15 @@
-"""Actions between the store's units and the network's [-1, 1].
+"""Actions and states between the store's units and the network's [-1, 1].
 
 The bounds come from the per-episode statistics of training episodes, those of percentiles from the
 actions themselves, so no image is decoded and no validation episode counts. One normalizer serves all
-datasets of a mixture: the same physical action is the same number, whichever dataset it comes from.
+datasets of one robot: the same physical action is the same number, whichever dataset it comes from. Where several
+robots train together each has its own.
 
-Dimension letters: B batch, S action steps, A action dimensions.
+Dimension letters: B batch, S action steps, A action dimensions, R robots, O observation frames, D numbers of all
+states.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -36,8 +38,26 @@ class NormalizerSource(Config):
     split: str | None = Field("train", description="None is all episodes")
 
 
+class StateRange(Config):
+    """What becomes [-1, 1] of one field of the state: all that training holds of it."""
+
+    name: str
+    low: tuple[float, ...] = Field(description="what becomes -1, by dimension, in the store's units")
+    high: tuple[float, ...] = Field(description="what becomes 1")
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        check_bounds(self.low, self.high)
+        return self
+
+    @classmethod
+    def identity(cls, name: str, dim: int) -> Self:
+        """Leaves the numbers as they are; of a field that no training episode has."""
+        return cls(name=name, low=(-1.0,) * dim, high=(1.0,) * dim)
+
+
 class ActionNormalizer(Config):
-    """Maps a range of every action dimension to [-1, 1] and back.
+    """Maps a range of every action dimension to [-1, 1] and back, and those of the states that a run observes.
 
     The range is all that training holds (`min_max`), its 1st to 99th percentile (`quantile`), or its mean
     plus and minus its standard deviation (`z_score`). A dimension of zero range is only shifted: its
@@ -50,15 +70,18 @@ class ActionNormalizer(Config):
     mean: tuple[float, ...] = Field(description="mean training action")
     count: int = Field(ge=0, description="training steps with a known action; 0 leaves actions unchanged")
     sources: tuple[NormalizerSource, ...] = ()
+    states: tuple[StateRange, ...] = Field((), description="of the observed states, in the run's order")
+    robots: Mapping[str, "ActionNormalizer"] = Field(
+        {}, description="where several robots train together: that of each; the bounds above are those of all"
+    )
 
     @model_validator(mode="after")
     def _bounds_agree(self) -> Self:
         if not len(self.low) == len(self.high) == len(self.mean) > 0:
             raise ValueError("low, high and mean have the same positive number of dimensions")
-        if not np.isfinite([self.low, self.high, self.mean]).all():
-            raise ValueError("bounds and mean are finite")
-        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
-            raise ValueError("low is not above high")
+        check_bounds(self.low, self.high, self.mean)
+        if any(own.action_dim != self.action_dim or own.robots for own in self.robots.values()):
+            raise ValueError("the normalizers of all robots have the same dimensions, and no robots of their own")
         return self
 
     @classmethod
@@ -71,23 +94,65 @@ class ActionNormalizer(Config):
         """A."""
         return len(self.low)
 
-    def normalize(self, action: Tensor) -> Tensor:
-        """(..., A) in the store's units -> (..., A) with the training range in [-1, 1]."""
-        centre, scale = self._affine(action)
-        return (action - centre) / scale
+    def of(self, robot: str) -> "ActionNormalizer":
+        """That of one robot; the one of all where it has none of its own."""
+        return self.robots.get(robot, self)
+
+    def normalize(self, action: Tensor, robot: Tensor | None = None, names: Sequence[str] = ()) -> Tensor:
+        """Physical actions -> actions with the training range in [-1, 1].
+
+        Args:
+            action: (..., A) in the store's units; (B, S, A) where robots are given.
+            robot: (B,) ids of the robots, from 1 on; 0 is none.
+            names: (R,) of the robots, in the order of their ids.
+        """
+        if not self.robots or robot is None:
+            centre, scale = self._affine(action)
+            return (action - centre) / scale
+        each = [own._affine(action) for own in (self, *map(self.of, names))]
+        centres, scales = (torch.stack(values)[robot][:, None] for values in zip(*each, strict=True))  # (B, 1, A)
+        return (action - centres) / scales
 
     def denormalize(self, action: Tensor) -> Tensor:
         """(..., A) normalized -> (..., A) in the store's units; the inverse of `normalize`."""
         centre, scale = self._affine(action)
         return action * scale + centre
 
+    def normalize_states(self, states: Tensor, robot: Tensor, names: Sequence[str] = ()) -> Tensor:
+        """States in the store's units -> states with the training range in [-1, 1].
+
+        Args:
+            states: (B, O, D); D is 0 without states.
+            robot: (B,) ids of the robots, from 1 on; 0 is none.
+            names: (R,) of the robots, in the order of their ids.
+        """
+        each = [own._states_affine(states) for own in (self, *map(self.of, names))]
+        centres, scales = (torch.stack(values)[robot][:, None] for values in zip(*each, strict=True))  # (B, 1, D)
+        return (states - centres) / scales
+
     def normalized_mean(self) -> Tensor:
         """(A,) float32: the mean training action as the network sees it."""
         return self.normalize(torch.tensor(self.mean, dtype=torch.float64)).float()
 
+    def _states_affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        low = np.array([bound for part in self.states for bound in part.low])
+        high = np.array([bound for part in self.states for bound in part.high])
+        if len(low) != like.shape[-1]:
+            raise ValueError(f"bounds of {len(low)} numbers do not fit states of {like.shape[-1]}")
+        centre, scale = _centre_and_scale(low, high)
+        return like.new_tensor(centre), like.new_tensor(scale)
+
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         centre, scale = _centre_and_scale(np.asarray(self.low), np.asarray(self.high))
         return like.new_tensor(centre), like.new_tensor(scale)
+
+
+def check_bounds(low: Sequence[float], high: Sequence[float], mean: Sequence[float] = ()) -> None:
+    """Raises ValueError when bounds are not finite, differ in number or are exchanged."""
+    if not np.isfinite([*low, *high, *mean]).all():
+        raise ValueError("bounds and mean are finite")
+    if len(low) != len(high) or any(least > most for least, most in zip(low, high, strict=True)):
+        raise ValueError("low is not above high")
 
 
 def _centre_and_scale(
@@ -107,6 +172,7 @@ class ActionRange(Config):
     high: tuple[float, ...]
     total: tuple[float, ...] = Field(description="sum over the steps")
     squares: tuple[float, ...] = Field((), description="sum of the squares; `z_score` needs it")
+    known: tuple[bool, ...] = Field((), description="dimensions that it is about; empty is all")
     source: NormalizerSource
 
 
@@ -122,8 +188,8 @@ def fit_normalizer(
         ranges: one per dataset; those without known actions are left out.
         action_dim: A.
         scale: what becomes [-1, 1].
-        actions: (n, A) known actions of each dataset with any, for `quantile`; every range weighs as many steps
-            as it counts, however few of them are given here.
+        actions: (n, A) known actions of each dataset with any, for `quantile`, NaN in dimensions that it lacks; every
+            range weighs as many steps as it counts, however few of them are given here.
 
     Raises:
         ValueError: when a range has another number of dimensions.
@@ -134,14 +200,18 @@ def fit_normalizer(
     if any(len(part.low) != action_dim for part in known):
         raise ValueError(f"an action range does not have {action_dim} dimensions")
     count = sum(part.count for part in known)
-    mean = np.sum([part.total for part in known], axis=0) / count
+    about = np.array([part.known or (True,) * action_dim for part in known])  # (ranges, A)
+    counts = np.maximum(np.sum([part.count * mask for part, mask in zip(known, about, strict=True)], axis=0), 1)
+    mean = np.sum([part.total for part in known], axis=0) / counts
     if scale == "min_max":
-        low, high = np.min([part.low for part in known], axis=0), np.max([part.high for part in known], axis=0)
+        low = np.min(np.where(about, [part.low for part in known], np.inf), axis=0)
+        high = np.max(np.where(about, [part.high for part in known], -np.inf), axis=0)
     elif scale == "z_score":
-        std = np.sqrt(np.maximum(np.sum([part.squares for part in known], axis=0) / count - mean**2, 0.0))
+        std = np.sqrt(np.maximum(np.sum([part.squares for part in known], axis=0) / counts - mean**2, 0.0))
         low, high = mean - std, mean + std
     else:
         low, high = _percentiles(known, actions)
+    low, high = (np.where(about.any(axis=0), bound, side) for bound, side in ((low, -1.0), (high, 1.0)))
     return ActionNormalizer(
         scale=scale,
         low=tuple(low.tolist()),
@@ -157,10 +227,14 @@ def _percentiles(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The two percentiles of every dimension, over all steps of all ranges."""
     values = np.concatenate(actions).astype(np.float64)
-    shares = [np.full(len(found), r.count / len(found)) for r, found in zip(ranges, actions, strict=True)]
+    shares = [np.full(len(known), r.count / len(known)) for r, known in zip(ranges, actions, strict=True)]
     weights = np.concatenate(shares)
-    found = [
-        np.quantile(column, np.array(PERCENTILES) / 100, weights=weights, method="inverted_cdf") for column in values.T
-    ]
-    low, high = np.array(found).T
+    bounds = [_weighted(column[known], weights[known]) for column in values.T for known in (~np.isnan(column),)]
+    low, high = np.array(bounds).T
     return low, high
+
+
+def _weighted(column: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not len(column):
+        return np.array([-1.0, 1.0])
+    return np.quantile(column, np.array(PERCENTILES) / 100, weights=weights, method="inverted_cdf")

@@ -57,12 +57,15 @@ class Modality:
         clean: (B, ...) the condition of the modes that take it clean; pure noise where unknown.
         known: (B,) bool: some of `clean` is known; a sample that knows nothing counts as absent.
         clip: bound of the predicted clean sample.
+        lacking: bool, broadcasts over `noise`: what the robot does not have. Training shows pure noise there, so
+            sampling does, and says zero; None where it has all.
     """
 
     noise: Tensor
     clean: Tensor
     known: Tensor
     clip: float | None
+    lacking: Tensor | None = None
 
 
 def run(denoiser: Denoiser, mode: Mode, action: Modality, next_obs: Modality, config: DiffusionConfig) -> Sample:
@@ -120,6 +123,10 @@ class _Trajectory:
         moves = torch.tensor([role is Role.DENOISE for role in roles], device=self.x.device)
         self._moves = moves.repeat_interleave(len(modality.known))  # (M B,)
         self._wide = self._moves.view(-1, *[1] * (self.x.dim() - 1))
+        self._lacking = None
+        if modality.lacking is not None:
+            self._lacking = torch.cat([modality.lacking] * len(roles))
+            self._wide = self._wide & ~self._lacking
         self._sampler = make_sampler(config, modality.clip, self.x.device)
 
     def timesteps(self, t: int) -> Tensor:
@@ -133,7 +140,10 @@ class _Trajectory:
 
     def result(self, row: int) -> Tensor | None:
         """(B, ...) of the mode in this row, if it denoises this modality."""
-        return self.x.chunk(len(self._roles))[row] if self._roles[row] is Role.DENOISE else None
+        if self._roles[row] is not Role.DENOISE:
+            return None
+        result = self.x if self._lacking is None else self.x.masked_fill(self._lacking, 0.0)
+        return result.chunk(len(self._roles))[row]
 
 
 def _marks(role: Role, modality: Modality, config: DiffusionConfig) -> Tensor:

@@ -23,14 +23,14 @@ def mean_action(training: Member, normalizer: ActionNormalizer) -> Tensor:
     Args:
         training: training episodes of the evaluated data; without any known action there, the mean of the
             checkpoint's own training data takes its place.
-        normalizer: of the checkpoint.
+        normalizer: of the checkpoint, for the robot of the data.
 
     Returns:
         (A,) float32, normalized.
     """
-    if not training.known_actions(normalizer.action_dim):
+    if not training.known_actions:
         return normalizer.normalized_mean()
-    own = mixture_normalizer([training], normalizer.action_dim)
+    own = mixture_normalizer([training])
     return normalizer.normalize(torch.tensor(own.mean, dtype=torch.float64)).float()
 
 

@@ -8,22 +8,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage_schemas.conventions import DROID_ACTION_DIM
 from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset
 from uwm.checkpoint import Checkpoint, load_checkpoint, load_weights
-from uwm.config import DatasetRef, DiffusionConfig, RunConfig
+from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
+from uwm.data.condition import condition_table
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, check_actions, choose_member
 from uwm.data.normalize import ActionNormalizer
+from uwm.data.pinning import ref_in, robot_name, robot_of
 from uwm.data.sampler import Pick
+from uwm.data.states import resolve_states
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
 from uwm.eval.options import SegmentOptions
 from uwm.eval.result import Example
+from uwm.language.instructions import encode_instructions, with_encoder
 from uwm.policy import Mode, Policy, Sample
 from uwm.settings import replace as change
 
@@ -47,7 +50,8 @@ class EvaluationSetup:
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """All segments in order: their places among `segments` (B,), and the batch."""
         data = self.checkpoint.config.data
-        reader = SegmentReader([self.member.dataset], data)
+        condition = [condition_table(self.member, data, seed=None)]
+        reader = SegmentReader([self.member.dataset], data, refs=[self.member.ref], condition=condition)
         for start in range(0, len(self.segments), batch_size):
             chosen = self.segments[start : start + batch_size]
             raw = reader.read([Pick(start + index, 0, segment) for index, segment in enumerate(chosen)])
@@ -68,19 +72,22 @@ class EvaluationSetup:
 
     def physical(self, action: Tensor) -> Tensor:
         """Normalized actions (..., A) in the store's units."""
-        return self.checkpoint.normalizer.denormalize(action)
+        return self.normalizer.denormalize(action)
+
+    @property
+    def normalizer(self) -> ActionNormalizer:
+        """Of the robot that the evaluated data are of."""
+        return normalizer_for(self.checkpoint, self.member)
 
     def in_units(self, action: Tensor) -> Tensor:
         """Normalized actions (..., A) in the units that errors are told in."""
-        return action if self.units == self.checkpoint.normalizer else self.units.normalize(self.physical(action))
+        return action if self.units == self.normalizer else self.units.normalize(self.physical(action))
 
     @property
     def action_names(self) -> tuple[str, ...]:
         """Names of the action's dimensions."""
-        count = self.checkpoint.config.data.action_dim
-        if count == DROID_ACTION_DIM:  # the one 10-dim convention that the stores know
-            return ("x", "y", "z", *(f"rot {index}" for index in range(1, 7)), "gripper")
-        return tuple(f"action {index}" for index in range(count))
+        data = self.checkpoint.config.data
+        return data.action.labels if data.action else tuple(f"action {index}" for index in range(data.action_dim))
 
 
 def open_evaluation_setup(
@@ -107,16 +114,17 @@ def open_evaluation_setup(
     loaded = _with_steps(load_checkpoint(checkpoint), options.steps)
     if loaded.config.stage == "tokenizer":
         raise UserError(f"{loaded.path} is a tokenizer: evaluate the checkpoint of a policy")
-    ref = DatasetRef(uri=dataset.uri, version=dataset.version, collections=options.collections)
+    ref = ref_in(loaded.config.data, dataset.uri, dataset.version, options.collections)
     member = choose_member(dataset, ref, loaded.config.data, split=options.split)
-    check_actions([member], loaded.config.data.action_dim)
-    last = loaded.config.data.segment_spec.last
+    check_actions([member])
+    last = replace(loaded.config.data.segment_spec, stride=ref.stride).last
     segments = full_windows(member.rows, member.lengths, last, options.samples)
     if not segments:
         raise UserError(
             f"no {options.split} episode of {dataset.uri} has the {last + 1} steps of one segment: ingest longer ones"
         )
     device = resolve_device(options.device)
+    loaded = _told(loaded, member, device)
     policy = _policy(loaded, device, precision)
     return EvaluationSetup(
         checkpoint=loaded,
@@ -125,17 +133,38 @@ def open_evaluation_setup(
         member=member,
         segments=segments,
         short_episodes=int((member.lengths <= last).sum()),
-        mean_action=mean_action(_training_member(member), loaded.normalizer),
-        units=_units(loaded, units),
+        mean_action=mean_action(_training_member(member), normalizer_for(loaded, member)),
+        units=_units(loaded, member, units),
         device=device,
     )
 
 
-def _units(checkpoint: Checkpoint, other: str | None) -> ActionNormalizer:
+def _told(checkpoint: Checkpoint, member: Member, device: torch.device) -> Checkpoint:
+    """The checkpoint, with the instructions of the segments encoded and its states found to be the dataset's.
+
+    Raises:
+        UserError: when the text encoder is another one, or a state is not what the policy was trained on.
+    """
+    data = checkpoint.config.data
+    resolve_states([member], data.states)
+    if not data.language.is_heard:
+        return checkpoint
+    language = with_encoder(data.language)
+    encode_instructions(member.dataset, member.rows, language, device=device)
+    return replace(checkpoint, config=change(checkpoint.config, data=change(data, language=language)))
+
+
+def normalizer_for(checkpoint: Checkpoint, member: Member) -> ActionNormalizer:
+    """A checkpoint's normalizer of the robot that some data are of."""
+    data = checkpoint.config.data
+    return checkpoint.normalizer.of(robot_name(robot_of(member.ref, member.dataset.spec, data), data))
+
+
+def _units(checkpoint: Checkpoint, member: Member, other: str | None) -> ActionNormalizer:
     """The units of errors. Raises UserError when the other checkpoint has none for these actions."""
     if other is None:
-        return checkpoint.normalizer
-    normalizer = load_checkpoint(other).normalizer
+        return normalizer_for(checkpoint, member)
+    normalizer = normalizer_for(load_checkpoint(other), member)
     if normalizer.action_dim != checkpoint.normalizer.action_dim:
         own = checkpoint.normalizer.action_dim
         raise UserError(f"{other} has {normalizer.action_dim} action dimensions, {checkpoint.path} {own}")

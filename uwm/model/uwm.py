@@ -18,7 +18,9 @@ from uwm.diffusion.rng import randn_rows
 from uwm.diffusion.schedule import alphas_cumprod
 from uwm.diffusion.training import Noised, masked_mse, noise_modality, sample_losses
 from uwm.model.attention import attention_report, key_mask
+from uwm.model.condition import ConditionEncoder
 from uwm.model.obs_encoder import ObsEncoder
+from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
 from uwm.model.transformer import DiffusionTransformer, PrecomputedModulation
@@ -31,13 +33,14 @@ class UwmObs:
     """A batch as the transformer sees it; all modes of an evaluation can share one.
 
     Attributes:
-        cond: (B, G) features of the current observation.
+        cond: (B, G) features of the current observation: of its images, of states and of the instruction.
         latents: (B, V, C, N, h, w) of the next observation; zero where unknown.
         current: (B, V, C, O, h, w) of the current observation, for models that look at them; zero where unknown.
         views: (B, V) bool: some frame is known.
         next_mask: (B, V, N) bool.
         action: (B, S, A) normalized; zero where unknown.
         action_mask: (B, S, A) bool.
+        lacking: (B, 1, A) bool: numbers of an action that the robot does not have; None when all have all.
     """
 
     cond: Tensor
@@ -47,6 +50,7 @@ class UwmObs:
     next_mask: Tensor
     action: Tensor
     action_mask: Tensor
+    lacking: Tensor | None = None
 
 
 class UWMPolicy(TokenizedPolicy):
@@ -79,15 +83,17 @@ class UWMPolicy(TokenizedPolicy):
         self.obs_encoder = ObsEncoder(
             config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
+        self.condition = ConditionEncoder(data, config.obs_encoder.embed_dim)
         self.transformer = DiffusionTransformer(
             config,
-            global_cond_dim=self.obs_encoder.out_dim,
+            global_cond_dim=self.obs_encoder.out_dim + self.condition.out_dim,
             image_shape=image_shape,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
             action_len=data.action_horizon,
             action_dim=data.action_dim,
         )
+        self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
     def compile_network(self, mode: str) -> None:
@@ -110,14 +116,16 @@ class UWMPolicy(TokenizedPolicy):
         seen, following = batch.known_places()
         looks_back = self._joined or self._relative
         current = self.encode_known(batch.obs, batch.obs_mask, seen if looks_back else None, batch.obs_latents)
+        images = self.obs_encoder(batch.obs, batch.obs_mask, seen)
         return UwmObs(
-            cond=self.obs_encoder(batch.obs, batch.obs_mask, seen),
+            cond=torch.cat([images, self.condition(batch).to(images)], dim=1),
             latents=self.encode_known(batch.next_obs, mask, following if next_obs else None, batch.next_latents),
             current=current,
             views=batch.obs_mask.any(2) | batch.next_mask.any(2),
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,
+            lacking=self.robot_actions(batch.embodiment),
         )
 
     def loss(self, batch: Batch, generator: torch.Generator) -> LossOutput:
@@ -178,12 +186,14 @@ class UWMPolicy(TokenizedPolicy):
         """Several modes in one batch, each as `sample_encoded` gives it with a generator in the same state."""
         known_action, known_next = _known(encoded)
         action = _modality(encoded.action, known_action, generator, self.diffusion.clip_action)
+        action = replace(action, lacking=encoded.lacking)
         reference = latent_reference(encoded.current, self.diffusion)
         next_obs = _modality(encoded.latents - reference, known_next, generator, self.diffusion.clip_latent)
         cond: Tensor | PrecomputedModulation = encoded.cond
         if self.diffusion.precompute_modulation:
             times = timestep_pairs(modes, self.diffusion).to(encoded.cond.device)
             cond = self.transformer.precompute(encoded.cond, times)
+        # the network has learned to do without next-observation tokens: the policy runs on a sequence that has none
         alone = [mode for mode in modes if self._token_dropout and mode is Mode.POLICY]
         samples: dict[Mode, Sample] = {}
         for group in (alone, [mode for mode in modes if mode not in alone]):

@@ -7,13 +7,14 @@ asked for, metres where there are millimetres now. All of that is compared befor
 from collections.abc import Sequence
 from typing import get_args
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from storage_schemas.errors import UserError
 from uwm.checkpoint import Checkpoint
+from uwm.conditions import RunState
 from uwm.config import InitChange, RunConfig
-from uwm.data.mixture import Member, known_actions
+from uwm.data.mixture import Member, known_actions, mixture_normalizer
 from uwm.data.normalize import ActionNormalizer
 from uwm.train.resume import fixed_settings
 
@@ -40,13 +41,22 @@ def check_meaning(parent: Checkpoint, config: RunConfig, tokenizer: str) -> None
 
 def check_changes(parent: RunConfig, config: RunConfig, parent_name: str) -> None:
     """Raises UserError when a run differs from its parent in a setting of meaning that it does not declare."""
-    before, now = fixed_settings(parent), fixed_settings(config)
+    before, now = _settings(parent), _settings(config)
     for name in get_args(InitChange):
+        if name == "data.language.identity" and None in (before.get(name), now.get(name)):
+            continue  # weights of a run that hears nothing don't fit; an encoder that was not asked yet is asked later
+        if name == "data.action" and before.get(name) is None:  # nobody had said what they mean
+            continue
         if before.get(name) != now.get(name) and name not in config.init_changes:
             raise UserError(
                 f"{parent_name} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
                 f"set it as it was, or declare the change with init_changes={name}"
             )
+
+
+def _settings(config: RunConfig) -> dict[str, object]:
+    """Every fixed setting by its name, and the names of the observed states as one."""
+    return fixed_settings(config) | {"data.states": tuple(state.name for state in config.data.states)}
 
 
 def check_shapes(base: Checkpoint, config: RunConfig, tokenizer: str) -> None:
@@ -77,6 +87,31 @@ def parents_normalizer(parent: Checkpoint, config: RunConfig) -> ActionNormalize
     return normalizer
 
 
+def with_new_robots(
+    normalizer: ActionNormalizer, robots: Sequence[str], members: Sequence[Member], states: Sequence[RunState] = ()
+) -> ActionNormalizer:
+    """A parent's normalizer, and of each robot that the parent did not know one of its own.
+
+    Args:
+        normalizer: the parent's.
+        robots: that the parent knew; one that knew none, by name, is taken for all.
+        members: of the run.
+        states: that the run observes.
+    """
+    new = dict.fromkeys(member.ref.embodiment for member in members if member.known_actions)
+    names = [name for name in new if name and name not in robots]
+    if not (robots and names):
+        return normalizer
+    known = {name: normalizer.of(name).model_copy(update={"robots": {}}) for name in robots}
+    own = {
+        name: mixture_normalizer(
+            [member for member in members if member.ref.embodiment == name], normalizer.scale, states
+        )
+        for name in names
+    }
+    return normalizer.model_copy(update={"robots": known | own})
+
+
 def share_beyond(normalizer: ActionNormalizer, members: Sequence[Member], config: RunConfig) -> float:
     """How much of the run's actions the parent's normalizer puts beyond what sampling can reach.
 
@@ -86,13 +121,16 @@ def share_beyond(normalizer: ActionNormalizer, members: Sequence[Member], config
     Raises:
         UserError: when it is more than `MOST_BEYOND`, or the actions fill next to nothing of the parent's range.
     """
-    used = [member for member in members if member.known_actions(config.data.action_dim)]
+    used = [member for member in members if member.known_actions]
     if not used:
         return 0.0
-    actions = torch.from_numpy(np.concatenate([known_actions(member) for member in used]))
-    values = normalizer.normalize(actions.double())  # (n, A)
+    parts = [
+        normalizer.of(member.ref.embodiment).normalize(torch.from_numpy(known_actions(member)).double())
+        for member in used
+    ]
+    values = torch.cat(parts)  # (n, A); not a number where a robot has none
     advice = "see that units and action space are the parent's, or fit a normalizer with init_changes=normalizer"
-    spread = float(values.std(dim=0, correction=0).max())
+    spread = float(_spread(values).max())
     if len(values) > 1 and spread < LEAST_SPREAD:
         raise UserError(f"the actions fill {spread:.2%} of the parent's range: {advice}")
     bound = config.policy.diffusion.clip_action if config.policy.diffusion else None
@@ -103,6 +141,14 @@ def share_beyond(normalizer: ActionNormalizer, members: Sequence[Member], config
     if share > MOST_BEYOND:
         raise UserError(f"{share:.0%} of the actions lie beyond the parent's range in dimension {dimension}: {advice}")
     return share
+
+
+def _spread(values: Tensor) -> Tensor:
+    """Deviation (A,) of what is known of (n, A)."""
+    if not bool(values.isnan().any()):
+        return values.std(dim=0, correction=0)
+    centred = values - values.nanmean(dim=0)
+    return centred.square().nanmean(dim=0).sqrt().nan_to_num()
 
 
 def _text(value: object) -> str:

@@ -5,6 +5,7 @@ the run, and `uwm evaluate` of the same checkpoint gives the same numbers.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def _has_windows(run: Run, member: Member) -> bool:
     episodes = member.dataset.episodes
     rows = np.asarray(episodes.select(split="val", collections=member.ref.collections), np.int64)
     lengths = np.asarray(episodes.lengths, np.int64)[rows]
-    return bool(full_windows(rows, lengths, run.config.data.segment_spec.last, 1))
+    return bool(full_windows(rows, lengths, replace(run.config.data.segment_spec, stride=member.ref.stride).last, 1))
 
 
 def _event(evaluation: Evaluation, step: int, folder: str) -> Evaluated:

@@ -1,14 +1,15 @@
 """Which run a configuration asks for: its folder, its paths, and the checkpoint that it goes on from."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
-from uwm.config import DatasetRef, RunConfig, TokenizerConfig, TrainConfig
+from uwm.conditions import filled_in
+from uwm.config import DataConfig, DatasetRef, RunConfig, TokenizerConfig, TrainConfig
 from uwm.settings import MAY_CHANGE, Config, replace
 
 
@@ -52,6 +53,7 @@ def resolve_paths(config: RunConfig, latest: Checkpoint | None = None) -> RunCon
         if tokenizer and not tokenizer.path:
             tokenizer = load_checkpoint(parent).config.policy.tokenizer
     elif latest:
+        changes["data"] = _as_pinned(config.data, latest.config.data)
         if _names(config.init_from, latest.state.parent):
             changes["init_from"] = latest.config.init_from
         if tokenizer and (not tokenizer.path or _names(tokenizer.path, latest.state.tokenizer_checkpoint)):
@@ -60,6 +62,14 @@ def resolve_paths(config: RunConfig, latest: Checkpoint | None = None) -> RunCon
         path = resolve_checkpoint(tokenizer.path).absolute() if tokenizer.path else ""
         changes["policy"] = replace(config.policy, tokenizer=replace(tokenizer, path=str(path)))
     return replace(config, **changes)
+
+
+def _as_pinned(data: DataConfig, before: DataConfig) -> DataConfig:
+    """What the data leave open about actions and robots as it was filled in when the run started."""
+    pinned = replace(data, datasets=[_pinned(ref) for ref in data.datasets])
+    if data.action is None and before.action is not None:
+        pinned = replace(pinned, action=before.action)
+    return pinned if data.embodiments else replace(pinned, embodiments=before.embodiments)
 
 
 def _pinned(ref: DatasetRef) -> DatasetRef:
@@ -100,11 +110,14 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
     changed = [
         f"{name}: {recorded.get(name)} -> {asked.get(name)}"
         for name in sorted({*recorded, *asked})
-        if recorded.get(name) != asked.get(name) and not (name.endswith(".version") and asked.get(name) is None)
+        if recorded.get(name) != asked.get(name)
+        and not _filled_in(name, recorded, asked)
+        and not filled_in(asked, recorded, name)
     ]
     decay_end = _decay_end(latest.config)
     if config.optim.schedule == "cosine" and _decay_end(config) != decay_end:
         changed.append(f"the end of the cosine (optim.decay_steps): {decay_end} -> {_decay_end(config)}")
+    # checkpoints of older versions do not say how many samples a step had
     samples, before = step_samples(config.train, processes), latest.state.batch or latest.config.train.batch_size
     if samples != before:
         product = f"train.batch_size x train.accumulate x {processes} process{'es' if processes > 1 else ''}"
@@ -116,6 +129,14 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
     if (own and own.identity) != (tokenizer and tokenizer.identity):
         changed.append("its tokenizer (policy.tokenizer.path)")
     return changed
+
+
+def _filled_in(name: str, recorded: Mapping[str, object], asked: Mapping[str, object]) -> bool:
+    """Whether a setting was left open, then as now: what it became when the run started is still so."""
+    if name == "data.action_dim":
+        return recorded.get("data.action") is not None and asked.get("data.action") is None
+    left_open = name == "data.action" or name.endswith((".version", ".embodiment", ".cameras"))
+    return (left_open or name.startswith("data.embodiments.")) and asked.get(name) in (None, "", {})
 
 
 def _names(path: str, recorded: Origin | None) -> bool:

@@ -12,6 +12,7 @@ from pipelines.checks.content import COVERED, Finding, check_episode, check_time
 from pipelines.checks.duplicates import Seen
 from pipelines.checks.quality import BadDataError
 from pipelines.names import CHECKS
+from storage_schemas.conventions import DROID_ACTION
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta
 
 CAMERAS = ("left", "wrist")
@@ -132,10 +133,12 @@ def test_missing_cameras_concern_robots_only() -> None:
 def test_actions_out_of_range_and_not_finite() -> None:
     action = np.random.default_rng(0).uniform(0, 0.9, (9, 10)).astype(np.float32)
     action[3, 2], action[5, 9] = -1.5, 1.2
-    found = reasons(episode({"left": moving(9)}, known=True, action=action))
+    made = episode({"left": moving(9)}, known=True, action=action)
+    found = reasons(made, space=DROID_ACTION)
+    assert not reasons(made), "ten numbers that nobody has said the meaning of"
     assert (found["out_of_range"].first, found["out_of_range"].last) == (3, 5)
     assert not found["out_of_range"].fatal
-    assert not reasons(episode({"left": moving(9)}, known=False, action=action))
+    assert not reasons(episode({"left": moving(9)}, known=False, action=action), space=DROID_ACTION)
     action[4, 0] = np.nan
     assert reasons(episode({"left": moving(9)}, known=True, action=action))["non_finite"].fatal
     other = np.full((9, 3), 50, np.float32) + np.arange(9, dtype=np.float32)[:, None]
@@ -160,12 +163,12 @@ def test_duplicates_in_another_coding() -> None:
 @pytest.mark.parametrize("shade", [0, 120])
 def test_what_happens_between_the_samples_counts(shade: int, pack: Callable[..., Any]) -> None:
     frames = np.full((60, 48, 64, 3), shade, np.uint8)
-    assert reasons(episode({"left": pack(frames)}), wanted=("black", "static"))
+    assert reasons(episode({"left": pack(frames)}), checks=("black", "static"))
     burst = moving(10)
     frames[20:28] = burst[:8] if shade else 200
     keeps = set(range(20, 28)) - set(samples(60).tolist())
     frames[[step for step in range(20, 28) if step not in keeps]] = shade
-    checked = check_episode(episode({"left": pack(frames)}), wanted=("black", "static"))
+    checked = check_episode(episode({"left": pack(frames)}), checks=("black", "static"))
     assert {finding.reason for finding in checked.findings if finding.share >= COVERED} <= set()
     assert not checked.sketches  # samples in which nothing moves tell no two episodes apart
 
@@ -182,8 +185,8 @@ def test_only_what_is_wanted_is_looked_for() -> None:
     made = episode({"left": np.zeros((40, 48, 64, 3), np.uint8)})
     assert set(reasons(made)) == {"black", "static"}
     for name in CHECKS:
-        assert set(reasons(made, wanted=(name,))) <= {name}
-    assert set(reasons(made, wanted=("idle",))) == {"idle"}
+        assert set(reasons(made, checks=(name,))) <= {name}
+    assert set(reasons(made, checks=("idle",))) == {"idle"}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 200), (11, 15), (13, 17), (16, 16)])

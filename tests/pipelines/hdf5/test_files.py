@@ -138,6 +138,21 @@ def test_strings_references_and_records_are_not_read(write: Callable[..., Source
     assert {name for name, array in arrays.items() if array.refused.startswith("unsupported")} == set(arrays)
 
 
+def test_a_filter_that_hdf5_does_not_have_is_named(write: Callable[..., SourceFile]) -> None:
+    def fill(root: h5py.File) -> None:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((4, 3))
+        properties.set_filter(32001, h5py.h5z.FLAG_OPTIONAL)
+        space = h5py.h5s.create_simple((4, 3))
+        h5py.h5d.create(root.id, b"a", h5py.h5t.NATIVE_DOUBLE, space, properties).write_direct_chunk((0, 0), b"packed")
+
+    file = write(fill)
+    array = describe(file, digests=True).arrays["a"]
+    assert array.refused.startswith("unknown_filter")
+    assert "32001" in array.refused
+    assert reason(lambda: read_arrays(file, {"a": array})) == "unknown_filter"
+
+
 def test_a_group_that_contains_itself_ends(write: Callable[..., SourceFile]) -> None:
     def fill(root: h5py.File) -> None:
         group = root.create_group("a")

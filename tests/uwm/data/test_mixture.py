@@ -85,8 +85,9 @@ def test_versions_are_pinned_and_shares_kept(make_store: Callable[..., str]) -> 
     assert [member.ref.version for member in members] == [member.dataset.version for member in members]
     sampler = mixture_sampler(members, 0)
     assert Counter(sampler.pick(i).dataset for i in range(40)) == {0: 30, 1: 10}
-    assert [member.known_actions(3) for member in members] == [23, 0]
-    assert members[0].known_actions(5) == 0, "actions of another space are not used"
+    assert [member.known_actions for member in members] == [23, 0]
+    other = open_mixture(config(DatasetRef(uri=robot), action_dim=5))
+    assert other[0].known_actions == 0, "actions of another space are not used"
 
 
 def test_normalizer_covers_training_episodes_only(make_store: Callable[..., str]) -> None:
@@ -96,7 +97,7 @@ def test_normalizer_covers_training_episodes_only(make_store: Callable[..., str]
     assert {splits[row] for row in member.rows} == {"train"}
     assert 0 < len(member.rows) < 30
     actions = np.concatenate([member.dataset.array(int(row), "action") for row in member.rows])
-    found = mixture_normalizer([member], 3)
+    found = mixture_normalizer([member])
     assert found.count == len(actions)
     np.testing.assert_allclose(found.low, actions.min(0))
     np.testing.assert_allclose(found.high, actions.max(0))
@@ -107,7 +108,7 @@ def test_normalizer_covers_training_episodes_only(make_store: Callable[..., str]
 
 def test_without_actions_the_normalizer_is_the_identity(make_store: Callable[..., str]) -> None:
     members = open_mixture(config(DatasetRef(uri=make_store("video", (8,), known=False))))
-    assert mixture_normalizer(members, 3).count == 0
+    assert mixture_normalizer(members).count == 0
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_actions_of_another_dimension_are_an_error_that_names_both(make_store: M
     with pytest.raises(UserError, match=r"other version 1 has 5-dim actions, the run takes 3"):
         train(debug_run(other))
     silent = debug_run(make_store("silent", (12, 9), action_dim=5, known=False))
-    check_actions(open_mixture(silent.data), silent.data.action_dim)  # without actions, nothing is lost
+    check_actions(open_mixture(silent.data))  # without actions, nothing is lost
 
 
 def test_a_misspelt_camera_is_named_with_the_nearest(make_store: MakeStore, debug_run: DebugRun) -> None:

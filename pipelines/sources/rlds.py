@@ -1,6 +1,7 @@
-"""DROID in RLDS: TFRecord files as tensorflow-datasets writes them, one record per episode, without TensorFlow.
+"""RLDS: TFRecord files as tensorflow-datasets writes them, one record per episode, without TensorFlow.
 
-The fields come from `features.json`; where that is absent, from all records. JPEG bytes pass through untouched.
+The fields come from `features.json`; where that is absent, from all records. What they mean says a mapping
+(`pipelines.sources.rlds_mapping`), DROID's when nobody names another. JPEG bytes pass through untouched.
 
 An episode of DROID is known by where it was recorded, any other by its content: builders of different robots give
 records the same names and places, and a set that is built again shuffles them.
@@ -8,17 +9,17 @@ records the same names and places, and a set that is built again shuffles them.
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.checks import quality
 from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile, find, printable
+from pipelines.names import MAPPINGS
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
 from pipelines.sources.droid_paths import recorded
@@ -31,16 +32,8 @@ from pipelines.sources.rlds_fields import (
     numbers_of,
     pixels_of,
 )
+from pipelines.sources.rlds_mapping import RldsMapping, load_mapping
 from pipelines.tfrecord import Example, Record, check_record, scan
-from storage_schemas.conventions import (
-    DROID_ACTION,
-    DROID_ACTION_DIM,
-    DROID_CAMERAS,
-    DROID_FPS,
-    DROID_STATES,
-    DROID_VIEWS,
-    droid_action,
-)
 from storage_schemas.documents import find_document
 from storage_schemas.episode import EncodedFrames, Episode, EpisodeMeta, Frames
 from storage_schemas.errors import DamagedError, UserError
@@ -51,7 +44,8 @@ _UNFINISHED = re.compile(r"\..*|.*(\.gstmp|\.part|\.partial|\.tmp|\.incomplete|\
 """Names under which rsync, gsutil and others write what is not complete yet."""
 _SHARD = re.compile(r"(?P<stem>.+-(?P<split>[^-]+)\.tfrecord)-(?P<index>\d{5,})-of-(?P<total>\d{5,})")
 _STRUCTURE = ("is_first", "is_last")  # checked, then implied by the episode's length
-_VELOCITY, _GRIPPER = "action_dict/cartesian_velocity", "action_dict/gripper_position"
+_SHOWN = 40
+"""Fields of a kind that a refusal lists."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,21 +60,22 @@ class _Folder:
     problems: tuple[Rejection, ...]
 
 
-class DroidRlds:
+class Rlds:
     """Reader of a shard, a version folder, a dataset folder or anything above them.
 
     Args:
         source: path or fsspec URI.
-        collection: name for all episodes instead of the lab that recorded them.
+        mapping: what the fields mean; without one the source is refused with a list of its fields.
+        collection: name for all episodes instead of the lab or data set that they are from.
 
     Raises:
-        UserError: when there is no TFRecord file, or none that says what it holds.
+        UserError: when there is no TFRecord file, or none with the fields that the mapping needs.
     """
 
-    format: ClassVar[str] = "droid-rlds"
+    format: ClassVar[str] = "rlds"
     unwanted: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, source: str, *, collection: str | None = None) -> None:
+    def __init__(self, source: str, mapping: RldsMapping | None, *, collection: str | None = None) -> None:
         self._collection = collection
         shards: dict[str, list[SourceFile]] = {}
         self._unusable: list[Rejection | LeftOut] = []
@@ -97,19 +92,23 @@ class DroidRlds:
             raise UserError(f"{printable(source)} holds no TFRecord file: is it another --format?")
         whole = not is_mine(source.rstrip("/").rpartition("/")[2])
         self._folders = {folder: _open_folder(files, whole) for folder, files in shards.items()}
+        if mapping is None or not _fits(mapping, self._folders.values()):
+            raise UserError(f"{printable(source)}: {_undeclared(mapping, self._folders.values())}")
+        self._mapping = mapping
 
     def spec(self) -> DatasetSpec:
-        """DROID's three views, even where the source lacks one; other cameras in the order of the source."""
-        fields = (folder.fields for folder in self._folders.values())
-        cameras = tuple(dict.fromkeys(_camera(key) for f in fields for key in f.cameras))
-        names = DROID_CAMERAS if set(cameras) <= set(DROID_CAMERAS) else cameras
-        recorded = {name for folder in self._folders.values() for name in folder.fields.numbers}
+        """The mapping's cameras, even where the source lacks one; with others all in the order of the source."""
+        mapping, fields = self._mapping, [folder.fields for folder in self._folders.values()]
+        cameras = tuple(dict.fromkeys(mapping.camera(key) for f in fields for key in f.cameras))
+        declared = tuple(camera.camera for camera in mapping.cameras)
+        names = declared if set(cameras) <= set(declared) else cameras
+        known = {name for f in fields for name in f.numbers}
         return DatasetSpec(
             cameras=names,
-            action_dim=DROID_ACTION_DIM,
-            action=DROID_ACTION,
-            states=tuple(field for field in DROID_STATES if field.name in recorded),
-            views=tuple(view for view in DROID_VIEWS if view.name in names),
+            action_dim=mapping.space.dim,
+            action=mapping.space,
+            states=tuple(field for field in mapping.state_fields if field.name in known),
+            views=tuple(view for view in mapping.views if view.name in names),
         )
 
     def refs(self) -> Iterator[SourceRef | Rejection | LeftOut]:
@@ -131,17 +130,19 @@ class DroidRlds:
         steps = len(example.numbers("steps/is_first"))
         if steps == 0:
             raise BadDataError("empty", "the episode has no steps")
-        fields = folder.fields
+        fields, mapping = folder.fields, self._mapping
         fields.check(example)
         state = numbers_of(example, fields, steps)
-        if missing := [name for name in (*_STRUCTURE, _VELOCITY, _GRIPPER) if name not in state]:
+        if missing := [name for name in (*_STRUCTURE, *mapping.widths) if name not in state]:
             raise BadDataError("missing_field", f"the record has no steps/{missing[0]}")
         quality.check_flags(state["is_first"][:, 0] != 0, state["is_last"][:, 0] != 0)
         quality.check_finite(state)
-        frames = {_camera(key): _frames(example, key, steps) for key in fields.of(example, fields.cameras)}
+        absent = {camera.field for camera in mapping.cameras if camera.present and _is_zero(example, camera.present)}
+        images = [key for key in fields.of(example, fields.cameras) if key not in absent]
+        frames = {mapping.camera(key): _frames(example, key, steps) for key in images}
         if not frames:
             raise BadDataError("no_camera", "the record has no image")
-        lab, success, identity = _recorded(example)
+        lab, success, identity = _recorded(example) if mapping.recorded_path == "droid" else (None, None, None)
         return Episode(
             meta=EpisodeMeta(
                 episode_id=hashlib.sha256((identity or f"record\0{ref.fingerprint}").encode()).hexdigest()[:32],
@@ -149,15 +150,24 @@ class DroidRlds:
                 source_format=self.format,
                 source_fingerprint=ref.fingerprint,
                 collection=self._collection or lab or folder.name,
-                fps=DROID_FPS,
-                language=instructions_of(example),
+                fps=mapping.fps,
+                language=instructions_of(example, *mapping.language),
                 success=success,
             ),
-            action=_action(state),
+            action=mapping.action_of(state),
             action_mask=np.ones(steps, np.bool_),
             frames=frames,
             state={name: values for name, values in state.items() if name not in _STRUCTURE},
         )
+
+
+class DroidRlds(Rlds):
+    """Reader of DROID's own release, and of what has its fields."""
+
+    format: ClassVar[str] = "droid-rlds"
+
+    def __init__(self, source: str, *, collection: str | None = None) -> None:
+        super().__init__(source, load_mapping("droid"), collection=collection)
 
 
 def is_mine(name: str) -> bool:
@@ -165,21 +175,48 @@ def is_mine(name: str) -> bool:
     return ".tfrecord" in name
 
 
-def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | None) -> DroidRlds:
-    """For the registry."""
-    return DroidRlds(source, collection=options.collection)
+def open_reader(source: str, options: IngestOptions, _dataset: DatasetSpec | None) -> Rlds:
+    """For the registry: DROID, unless the format or a mapping says otherwise. Raises UserError when they disagree."""
+    if options.mapping in (None, "droid") and options.format != Rlds.format:
+        return DroidRlds(source, collection=options.collection)
+    if options.format == DroidRlds.format:
+        raise UserError(f"--mapping {options.mapping} is not for {DroidRlds.format}: use --format {Rlds.format}")
+    mapping = None if options.mapping is None else load_mapping(options.mapping)
+    return Rlds(source, mapping, collection=options.collection)
 
 
-def _camera(key: str) -> str:
-    return key.rpartition("/")[2]
+def _fits(mapping: RldsMapping, folders: Collection[_Folder]) -> bool:
+    """Whether some folder has the fields of the action; also when none of them has a record that can be read."""
+    known = [folder.fields for folder in folders if folder.fields.numbers]
+    return not known or any(mapping.widths.keys() <= fields.numbers.keys() for fields in known)
+
+
+def _undeclared(mapping: RldsMapping | None, folders: Collection[_Folder]) -> str:
+    """What is missing, what there is instead, and what to do, in a line."""
+    numbers = {name: dim for folder in folders for name, dim in folder.fields.numbers.items()}
+    images = list(dict.fromkeys(key for folder in folders for key in folder.fields.cameras))
+    texts = list(dict.fromkeys(key for folder in folders for key in folder.fields.texts))
+    numeric = [f"{name} ({dim})" for name, dim in numbers.items() if name not in _STRUCTURE]
+    listed = [
+        f"{kind} {', '.join(names[:_SHOWN]) or 'none'}{', ...' if len(names) > _SHOWN else ''}"
+        for kind, names in (("images:", images), ("numbers:", numeric), ("texts:", texts))
+    ]
+    missing = sorted(mapping.widths.keys() - numbers.keys()) if mapping else []
+    lacking = f"RLDS without {', '.join(missing)}" if missing else "RLDS of which nobody says what its fields mean"
+    shipped = ", ".join(MAPPINGS)
+    return f"{lacking}: name a mapping with --mapping ({shipped}, or a TOML file: docs/formats.md). {'; '.join(listed)}"
+
+
+def _is_zero(example: Example, key: str) -> bool:
+    return key in example and not example.numbers(key).any()
 
 
 def _list_shard(shard: SourceFile, promised: int | None) -> Iterator[SourceRef | Rejection]:
     count = 0
     try:
         with shard.open() as file:
-            for found in scan(file, shard.size):
-                yield _reference(shard, count, found)
+            for record in scan(file, shard.size):
+                yield _reference(shard, count, record)
                 count += 1
     except OSError as error:
         yield _rejection(shard.uri, shard.size, "unreadable", f"{type(error).__name__}: {error.strerror or error}")
@@ -189,17 +226,17 @@ def _list_shard(shard: SourceFile, promised: int | None) -> Iterator[SourceRef |
         yield _rejection(shard.uri, shard.size, "count_mismatch", detail)
 
 
-def _reference(shard: SourceFile, index: int, found: Record | BadDataError) -> SourceRef | Rejection:
+def _reference(shard: SourceFile, index: int, record: Record | BadDataError) -> SourceRef | Rejection:
     uri = f"{shard.uri}#record={index}"
-    if isinstance(found, BadDataError):
-        return _rejection(uri, shard.size, found.reason, found.detail)
+    if isinstance(record, BadDataError):
+        return _rejection(uri, shard.size, record.reason, record.detail)
     return SourceRef(
         uri=uri,
-        fingerprint=f"{found.length:x}-{found.checksum:08x}",
+        fingerprint=f"{record.length:x}-{record.checksum:08x}",
         file=shard,
-        offset=found.offset,
-        length=found.length,
-        checksum=found.checksum,
+        offset=record.offset,
+        length=record.length,
+        checksum=record.checksum,
     )
 
 
@@ -210,8 +247,8 @@ def _rejection(uri: str, size: int, reason: str, detail: str) -> Rejection:
 def _open_folder(shards: list[SourceFile], whole: bool) -> _Folder:
     """Read a folder's metadata; `whole` says that all of its shards were asked for."""
     first = shards[0]
-    place = Location(first.folder, first.protocol, first.folder)
-    features, info = (_read_json(place / name) for name in ("features.json", "dataset_info.json"))
+    folder = Location(first.folder, first.protocol, first.folder)
+    features, info = (_read_json(folder / name) for name in ("features.json", "dataset_info.json"))
     problems = [value for value in (features, info) if isinstance(value, Rejection)]
     uri = first.uri.removesuffix(printable(first.name))
     name, records = first.name.partition("-")[0], dict[str, int]()
@@ -249,12 +286,12 @@ def _digest(names: list[str]) -> str:
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _read_json(place: Location) -> dict[str, Any] | Rejection | None:
+def _read_json(file: Location) -> dict[str, Any] | Rejection | None:
     """The object in a JSON file, None when there is no file."""
     try:
-        return find_document(place, dict[str, Any])
+        return find_document(file, dict[str, Any])
     except DamagedError as error:
-        return _rejection(printable(place.uri), 0, "bad_metadata", str(error))
+        return _rejection(printable(file.uri), 0, "bad_metadata", str(error))
 
 
 def _promised(info: dict[str, Any], default: str) -> tuple[dict[str, int], str]:
@@ -291,20 +328,12 @@ def _readable(shards: list[SourceFile]) -> Iterator[Example]:
                     yield Example(check_record(ref.file.read(ref.offset, ref.length), ref.length, ref.checksum))
 
 
-def _action(state: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
-    """The action (T, 10) of one arm. Raises BadDataError "action_dim"."""
-    for name, dim in ((_VELOCITY, 6), (_GRIPPER, 1)):
-        if state[name].shape[1] != dim:
-            raise BadDataError("action_dim", f"{name} has {state[name].shape[1]} numbers a step, DROID's has {dim}")
-    return droid_action(state[_VELOCITY], state[_GRIPPER])
-
-
 def _frames(example: Example, key: str, steps: int) -> Frames:
     images = example.byte_strings(f"steps/{key}")
     quality.check_lengths({key: len(images)}, steps)
     if any(image.startswith(PNG) for image in images):
-        return pixels_of(_camera(key), images)
-    height, width = quality.check_jpegs(_camera(key), images)
+        return pixels_of(key.rpartition("/")[2], images)
+    height, width = quality.check_jpegs(key.rpartition("/")[2], images)
     return EncodedFrames(height=height, width=width, jpegs=images)
 
 

@@ -1,0 +1,82 @@
+"""What a run makes of each of its datasets, before it trains: used, converted, masked, dropped."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from storage_schemas.errors import UserError
+from uwm.config import DataConfig
+from uwm.data.cameras import camera_map
+from uwm.data.mixture import Member
+from uwm.events import DatasetPlan
+
+PLANS_FILE = "data.txt"
+
+
+def dataset_plans(members: Sequence[Member], config: DataConfig) -> tuple[DatasetPlan, ...]:
+    """One plan for each dataset, in order; whatever a dataset has is in it.
+
+    Args:
+        members: the datasets, pinned.
+        config: of the run, pinned.
+    """
+    return tuple(_plan(member, config) for member in members)
+
+
+def write_plans(folder: Path, plans: Sequence[DatasetPlan]) -> None:
+    """Write `data.txt` into a run's folder, to be read. Raises UserError when it can't be written."""
+    parts = []
+    for plan in plans:
+        facts = [f"  {name:<17} {text}" for name, text in plan.facts.items()]
+        parts.append("\n".join([f"{plan.uri} version {plan.version}", *facts]))
+    try:
+        (folder / PLANS_FILE).write_text("\n\n".join(parts) + "\n")
+    except OSError as error:
+        raise UserError(f"can't write {folder / PLANS_FILE}: {error.strerror}") from error
+
+
+def _plan(member: Member, config: DataConfig) -> DatasetPlan:
+    spec, plan = member.dataset.spec, member.plan
+    cameras = camera_map(spec, member.ref, config.cameras)
+    same, converted, masked, dropped = _actions(member)
+    return DatasetPlan(
+        uri=member.ref.uri,
+        version=member.dataset.version,
+        robot=member.ref.embodiment,
+        cameras=cameras,
+        lacks=tuple(camera for camera in config.cameras if camera not in cameras),
+        dropped_cameras=tuple(camera for camera in spec.cameras if camera not in cameras.values()),
+        same=same,
+        converted=converted,
+        masked=masked,
+        dropped=dropped,
+        dropped_states=_states(member),
+        rate=spec.action.rate if spec.action else None,
+        stride=plan.stride,
+        steps=int(member.lengths.sum()),
+        action_steps=member.known_actions,
+    )
+
+
+def _actions(member: Member) -> tuple[tuple[str, ...], ...]:
+    """Parts of the actions: same, converted, masked, dropped."""
+    plan = member.plan
+    wanted = tuple(part.name for part in plan.target.parts) if plan.target else (f"all {plan.target_dim} numbers",)
+    if not member.recorded_actions:
+        return (), (), wanted, ()
+    if plan.how == "same":
+        return wanted, (), (), ()
+    pairs = [(route, route.source) for route in plan.routes]
+    return (
+        tuple(route.target.name for route, _ in pairs if route.how == "same"),
+        tuple(
+            f"{source.text} -> {route.target.text}" for route, source in pairs if source and route.how == "converted"
+        ),
+        tuple(route.target.name for route, source in pairs if source is None),
+        tuple(part.name for part in plan.dropped),
+    )
+
+
+def _states(member: Member) -> tuple[str, ...]:
+    """Names of the fields that the dataset's first chosen episode has."""
+    dataset = member.dataset
+    return tuple(field.name for field in dataset.schema(int(member.rows[0])).state)
