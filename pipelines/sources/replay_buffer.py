@@ -30,7 +30,7 @@ from storage_schemas.spaces import Camera, Part, Space, StateField, undeclared
 RATE, UMI_RATE = 10.0, 60.0
 """Steps per second of diffusion_policy's own tasks, and of UMI's cameras (59.94)."""
 _MAX_EPISODES = 1 << 24
-_MAX_EPISODE_BYTES = 8 << 30
+_MAX_EPISODE_BYTES = 4 << 30
 _SAMPLES = 3
 """Images of an episode whose bytes go into its fingerprint; of all others the sizes, or a zip file's checksums."""
 _META = "/meta/.zgroup"
