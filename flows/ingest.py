@@ -60,7 +60,7 @@ def ingest(
         logger.warning("quarantined %s: %s: %s", rejection.source_uri, rejection.reason, rejection.detail)
     for item in result.report.left_out:
         logger.warning("%s: %s: %s", item.label, item.source_uri, item.what)
-    publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record])
+    publish_lineage(result.root, [record.node for record in (result.source, result.dataset) if record], result.opened)
     if result.dataset and emit_dataset_event(result.root, result.dataset):
         get_run_logger().info("told the server of %s", result.dataset.node)
     return result

@@ -19,7 +19,7 @@ from flows.lineage.pages import HOME_KEY, slug
 from flows.lineage.sections import facts_of
 from flows.runtime.user_errors import as_function, failing_on_user_error
 from flows.train import train_config
-from pipelines.options import INGEST_DEFAULTS, IngestOptions
+from pipelines.options import IngestOptions
 from storage_schemas.markdown import table
 from uwm.config import RunConfig
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
@@ -38,11 +38,7 @@ class FlowJobs:
         self._hours = hours
 
     def ingest(
-        self,
-        source: str,
-        store: str,
-        options: IngestOptions = INGEST_DEFAULTS,
-        runner: RunnerOptions = RUNNER_DEFAULTS,
+        self, source: str, store: str, options: IngestOptions, runner: RunnerOptions = RUNNER_DEFAULTS
     ) -> Ingested:
         """The flow `ingest`."""
         return as_function(ingest)(source, store, options, runner)

@@ -161,6 +161,7 @@ class _Converter:
                 if self._full():
                     self._flush()
         except BadDataError as error:
+            # a reference is stored whole or not at all; what a part holds of it already, no row will name
             self._buffer = [item for item in self._buffer if not any(item[0] is given for given in candidates)]
             self._filter.forget()
             self._counts += Counts(refs=1, rejected=1)

@@ -75,31 +75,31 @@ def raw_path(uri: str) -> str:
 
 
 def find(
-    source: str, wanted: Callable[[str], bool], beside: Collection[str] = ()
+    source: str, accepts: Callable[[str], bool], beside: Collection[str] = ()
 ) -> list[SourceFile | Rejection | LeftOut]:
     """The files of a file, a folder or a glob, sorted by path, and in the end what else is in the folder.
 
     Args:
         source: a local path or fsspec URI of a file, a folder (searched at any depth) or a glob.
-        wanted: which file names of a folder are of interest.
+        accepts: which file names of a folder are of interest.
         beside: file names that say something about those of interest.
 
     Raises:
         UserError: when there is nothing at `source`.
     """
-    place = locate(source)
+    location = locate(source)
     others: Counter[str] = Counter()
 
     def is_wanted(name: str) -> bool:
-        if not wanted(name):
+        if not accepts(name):
             others[_kind(name)] += name not in beside
-        return wanted(name)
+        return accepts(name)
 
-    found = sorted(_local(place.path, is_wanted) if place.is_local else _remote(place, is_wanted), key=_path)
-    if not found and not place.exists() and not glob.has_magic(place.path):
+    files = sorted(_local(location.path, is_wanted) if location.is_local else _remote(location, is_wanted), key=_path)
+    if not files and not location.exists() and not glob.has_magic(location.path):
         raise UserError(f"there is nothing at {printable(source)}")
     counted = [f"{count} {'file' if count == 1 else 'files'} {kind}" for kind, count in others.most_common() if count]
-    return [*found, *(LeftOut(source_uri=printable(place.uri), what=what) for what in counted)]
+    return [*files, *(LeftOut(source_uri=printable(location.uri), what=what) for what in counted)]
 
 
 def file_at(place: Location) -> SourceFile | Rejection | None:
@@ -141,16 +141,16 @@ def walk(path: str) -> Iterator[str | OSError]:
     yield from errors
 
 
-def _path(found: SourceFile | Rejection) -> str:
-    return found.path if isinstance(found, SourceFile) else raw_path(found.source_uri)
+def _path(item: SourceFile | Rejection) -> str:
+    return item.path if isinstance(item, SourceFile) else raw_path(item.source_uri)
 
 
-def _local(path: str, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
+def _local(path: str, is_wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
     if os.path.isdir(path):  # noqa: PTH112
         for item in walk(path):
             if isinstance(item, OSError):
                 yield _unusable(str(item.filename), "unreadable", f"can't list the folder: {item.strerror}")
-            elif wanted(item.rpartition("/")[2]):
+            elif is_wanted(item.rpartition("/")[2]):
                 yield _regular(item)
     elif os.path.lexists(path):
         yield _regular(path)
@@ -174,16 +174,18 @@ def _unusable(path: str, reason: str, detail: str) -> Rejection:
     return Rejection(source_uri=printable(path), fingerprint="", reason=reason, detail=detail)
 
 
-def _remote(place: Location, wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
-    fs = place.fs()
-    if fs.isfile(place.path):
-        found = {place.path: fs.info(place.path)}
-    elif glob.has_magic(place.path):
-        found = fs.glob(place.path, detail=True)
+def _remote(location: Location, is_wanted: Callable[[str], bool]) -> Iterator[SourceFile | Rejection]:
+    fs = location.fs()
+    if fs.isfile(location.path):
+        entries = {location.path: fs.info(location.path)}
+    elif glob.has_magic(location.path):
+        entries = fs.glob(location.path, detail=True)
     else:
-        found = {
-            path: info for path, info in fs.find(place.path, detail=True).items() if wanted(path.rpartition("/")[2])
+        entries = {
+            path: info
+            for path, info in fs.find(location.path, detail=True).items()
+            if is_wanted(path.rpartition("/")[2])
         }
-    for path, info in found.items():
+    for path, info in entries.items():
         if info["type"] == "file":
-            yield SourceFile(str(path), place.protocol, int(info["size"]))
+            yield SourceFile(str(path), location.protocol, int(info["size"]))

@@ -25,7 +25,7 @@ from pipelines.files import printable
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import open_source
-from storage_schemas.catalog.commits import Committer, commit, start_dataset
+from storage_schemas.catalog.commits import Committer, start_dataset
 from storage_schemas.catalog.quarantine import QuarantineRow, add_quarantine, release, withdrawn_fingerprints
 from storage_schemas.catalog.rows import EpisodeRow
 from storage_schemas.catalog.table import create_dataset, dataset_exists
@@ -108,6 +108,7 @@ def ingest(
     store_uri: str,
     options: IngestOptions = INGEST_DEFAULTS,
     *,
+    committer: Committer | None = None,
     run_id: str | None = None,
     executor: Executor | None = None,
     in_flight: int = 16,
@@ -119,6 +120,7 @@ def ingest(
         source: path or fsspec URI of a file, a folder or a glob.
         store_uri: the dataset.
         options: how the source becomes episodes; a batch of them also ends at 4 GB of raw data.
+        committer: of the dataset, for a caller who goes on with the version that it made; a new one when None.
         run_id: for lineage; a new one when None.
         executor: who converts the batches, anywhere and in any order; this process, one after another, when None.
         in_flight: batches that the executor is given before the first of them is committed.
@@ -139,7 +141,7 @@ def ingest(
     blank = _blank_batch(source, store_uri, found_format, filters.names, spec, run_id or uuid.uuid4().hex)
     source_uri = printable(locate(source).uri)
     quarantine = _Quarantine(store_uri=store_uri, run_id=blank.run_id, source=f"{reader.format} {source_uri}")
-    ledger = _Ledger(store_uri, dataset, spec, plan, filters, quarantine)
+    ledger = _Ledger(committer or Committer(store_uri), dataset, spec, plan, filters, quarantine)
     quarantine.add(plan.rejected)
     batches = [replace(blank, refs=refs) for refs in _cut(plan.todo, options.batch_episodes)]
     for converted in _converted(batches, reader, executor, in_flight, ledger, progress):
@@ -270,8 +272,8 @@ def plan_ingestion(reader: SourceReader, dataset: Dataset | None, filters: Filte
         if fingerprint in fingerprints:
             known[fingerprint] += 1
             taken[episode_id] = fingerprint, uri
-        elif (place := uri if uri in current else uri.rpartition("#")[0]) in current:
-            stale.setdefault(place, []).append(episode_id)
+        elif (reference := uri if uri in current else uri.rpartition("#")[0]) in current:
+            stale.setdefault(reference, []).append(episode_id)
     copies = filters.copies(refs, dict(taken.values()))
     done = known.keys() | withdrawn
     return Plan(
@@ -330,7 +332,7 @@ class _Quarantine:
 class _Ledger:
     """Takes converted batches in the order of the plan and commits what is good of them."""
 
-    store_uri: str
+    committer: Committer
     dataset: InitVar[Dataset | None]
     """As it was before the run; None when the first commit is to start it."""
     spec: DatasetSpec
@@ -345,7 +347,6 @@ class _Ledger:
     left_out: list[LeftOut] = field(default_factory=list)
     total: Counter[str] = field(default_factory=Counter)
     _done: Counts = field(default_factory=Counts)
-    _committer: Committer | None = None
     _retired: list[str] = field(init=False)
     _rows: list[EpisodeRow] = field(default_factory=list)
     _unrecorded: list[Rejection] = field(default_factory=list)
@@ -375,11 +376,10 @@ class _Ledger:
     def close(self) -> None:
         """Commit what is left, and write down what was turned away."""
         if self._rows or self._retired:
-            if self._committer is None:
-                if self.starts:  # with its first commit, so that a source of which nothing is good decides nothing
-                    start_dataset(self.store_uri, self.spec)
-                self._committer = Committer(self.store_uri)
-            result = commit(self._committer, self._rows, retire=self._retired)
+            if self.starts:  # with its first commit, so that a source of which nothing is good decides nothing
+                start_dataset(self.quarantine.store_uri, self.spec)
+                self.starts = False
+            result = self.committer.commit(self._rows, retire=self._retired)
             self.version = result.version
             self.total.update(added=result.added, replaced=result.replaced, present=result.present)
             self.total["steps"] += sum(row.length for row in self._rows)

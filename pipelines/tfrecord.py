@@ -82,16 +82,6 @@ def _overrun(length: int, left: int, good: bool) -> BadDataError:
     return BadDataError("length_crc_mismatch", f"the record's length, {length}, is damaged; the rest can't be located")
 
 
-def read_record(file: BinaryIO, record: Record) -> bytes:
-    """The record's data.
-
-    Raises:
-        BadDataError: "truncated" or "crc_mismatch".
-    """
-    file.seek(record.offset)
-    return check_record(file.read(record.length), record.length, record.checksum)
-
-
 def check_record(data: bytes, length: int, checksum: int) -> bytes:
     """The data of a record, if it is whole.
 

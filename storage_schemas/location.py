@@ -53,6 +53,7 @@ class RemotePolicy:
     @property
     def deadline(self) -> float:
         """Seconds after which an operation with all its retries is given up."""
+        # each try may time out, and the pauses between them double
         return self.timeout * (self.retries + 1) + 2.0**self.retries
 
 
@@ -105,6 +106,7 @@ def _is_outage(location: "Location", error: Exception) -> bool:
     """Whether a storage failed; a missing or taken name and a lost race of two commits are answers."""
     if isinstance(error, (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError)):
         return False
+    # a kind of DeltaError, but what it says is that another commit was faster
     return isinstance(error, _outages(location)) and type(error).__name__ != "CommitFailedError"
 
 
@@ -246,10 +248,6 @@ class Location:
             else:
                 Path(self.path).unlink()
 
-    def delta_uri(self) -> str:
-        """The place as deltalake takes it."""
-        return self.uri
-
     def delta_options(self) -> dict[str, str]:
         """Storage options of deltalake; keys, region and endpoint come from the usual AWS_* variables."""
         if self.protocol not in _S3:
@@ -314,6 +312,7 @@ def _s3_options() -> dict[str, Any]:
         "read_timeout": policy.timeout,
         "retries": {"max_attempts": policy.retries + 1, "mode": "standard"},
     }
+    # no cache of listings: others write there too
     return {"endpoint_url": s3_endpoint(), "config_kwargs": config, "use_listings_cache": False}
 
 

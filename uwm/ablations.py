@@ -144,11 +144,11 @@ def find_ablations(names: Sequence[str]) -> tuple[Ablation, ...]:
     Raises:
         UserError: when there is no such ablation; names all there are.
     """
-    wanted = [name.strip().replace("_", "-") for name in names]
-    for name in wanted:
+    chosen = [name.strip().replace("_", "-") for name in names]
+    for name in chosen:
         if name not in ABLATIONS:
             raise UserError(f"unknown ablation {name!r}: it is one of {', '.join(ABLATIONS)}")
-    return tuple(ABLATIONS[name] for name in dict.fromkeys(wanted)) or tuple(ABLATIONS.values())
+    return tuple(ABLATIONS[name] for name in dict.fromkeys(chosen)) or tuple(ABLATIONS.values())
 
 
 def variants(base: RunConfig, ablations: Sequence[Ablation]) -> tuple[Variant, ...]:

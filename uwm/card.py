@@ -58,13 +58,25 @@ def _head(checkpoint: Checkpoint, weights: str) -> str:
 def _use(checkpoint: Checkpoint) -> str:
     data = checkpoint.config.data
     cameras = ", ".join(f'"{camera}": frames' for camera in data.cameras)
+    states = ", ".join(f'"{state.name}": numbers' for state in data.states)
+    told = (f", states={{{states}}}" if states else "") + (', instruction="..."' if data.language.is_heard else "")
     return (
         "```python\nfrom uwm.auto import AutoPolicy\n\n"
         'policy = AutoPolicy.load("path/of/this/folder")\n'
-        f"actions = policy.act({{{cameras}}})  # {data.action_horizon, data.action_dim} in the data's units\n```\n\n"
+        f"actions = policy.act({{{cameras}}}{told})\n"
+        f"# {data.action_horizon, data.action_dim} in the data's units\n```\n\n"
         f"`frames` is uint8 ({data.obs_frames}, height, width, 3), the oldest first; a camera that is left out counts "
-        "as absent."
+        "as absent." + "".join(f"\n{line}" for line in _told(checkpoint))
     )
+
+
+def _told(checkpoint: Checkpoint) -> Iterable[str]:
+    """What it takes beside images."""
+    data = checkpoint.config.data
+    for state in data.states if data.states else ():
+        yield f"\n- state `{state.name}`, {state.dim} numbers: {'; '.join(state.space.lines if state.space else ())}"
+    if data.language.is_heard:
+        yield f"\n- instructions, by the text encoder `{data.language.source}` (`{data.language.identity}`)"
 
 
 def _data(checkpoint: Checkpoint) -> str:
@@ -138,7 +150,11 @@ def _limits(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> str:
 
 
 def _limit_lines(checkpoint: Checkpoint, evaluations: Sequence[Evaluation]) -> Iterable[str]:
-    yield "It takes images only: no robot state, no language."
+    data = checkpoint.config.data
+    if not data.states:
+        yield "It observes no state of the robot" + (", only images." if not data.language.is_heard else ".")
+    if not data.language.is_heard:
+        yield "It hears no instructions."
     yield "Actions are in the units and the frame of the data above; another robot needs finetuning."
     if not evaluations:
         yield "Nothing is said here of how well it does."

@@ -296,8 +296,8 @@ def _step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def _names_latest(place: Path) -> bool:
-    return place.name == "latest" and place.parent.name == FOLDER
+def _names_latest(path: Path) -> bool:
+    return path.name == "latest" and path.parent.name == FOLDER
 
 
 def _complete(root: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from storage_schemas.conventions import DROID_ACTION, DROID_ROBOT
 from storage_schemas.episode import SegmentSpec
 from storage_schemas.errors import UserError
 from storage_schemas.spaces import Space
+from uwm.conditions import AnyState, LanguageConfig
 from uwm.earlier_configs import upgraded
 from uwm.registry import POLICY_GROUP, policy_settings
 from uwm.settings import Beta, Changeable, DatasetVersion, RunName, Seed, Settings, Size
@@ -82,6 +83,10 @@ class DataConfig(Settings):
     embodiments: tuple[Embodiment, ...] = Field(
         (), description="the robots, in the order of their ids, which start at 1; filled in when the run starts"
     )
+    states: tuple[AnyState, ...] = Field(
+        (), description="fields of the robot's state that are observed beside the images, as name or name:numbers"
+    )
+    language: LanguageConfig = LanguageConfig()
     missing_views: Literal["none", "same", "random"] = Field(
         "none",
         description="a camera that a sample lacks stays a masked hole, or shows the first one that it has, or any",
@@ -141,6 +146,18 @@ class DataConfig(Settings):
         if self.crop[0] > self.resize[0] or self.crop[1] > self.resize[1]:
             raise ValueError(f"crop {self.crop} is larger than resize {self.resize}")
         return self
+
+    @model_validator(mode="after")
+    def _states_differ(self) -> Self:
+        names = [state.name for state in self.states]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two states have the same name: {', '.join(names)}")
+        return self
+
+    @property
+    def state_dim(self) -> int:
+        """D, the numbers of all states together."""
+        return sum(state.dim for state in self.states)
 
     @property
     def robots(self) -> tuple[str, ...]:
@@ -360,6 +377,8 @@ class TrainConfig(Settings):
 InitChange = Literal[
     "normalizer",
     "data.cameras",
+    "data.states",
+    "data.language.identity",
     "data.action",
     "data.next_start",
     "policy.diffusion.beta_schedule",

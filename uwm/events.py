@@ -120,6 +120,17 @@ class TrainStarted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """Instructions of a dataset are encoded before the run is set up; no line of `metrics.jsonl`."""
+
+    dataset: str
+    done: int
+    total: int
+    step: int = 0
+    event: Literal["encoding"] = "encoding"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainProgress:
     """Means over the steps since the last such event."""
 
@@ -182,7 +193,7 @@ class TrainFinished:
     event: Literal["train_finished"] = "train_finished"
 
 
-TrainEvent = TrainStarted | TrainProgress | CheckpointSaved | Evaluated | TrainStopped | TrainFinished
+TrainEvent = Encoding | TrainStarted | TrainProgress | CheckpointSaved | Evaluated | TrainStopped | TrainFinished
 OnEvent = Callable[[TrainEvent], None]
 
 _EVENT: TypeAdapter[TrainEvent] = TypeAdapter(Annotated[TrainEvent, Field(discriminator="event")])
@@ -212,8 +223,8 @@ def load_metrics(folder: str | Path) -> tuple[TrainProgress, ...]:
     if not path.is_file():
         return ()
     with path.open("rb") as file:
-        found = {event.step: event for event in read_events(file) if isinstance(event, TrainProgress)}
-    return tuple(found[step] for step in sorted(found))
+        progress = {event.step: event for event in read_events(file) if isinstance(event, TrainProgress)}
+    return tuple(progress[step] for step in sorted(progress))
 
 
 class MetricsFile:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 from uwm.config import RunConfig
 from uwm.earlier_configs import todays_name
 from uwm.registry import nearest, policy_settings
@@ -34,10 +34,8 @@ def apply_overrides(config: RunConfig, pairs: Sequence[str]) -> RunConfig:
     try:
         changed = RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        reason = first["msg"].removeprefix("Value error, ")
-        nearest = _nearest_field(config, name) if first["type"] == "extra_forbidden" else ""
+        name, reason = first_problem(error)
+        nearest = _nearest_field(config, name) if error.errors()[0]["type"] == "extra_forbidden" else ""
         raise UserError(f"{name}: {reason}{nearest}" if name else reason) from error
     changed.check_warmup()
     return changed

@@ -19,12 +19,13 @@ from uwm.device import resolve_device
 from uwm.eval.options import EvalOptions
 from uwm.eval.result import ACTION_METRICS, Metric, ModeName
 from uwm.eval.setup import check_steps, full_windows
+from uwm.language.instructions import with_encoder
 from uwm.policies import build
 from uwm.policy import Learner, Policy
 from uwm.settings import replace
 from uwm.train.finetuning import check_changes
 from uwm.train.resume import resolve_paths
-from uwm.train.setup import check_data
+from uwm.train.setup import check_data, with_data
 
 
 def check_run(config: RunConfig, *, after: RunConfig | None = None) -> None:
@@ -100,7 +101,11 @@ def _continued(config: RunConfig, parent: RunConfig) -> RunConfig:
 
 
 def _layout(config: RunConfig) -> Learner:
-    """A run's network without memory for its weights."""
+    """A run's network without memory for its weights; what its size depends on is asked of data and text encoder."""
+    data = config.data
+    if any(state.space is None for state in data.states) or data.language.is_heard:
+        asked = replace(config, data=replace(data, language=with_encoder(data.language)))
+        config = with_data(asked, open_mixture(data)) if data.datasets else asked
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # initialising what has no memory
         return build(config)

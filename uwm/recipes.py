@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from storage_schemas.errors import UserError
+from uwm.conditions import LanguageConfig
 from uwm.config import (
     AutoencoderConfig,
     DataConfig,
@@ -77,6 +78,15 @@ def uwm_paper() -> RunConfig:
         optim=OptimConfig(schedule="constant", warmup_steps=0, ema_decay=0, implementation="foreach"),
         train=replace(base.train, matmul="fp32", sync="step"),
     )
+
+
+@recipe
+def uwm_told() -> RunConfig:
+    """`uwm` that feels DROID's joints and gripper and hears its instructions."""
+    base = uwm()
+    states = ("observation/joint_position", "observation/gripper_position")
+    language = LanguageConfig(kind="minilm", dropout=0.1)
+    return replace(base, name="uwm-told", data=replace(base.data, states=states, language=language))
 
 
 @recipe

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 try:
     import typer
 
-    from flows.cli import bench, checkpoints, datasets, demo, evaluation, ingest, lineage, operate, training
+    from flows.cli import bench, browse, checkpoints, datasets, demo, evaluation, ingest, lineage, operate, training
     from flows.cli.console import Interrupted, complain
     from flows.cli.options import expanded
     from flows.runtime.child_process import stop_signals_exit
@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Unified World Models as a data-centric pipeline: from raw robot data and video to an evaluated model.",
     epilog="Start with: uwm demo",
 )
-for commands in (ingest, datasets, training, evaluation, checkpoints, lineage, operate, demo):
+for commands in (ingest, datasets, browse, training, evaluation, checkpoints, lineage, operate, demo):
     for command in commands.COMMANDS:
         app.command(command.__name__.replace("_", "-"))(expanded(command))
 app.add_typer(bench.bench, name="bench")

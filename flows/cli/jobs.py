@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from flows.cli.console import count, note, progress_bar, telling_what_is_kept
 from flows.jobs.options import RUNNER_DEFAULTS, LatentsOptions, RunnerOptions
-from pipelines.options import INGEST_DEFAULTS, IngestOptions
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 
@@ -64,11 +64,7 @@ class LocalJobs:
         self.quiet = quiet
 
     def ingest(
-        self,
-        source: str,
-        store: str,
-        options: IngestOptions = INGEST_DEFAULTS,
-        runner: RunnerOptions = RUNNER_DEFAULTS,
+        self, source: str, store: str, options: IngestOptions, runner: RunnerOptions = RUNNER_DEFAULTS
     ) -> "Ingested":
         """Ingest with a bar of references."""
         from flows.jobs.ingest import run_ingest

@@ -8,15 +8,16 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 
 M = TypeVar("M", bound=BaseModel)
+P = ParamSpec("P")
 R = TypeVar("R")
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="Dataset: a folder or a URI such as s3://bucket/droid.")]
@@ -44,7 +45,7 @@ WITH_COMMAS = ("reject",)
 """Lists that are one word with commas; other lists are options that repeat."""
 
 
-def expanded(command: Callable[..., R]) -> Callable[..., R]:
+def expanded(command: Callable[P, R]) -> Callable[P, R]:
     """A command as typer takes it: with options in the place of parameters that are models."""
     hints = get_type_hints(command, include_extras=True)
     models: dict[str, type[BaseModel]] = {}
@@ -58,13 +59,14 @@ def expanded(command: Callable[..., R]) -> Callable[..., R]:
             shown.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
 
     @functools.wraps(command)
-    def run(**values: Any) -> R:
-        built = {name: _take(model, values) for name, model in models.items()}
-        return command(**built, **values)
+    def run(*arguments: P.args, **values: P.kwargs) -> R:
+        values.update({name: _take(model, values) for name, model in models.items()})
+        return command(*arguments, **values)
 
-    result: Any = run
-    result.__signature__ = inspect.Signature(shown)
-    result.__annotations__ = {option.name: option.annotation for option in shown}
+    # what typer looks at; `run` is called with one value for each of these options, by its name
+    typed: Any = run
+    typed.__signature__ = inspect.Signature(shown)
+    typed.__annotations__ = {option.name: option.annotation for option in shown}
     return run
 
 
@@ -115,6 +117,5 @@ def checked(model: type[M], given: Mapping[str, object]) -> M:
     try:
         return model.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        raise UserError(f"{flag(str(first['loc'][0]))}: {reason}" if first["loc"] else reason) from error
+        name, reason = first_problem(error)
+        raise UserError(f"{flag(name.partition('.')[0])}: {reason}" if name else reason) from error

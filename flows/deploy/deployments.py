@@ -28,7 +28,7 @@ from flows.deploy.automations import automations
 from flows.deploy.forms import parameters_form
 from flows.deploy.site import TAG, Deployment, Scheduled, Site, deployments, job_variables, queue
 from flows.runtime.gpu_slots import GPU_LIMIT
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ def _clocks(when: Scheduled) -> list[CronSchedule | IntervalSchedule]:
             return [IntervalSchedule(interval=timedelta(seconds=when.every), timezone=when.timezone)]
     except ValidationError as error:
         given = f"{when.cron or when.every} in {when.timezone}"
-        raise UserError(f"no schedule: {given}: {error.errors()[0]['msg']}") from error
+        raise UserError(f"no schedule: {given}: {first_problem(error)[1]}") from error
     return []
 
 

@@ -15,7 +15,7 @@ from flows.jobs.promotion import Measure
 from flows.jobs.train import make_config
 from flows.runtime.timeouts import HEARTBEAT_SECONDS, MIN_SILENCE_SECONDS
 from pipelines.options import IngestOptions
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 
 MAX_SITE_BYTES = 1 << 20
 TAG = "uwm"
@@ -150,9 +150,8 @@ def load_site(path: str | Path) -> Site:
     except OSError as error:
         raise UserError(f"can't read the site file {path}: {error.strerror}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "content"
-        raise UserError(f"{path}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        name, reason = first_problem(error)
+        raise UserError(f"{path}: {name or 'content'}: {reason}") from error
     except ValueError as error:
         raise UserError(f"{path} is no TOML: {error}") from error
     for chain in site.chain:  # such a mistake would show only with the next dataset version

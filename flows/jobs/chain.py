@@ -122,6 +122,7 @@ def _lost(best: Contender) -> str:
 
     try:
         identity = load_checkpoint(best.uri).identity
+    # a storage that does not answer says nothing of the checkpoint
     except StorageError:
         raise
     except UserError as error:
@@ -202,6 +203,7 @@ def _compared(jobs: Jobs, plan: Plan, options: EvalOptions, trained: Trained, be
     )
     if best is None:
         return Comparison(candidate=candidate, best=None, lost=lost)
+    # in its own units, which are the shared ones: so its evaluation may be there already
     old = jobs.evaluate(best.uri, plan.evaluation.uri, options)
     again = best.model_copy(update={"evaluation": old.record.node, "value": plan.measure.of(old.evaluation)})
     return Comparison(candidate=candidate, best=again, unlike=_unlike(plan.measure, new, old))

@@ -1,6 +1,6 @@
 """A source becomes a dataset version, and the lineage knows it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from pipelines.ingest import IngestProgress, IngestReport
-    from storage_schemas.store.dataset import DatasetSummary
+    from storage_schemas.store.dataset import Dataset, DatasetSummary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,8 @@ class Ingested:
     source: LineageRecord
     dataset: LineageRecord | None
     """None when nothing of the source was good enough to make a version."""
+    opened: "Mapping[str, Dataset]"
+    """That version, opened, by its node: for who has more to say of it."""
 
     @property
     def record(self) -> LineageRecord | None:
@@ -62,13 +64,17 @@ def run_ingest(
         UserError: when the source can't be read at all or the store can't take it.
     """
     from pipelines.ingest import ingest
+    from storage_schemas.catalog.commits import Committer
+    from storage_schemas.store.dataset import Dataset
 
+    committer = Committer(store)
     start = Start(job="ingest", about=locate(store).name, inputs=(source,), outputs=(store,))
     with emitting(start, run_url) as completed:
         report = ingest(
             source,
             store,
             options,
+            committer=committer,
             run_id=run_id or None,
             executor=executor,
             in_flight=in_flight,
@@ -78,16 +84,21 @@ def run_ingest(
         facts: dict[str, Fact] = {"format": report.source_format, "collection": options.collection}
         uri, fingerprint = report.source_uri, report.source_fingerprint
         record = record_source(root, uri=uri, fingerprint=fingerprint, facts=facts, run_url=run_url)
-        dataset = _record_ingested(root, report, record, run_url) if report.version else None
-        result = Ingested(report=report, root=root, source=record, dataset=dataset)
+        dataset, opened = None, {}
+        if report.version:
+            contents = Dataset(locate(store), committer.snapshot(report.version))
+            dataset = _record_ingested(root, report, contents, record, run_url)
+            opened = {dataset.node: contents}
+        result = Ingested(report=report, root=root, source=record, dataset=dataset, opened=opened)
         completed(result)
     return result
 
 
-def _record_ingested(root: str, report: "IngestReport", source: LineageRecord, run_url: str) -> LineageRecord:
-    from storage_schemas.store.dataset import open_dataset, summary
+def _record_ingested(
+    root: str, report: "IngestReport", dataset: "Dataset", source: LineageRecord, run_url: str
+) -> LineageRecord:
+    from storage_schemas.store.dataset import summary
 
-    dataset = open_dataset(report.store_uri, report.version)
     pin = DatasetPin(uri=dataset.uri, version=dataset.version, table_id=dataset.table_id)
     contents = summary(dataset)
     facts: dict[str, Fact] = {

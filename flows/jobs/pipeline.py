@@ -8,7 +8,7 @@ from flows.jobs.evaluate import Evaluated
 from flows.jobs.ingest import Ingested
 from flows.jobs.options import RUNNER_DEFAULTS, RunnerOptions
 from flows.jobs.train import Trained, adapted
-from pipelines.options import INGEST_DEFAULTS, IngestOptions
+from pipelines.options import IngestOptions
 from storage_schemas.errors import UserError
 from uwm.eval.options import EVAL_DEFAULTS, EvalOptions
 
@@ -20,11 +20,7 @@ class Jobs(Protocol):
     """The three jobs that others consist of, however they are carried out."""
 
     def ingest(
-        self,
-        source: str,
-        store: str,
-        options: IngestOptions = INGEST_DEFAULTS,
-        runner: RunnerOptions = RUNNER_DEFAULTS,
+        self, source: str, store: str, options: IngestOptions, runner: RunnerOptions = RUNNER_DEFAULTS
     ) -> Ingested:
         """Bring a source into a store. Raises UserError when it can't be done."""
         ...

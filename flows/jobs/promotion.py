@@ -14,7 +14,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from storage_schemas.documents import read_document, write_document
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 from storage_schemas.lineage.records import safe_name
 from storage_schemas.location import Location, locate
 from uwm.eval.result import METRICS_OF, Estimate, Evaluation, Metric, ModeName
@@ -59,7 +59,7 @@ class Measure(Record):
         try:
             return cls.model_validate({"mode": mode, "metric": metric, "margin": margin})
         except ValidationError as error:
-            raise UserError(f"margin {margin}: {error.errors()[0]['msg']}") from error
+            raise UserError(f"margin {margin}: {first_problem(error)[1]}") from error
 
     def of(self, evaluation: Evaluation) -> Estimate:
         """What an evaluation says of it.
@@ -192,8 +192,8 @@ class Track:
             run_url: the flow run.
         """
         for _ in range(MAX_RACES):
-            if made := self.decided(identity):
-                return made
+            if earlier := self.decided(identity):
+                return earlier
             number = len(self.decisions()) + 1
             compared = contend(self.best())
             promoted, reason = compare(measure, compared)

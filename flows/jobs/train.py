@@ -10,7 +10,7 @@ from flows.lineage.openlineage import Start, emitting
 from flows.lineage.records import CheckpointPin, DatasetPin, checkpoint_root, record_checkpoint
 from flows.runtime.child_process import module_command, run_child
 from storage_schemas.documents import write_document
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 from storage_schemas.lineage.records import Fact, LineageRecord
 from storage_schemas.location import locate
 
@@ -53,7 +53,7 @@ def adapted(config: "RunConfig", **changes: object) -> "RunConfig":
     try:
         return replace(config, **changes)
     except ValidationError as error:
-        raise UserError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
+        raise UserError(first_problem(error)[1]) from error
 
 
 def run_training(

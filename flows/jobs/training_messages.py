@@ -1,12 +1,23 @@
 """Events of a training process in words."""
 
-from uwm.events import CheckpointSaved, DatasetPlan, Evaluated, TrainEvent, TrainFinished, TrainProgress, TrainStarted
+from uwm.events import (
+    CheckpointSaved,
+    DatasetPlan,
+    Encoding,
+    Evaluated,
+    TrainEvent,
+    TrainFinished,
+    TrainProgress,
+    TrainStarted,
+)
 
 
 def describe(event: TrainEvent) -> str:
     """One line for a reader; of a run that starts one more for each dataset, of what becomes of it."""
     if isinstance(event, TrainStarted):
         return _started(event)
+    if isinstance(event, Encoding):
+        return f"{event.done:,} of {event.total:,} instructions of {event.dataset} are encoded"
     if isinstance(event, TrainProgress):
         return (
             f"step {event.step}/{event.steps}: loss {event.loss:.4f}, lr {event.lr:.2e}, "

@@ -1,29 +1,31 @@
 """The details of sources and dataset versions, from the episode table and a few frames."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from flows.lineage.sections import Section, pictures, strip, table
 from storage_schemas.catalog.quarantine import quarantined
-from storage_schemas.catalog.versions import EpisodeChange, VersionDiff, diff
+from storage_schemas.catalog.versions import EpisodeChange, VersionDiff, compare, load_version
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.provenance import raw_files
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
 from storage_schemas.store.dataset import Dataset, open_dataset, summary
 
+LOOPBACK, BROWSE_PORT = "127.0.0.1", 4210
+"""Where `uwm browse` serves its pages."""
 SAMPLES = 4
 """Episodes that a dataset's page shows frames of."""
 
 
-def of_source(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+def of_source(graph: LineageGraph, record: LineageRecord, opened: Mapping[str, Dataset]) -> list[Section]:
     """The raw files that became episodes.
 
     Raises:
         UserError: when a dataset that took them in can't be read.
     """
-    raw = raw_files(graph, record.node)
+    raw = raw_files(graph, record.node, {node: dataset.snapshot for node, dataset in opened.items()})
     if raw.missing:
         raise UserError("; ".join(f"{node}: {reason}" for node, reason in raw.missing.items()))
     episodes, steps = Counter[str](), Counter[str]()
@@ -38,18 +40,19 @@ def of_source(graph: LineageGraph, record: LineageRecord) -> list[Section]:
     return [table("Raw files", ("file", "episodes", "steps"), rows, text=text)]
 
 
-def of_dataset(graph: LineageGraph, record: LineageRecord) -> list[Section]:
+def of_dataset(graph: LineageGraph, record: LineageRecord, opened: Mapping[str, Dataset]) -> list[Section]:
     """Statistics, sample frames, and what changed since the version before.
 
     Raises:
         UserError: when the dataset can't be read or is another one by now.
     """
-    dataset = open_dataset(record.uri, int(record.version))
+    dataset = opened.get(record.node) or open_dataset(record.uri, int(record.version))
     if record.identity != f"{dataset.table_id}@{record.version}":
         raise UserError(f"{record.uri} is another dataset by now")
     return [
         _statistics(dataset),
         _samples(dataset),
+        _browsing(record),
         *_changes(graph, record, dataset),
         _cameras(dataset),
         _collections(dataset),
@@ -130,6 +133,16 @@ def _samples(dataset: Dataset) -> Section:
     return Section(title="Samples", text="First, middle and last frame." if shown else "No frames.", pictures=shown)
 
 
+def _browsing(record: LineageRecord) -> Section:
+    """Where to look at every episode."""
+    return Section(
+        title="Episodes",
+        text=f"All of them, with video, curves and provenance, as long as this runs: "
+        f"uwm browse {record.uri} --version {record.version}",
+        link=f"http://{LOOPBACK}:{BROWSE_PORT}/{record.identity}/",
+    )
+
+
 def _strips(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
     count = len(dataset)
     for episode in np.unique(np.linspace(0, count - 1, min(SAMPLES, count)).round().astype(int)).tolist():
@@ -143,7 +156,8 @@ def _strips(dataset: Dataset) -> Iterator[tuple[str, bytes]]:
 def _changes(graph: LineageGraph, record: LineageRecord, dataset: Dataset) -> list[Section]:
     """Against the version that the record names as its parent; without one everything is new."""
     before = next((graph.records[name] for name in record.upstream if _same_log(graph, name, record)), None)
-    changes = diff(record.uri, int(before.version) if before else 0, int(record.version))
+    old = load_version(dataset.location, int(before.version) if before else 0, newest=dataset.version)
+    changes = compare(old, dataset.snapshot)
     since = f"since version {before.version}" if before else "in this first version"
     rows = [(change.kind, change.episode_id, _lengths(change), change.source_uri) for change in changes.changes]
     counts = (

@@ -5,6 +5,9 @@ holds them as JSON. That bounds what publishing costs, and keeps a page whole af
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
@@ -14,11 +17,19 @@ from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord
 from storage_schemas.location import Location, locate
 
+if TYPE_CHECKING:
+    from storage_schemas.store.dataset import Dataset
+
 FOLDER = "details"
 FORMAT = 1
 
 Details = Mapping[str, Sequence[Section]]
 """The sections of each node."""
+Gatherers = Mapping[str, Callable[[LineageGraph, LineageRecord], list[Section]]]
+"""What gathers the details of each kind of node."""
+Opened = Mapping[str, "Dataset"]
+"""Dataset versions that a caller has opened already, by their nodes."""
+NOTHING_OPENED: Opened = MappingProxyType({})
 
 
 class _Kept(BaseModel):
@@ -29,24 +40,32 @@ class _Kept(BaseModel):
     sections: tuple[Section, ...]
 
 
-def details_of(graph: LineageGraph, nodes: Iterable[str], *, keep: bool = False) -> dict[str, Sequence[Section]]:
+def details_of(
+    graph: LineageGraph,
+    nodes: Iterable[str],
+    *,
+    keep: bool = False,
+    opened: Opened = NOTHING_OPENED,
+) -> dict[str, Sequence[Section]]:
     """The details of some nodes; unknown nodes have none.
 
     Args:
         graph: all records.
         nodes: whose details are wanted.
         keep: write down what was gathered now, for the next time.
+        opened: dataset versions that are opened already, by their nodes.
     """
-    return {node: _details(graph, graph.records[node], keep) for node in nodes if node in graph}
+    gatherers = _gatherers(opened)
+    return {node: _details(graph, graph.records[node], gatherers, keep) for node in nodes if node in graph}
 
 
-def _details(graph: LineageGraph, record: LineageRecord, keep: bool) -> Sequence[Section]:
+def _details(graph: LineageGraph, record: LineageRecord, gatherers: Gatherers, keep: bool) -> Sequence[Section]:
     location = locate(graph.root) / FOLDER / record.kind / f"{record.name}@{record.version}.json"
     kept = _read_kept(location, record)
     if kept is not None:
         return kept
     try:
-        sections = tuple(_gatherers()[record.kind](graph, record))
+        sections = tuple(gatherers[record.kind](graph, record))
     except (UserError, OSError) as error:  # gone, or not what it was
         return (Section(title="Details", text=f"They can't be read: {error}"),)
     if keep and (record.kind != "source" or graph.children(record.node)):
@@ -63,12 +82,12 @@ def _read_kept(location: Location, record: LineageRecord) -> Sequence[Section] |
     return kept.sections if kept and (kept.format, kept.identity) == (FORMAT, record.identity) else None
 
 
-def _gatherers() -> Mapping[str, Callable[[LineageGraph, LineageRecord], list[Section]]]:
+def _gatherers(opened: Opened) -> Gatherers:
     from flows.lineage import data, learned
 
     return {
-        "source": data.of_source,
-        "dataset": data.of_dataset,
+        "source": partial(data.of_source, opened=opened),
+        "dataset": partial(data.of_dataset, opened=opened),
         "checkpoint": learned.of_checkpoint,
         "evaluation": learned.of_evaluation,
     }

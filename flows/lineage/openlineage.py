@@ -71,7 +71,7 @@ def emitting(start: Start, run_url: str) -> Iterator[Callable[[JobResult], None]
         What to call with that which the job has made.
     """
     if not os.environ.get(URL_VARIABLE) or os.environ.get("OPENLINEAGE_DISABLED", "").lower() == "true":
-        yield lambda made: None
+        yield lambda result: None
         return
     run = _Run(start, run_url)
     run.started()
@@ -223,10 +223,10 @@ def _facets(record: LineageRecord) -> dict[str, Any]:
     from openlineage.client.facet_v2 import dataset_type_dataset, dataset_version_dataset, datasource_dataset
 
     namespace, name = named(record.uri)
-    place = f"file://{name}" if namespace == "file" else f"{namespace}/{name}"
+    uri = f"file://{name}" if namespace == "file" else f"{namespace}/{name}"
     facets: dict[str, Any] = {
         "version": dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=record.identity),
-        "dataSource": datasource_dataset.DatasourceDatasetFacet(name=namespace, uri=place),
+        "dataSource": datasource_dataset.DatasourceDatasetFacet(name=namespace, uri=uri),
         "datasetType": dataset_type_dataset.DatasetTypeDatasetFacet(datasetType=record.kind.upper()),
     }
     if record.kind == "dataset":

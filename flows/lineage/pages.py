@@ -107,6 +107,8 @@ def _section(section: Section) -> str:
     parts = [f"## {plain(section.title)}"]
     if section.text:
         parts.append(plain(section.text))
+    if section.link:
+        parts.append(f"[{section.link}]({section.link})")
     if section.rows:
         rows = [[plain(cell) for cell in row] for row in section.rows]
         parts.append(table([plain(name) for name in section.header], rows))

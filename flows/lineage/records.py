@@ -148,8 +148,8 @@ def adopt_dataset(root: str, pin: DatasetPin) -> LineageRecord:
     home = lineage_root(pin.uri)
     if locate(home) != locate(root):
         known = graph(home)
-        if found := known.identified("dataset", pin.identity):
-            write_all(root, known.ancestry(found.node))
+        if record := known.identified("dataset", pin.identity):
+            write_all(root, known.ancestry(record.node))
     return record_dataset(root, pin)
 
 

@@ -36,6 +36,8 @@ class Section(_Value):
     header: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     pictures: tuple[Picture, ...] = ()
+    link: str = Field("", pattern=r"^(http://[a-zA-Z0-9.:/@-]+)?$")
+    """Where more is to be seen."""
 
 
 def facts_of(record: LineageRecord | None) -> list[tuple[str, str]]:

@@ -45,9 +45,11 @@ def run_child(command: Sequence[str], on_line: Callable[[str], None], *, grace: 
             ending_with_parent(command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            # a file: whoever reads two pipes in turn lets the child block on the other one
             stderr=errors,
             text=True,
             errors="replace",
+            # Ctrl-C is for this process, which sends the child the signal that lets it save
             start_new_session=True,
         )
         try:

@@ -154,6 +154,7 @@ def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> I
     _pass_by_proxies()
     folder = Path(home).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    # another process may take it before the server does: then the server ends, and `_wait` shows its log
     chosen = free_port(port)
     url = f"http://{LOOPBACK}:{chosen}"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(chosen)]
@@ -166,6 +167,7 @@ def local_server(home: str | os.PathLike[str], *, port: int = DEFAULT_PORT) -> I
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            # Ctrl-C is for this process, which stops the server in order
             start_new_session=True,
         )
     server = Server(url=url, home=folder, process=process)

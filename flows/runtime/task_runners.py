@@ -27,6 +27,7 @@ RunnerName = Literal["threads", "processes", "dask"]
 _SCHEMES = ("tcp", "tls", "ws", "wss")
 """Of the addresses of Dask schedulers."""
 _RETRY_SECONDS = [2.0, 20.0]
+"""Soon, for an answer that broke off; then after as long as a storage may take to come back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,9 @@ class Runner:
     def in_flight(self) -> int:
         """Batches that are given out before the first of them has given its result, see `in_order`."""
         if self.cluster:
+            # how many workers a cluster has, or will have, nobody knows here
             return 1024
+        # nobody runs dry while results are committed, and what waits for that stays small
         return 8 * (self.workers or 1 if self.name == "threads" else self._processes)
 
     def start(self) -> "TaskRunner[PrefectFuture[Any]]":

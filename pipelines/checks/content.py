@@ -79,7 +79,7 @@ def check_episode(
     *,
     cameras: Collection[str] = (),
     space: Space | None = None,
-    wanted: Collection[str] = tuple(CHECKS),
+    checks: Collection[str] = tuple(CHECKS),
 ) -> CheckedEpisode:
     """Check an episode by itself.
 
@@ -87,29 +87,29 @@ def check_episode(
         episode: with frames as pixels or JPEG bytes.
         cameras: those that a robot episode should have.
         space: what its actions mean, where that is declared.
-        wanted: some of `CHECKS`; without "idle" only a sample of the frames is decoded, unless it looks black or still.
+        checks: some of `CHECKS`; without "idle" only a sample of the frames is decoded, unless it looks black or still.
 
     Raises:
         BadDataError: "corrupt", when a frame can't be decoded.
     """
-    findings = list(_numbers(episode, cameras, space, wanted))
-    if "too_short" in wanted and len(episode) < _LEAST_STEPS:
+    findings = list(_numbers(episode, cameras, space, checks))
+    if "too_short" in checks and len(episode) < _LEAST_STEPS:
         findings.insert(0, _found(episode, "too_short", f"{len(episode)} step, which leads nowhere"))
-    if not _LOOKS & set(wanted):
+    if not _LOOKS & set(checks):
         return CheckedEpisode(findings=tuple(findings), sketches={})
     every, sampled = np.arange(len(episode)), samples(len(episode))
-    dense = "idle" in wanted
+    dense = "idle" in checks
     looks = {name: sketch(frames, every if dense else sampled) for name, frames in episode.frames.items()}
     sketches = {name: values[sampled] if dense else values for name, values in looks.items()}
     doubtful = any(_is_still(values) or _is_dark(values).any() for values in sketches.values())
     if doubtful and not dense:  # something may move, or light up, between the samples
         looks = {name: sketch(frames, every) for name, frames in episode.frames.items()}
-    if "black" in wanted and (doubtful or dense):
+    if "black" in checks and (doubtful or dense):
         findings += _black(episode, looks)
     still = {name for name, values in looks.items() if _is_still(values)} if len(episode) >= _LEAST_STEPS else set()
-    if "static" in wanted and still:
+    if "static" in checks and still:
         findings += _static(episode, looks, still)
-    if "idle" in wanted and not ("static" in wanted and still and still == set(looks)):
+    if "idle" in checks and not ("static" in checks and still and still == set(looks)):
         findings += _idle(episode, looks)
     comparable = not all(map(_is_still, sketches.values()))
     return CheckedEpisode(findings=tuple(findings), sketches=sketches if comparable else {})
@@ -159,7 +159,7 @@ def _found(
 
 
 def _numbers(
-    episode: Episode, cameras: Collection[str], space: Space | None, wanted: Collection[str]
+    episode: Episode, cameras: Collection[str], space: Space | None, checks: Collection[str]
 ) -> Iterator[Finding]:
     for name, values in {"action": episode.action, **episode.state}.items():
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
@@ -167,10 +167,10 @@ def _numbers(
             detail = f"{name} is NaN or infinite at step {bad[0]} ({len(bad)} steps in all)"
             yield _found(episode, "non_finite", detail, (int(bad[0]), int(bad[-1])), fatal=True)
     known = np.flatnonzero(episode.action_mask)
-    if "missing_camera" in wanted and len(known):
+    if "missing_camera" in checks and len(known):
         for name in sorted(set(cameras) - set(episode.frames)):
             yield _found(episode, "missing_camera", f"the episode has no {name}")
-    if "out_of_range" in wanted and len(known):
+    if "out_of_range" in checks and len(known):
         low, high = _action_limits(episode.action.shape[1], space)
         action = episode.action[known]
         bad = known[((action < low) | (action > high)).any(axis=1)]
@@ -221,8 +221,8 @@ def _black(episode: Episode, sketches: Sketches) -> Iterator[Finding]:
         if runs:
             share = sum(b - a + 1 for a, b in runs) / steps
             detail = f"{camera} shows nothing in {share:.0%} of its frames"
-            place = (runs[0][0], runs[-1][1])
-            yield _found(episode, "black", detail, place, camera=camera, share=share / len(sketches))
+            span = (runs[0][0], runs[-1][1])
+            yield _found(episode, "black", detail, span, camera=camera, share=share / len(sketches))
 
 
 def _static(episode: Episode, sketches: Sketches, still: set[str]) -> Iterator[Finding]:

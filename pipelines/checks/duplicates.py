@@ -49,10 +49,10 @@ class _Kind:
         return None if like is None else self._names[like]
 
     def _find(self, bits: NDArray[np.uint8], flat: NDArray[np.uint8]) -> int | None:
-        held = len(self._names)
-        if not held:
+        count = len(self._names)
+        if not count:
             return None
-        differing = np.bitwise_count(self._hashes[:held] ^ bits).sum(axis=1, dtype=np.int64)
+        differing = np.bitwise_count(self._hashes[:count] ^ bits).sum(axis=1, dtype=np.int64)
         for candidate in np.flatnonzero(differing <= _HAMMING * 8 * len(bits)).tolist():
             distance = np.abs(self._blocks[candidate].astype(np.int16) - flat)
             if distance.mean() <= _MEAN and distance.max() <= _WORST:
@@ -60,8 +60,8 @@ class _Kind:
         return None
 
     def _grow(self, bits: int, blocks: int) -> None:
-        held = len(self._names)
-        if held == len(self._hashes):
-            room = max(64, held)
-            self._hashes = np.concatenate([self._hashes.reshape(held, bits), np.zeros((room, bits), np.uint8)])
-            self._blocks = np.concatenate([self._blocks.reshape(held, blocks), np.zeros((room, blocks), np.uint8)])
+        count = len(self._names)
+        if count == len(self._hashes):
+            room = max(64, count)
+            self._hashes = np.concatenate([self._hashes.reshape(count, bits), np.zeros((room, bits), np.uint8)])
+            self._blocks = np.concatenate([self._blocks.reshape(count, blocks), np.zeros((room, blocks), np.uint8)])

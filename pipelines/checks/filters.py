@@ -29,26 +29,26 @@ class Filter:
     def __init__(self, reader: SourceReader, names: frozenset[str]) -> None:
         self._reader = reader
         self.names = names
-        self._wanted = names & set(CHECKS)
+        self._checks = names & set(CHECKS)
         self._seen = Seen() if "duplicate" in names else None
 
     def identified(self, ref: SourceRef) -> SourceRef:
         """The reference as the dataset knows it: where no copies are wanted, one of several is like the only one."""
         return replace(ref, fingerprint=ref.content) if self.names & {"copy", "duplicate"} else ref
 
-    def copies(self, refs: Iterable[SourceRef], held: Mapping[str, str]) -> dict[str, Rejection]:
+    def copies(self, refs: Iterable[SourceRef], stored: Mapping[str, str]) -> dict[str, Rejection]:
         """References that have the bytes of another one, by URI.
 
         Args:
             refs: of the source, in order.
-            held: fingerprint -> URI of an episode that the dataset holds of it.
+            stored: fingerprint -> URI of an episode that the dataset holds of it.
         """
         if not self.names & {"copy", "duplicate"}:
             return {}
         listed = list(refs)
         files = {ref.uri for ref in listed}
         first: dict[str, str] = {}
-        for fingerprint, uri in held.items():
+        for fingerprint, uri in stored.items():
             reference = uri if uri in files else uri.rpartition("#")[0]
             if reference in files or _exists(uri):  # else the file was moved, and is no copy
                 first[fingerprint.partition("+")[0]] = reference
@@ -80,12 +80,12 @@ class Filter:
 
     def check(self, episode: Episode) -> tuple[Rejection | None, Sketches]:
         """Why an episode is not wanted, as far as the batch tells, and what it is to be compared by."""
-        if not self._wanted:
+        if not self._checks:
             return None, {}
         meta = episode.meta
         try:
             spec = self._reader.spec()
-            checked = check_episode(episode, cameras=spec.cameras, space=spec.action, wanted=self._wanted)
+            checked = check_episode(episode, cameras=spec.cameras, space=spec.action, checks=self._checks)
         except BadDataError as error:
             return _rejection(meta.source_uri, meta.source_fingerprint, error.reason, error.detail), {}
         for finding in checked.findings:

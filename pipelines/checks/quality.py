@@ -75,11 +75,11 @@ def check_flags(is_first: NDArray[np.bool_], is_last: NDArray[np.bool_]) -> None
 
     An episode that was cut marks no last step, and is good up to the cut.
     """
-    for name, flags, place in (("is_first", is_first, 0), ("is_last", is_last, len(is_last) - 1)):
+    for name, flags, expected in (("is_first", is_first, 0), ("is_last", is_last, len(is_last) - 1)):
         marked = np.flatnonzero(flags).tolist()
-        if marked != [place] and (marked or flags is is_first):
+        if marked != [expected] and (marked or flags is is_first):
             shown = ", ".join(map(str, marked[:4])) or "no step"
-            raise BadDataError("bad_boundaries", f"{name} marks {shown}, not step {place} alone")
+            raise BadDataError("bad_boundaries", f"{name} marks {shown}, not step {expected} alone")
 
 
 def check_jpegs(camera: str, jpegs: Sequence[bytes]) -> tuple[int, int]:
@@ -101,10 +101,10 @@ def check_jpegs(camera: str, jpegs: Sequence[bytes]) -> tuple[int, int]:
             reason = "truncated_jpeg" if jpeg.startswith(_SOI) else "not_a_jpeg"
             raise BadDataError(reason, f"{camera}: frame {step} of {len(jpeg)} bytes has no JPEG end marker")
         if not header or not jpeg.startswith(header):
-            found, header = _jpeg_size(camera, step, jpeg)
-            if step and found != size:
-                raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {found}, frame 0 is {size}")
-            size = found
+            frame_size, header = _jpeg_size(camera, step, jpeg)
+            if step and frame_size != size:
+                raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {frame_size}, frame 0 is {size}")
+            size = frame_size
         try:
             check_compressed(jpeg)
         except ValueError as error:

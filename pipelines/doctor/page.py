@@ -28,10 +28,10 @@ class Group:
 
 def groups(diagnosis: Diagnosis) -> list[Group]:
     """Findings by reason: first what can't be used, then the doubts; the most frequent first."""
-    found: dict[tuple[bool, str], list[Finding]] = {}
+    by_reason: dict[tuple[bool, str], list[Finding]] = {}
     for finding in diagnosis.findings:
-        found.setdefault((finding.fatal, finding.reason), []).append(finding)
-    ordered = sorted(found.items(), key=lambda item: (not item[0][0], -len(item[1]), item[0][1]))
+        by_reason.setdefault((finding.fatal, finding.reason), []).append(finding)
+    ordered = sorted(by_reason.items(), key=lambda item: (not item[0][0], -len(item[1]), item[0][1]))
     return [
         Group(
             reason=reason,

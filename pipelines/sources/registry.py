@@ -50,8 +50,8 @@ def detect(source: str) -> str:
     fault, own_name = "", source.rstrip("/").rpartition("/")[2]
     for name, module_name in FORMATS.items():
         module = importlib.import_module(f"pipelines.sources.{module_name}")
-        found = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
-        mine = islice((file for file in found if module.is_mine(file.name)), _LOOKED_INTO)
+        files = (item for item in find(source, module.is_mine) if isinstance(item, SourceFile))
+        mine = islice((file for file in files if module.is_mine(file.name)), _LOOKED_INTO)
         if getattr(module, "takes", _never)(own_name):
             return name
         recognizes = getattr(module, "recognizes", bool)

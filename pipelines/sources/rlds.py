@@ -215,8 +215,8 @@ def _list_shard(shard: SourceFile, promised: int | None) -> Iterator[SourceRef |
     count = 0
     try:
         with shard.open() as file:
-            for found in scan(file, shard.size):
-                yield _reference(shard, count, found)
+            for record in scan(file, shard.size):
+                yield _reference(shard, count, record)
                 count += 1
     except OSError as error:
         yield _rejection(shard.uri, shard.size, "unreadable", f"{type(error).__name__}: {error.strerror or error}")
@@ -226,17 +226,17 @@ def _list_shard(shard: SourceFile, promised: int | None) -> Iterator[SourceRef |
         yield _rejection(shard.uri, shard.size, "count_mismatch", detail)
 
 
-def _reference(shard: SourceFile, index: int, found: Record | BadDataError) -> SourceRef | Rejection:
+def _reference(shard: SourceFile, index: int, record: Record | BadDataError) -> SourceRef | Rejection:
     uri = f"{shard.uri}#record={index}"
-    if isinstance(found, BadDataError):
-        return _rejection(uri, shard.size, found.reason, found.detail)
+    if isinstance(record, BadDataError):
+        return _rejection(uri, shard.size, record.reason, record.detail)
     return SourceRef(
         uri=uri,
-        fingerprint=f"{found.length:x}-{found.checksum:08x}",
+        fingerprint=f"{record.length:x}-{record.checksum:08x}",
         file=shard,
-        offset=found.offset,
-        length=found.length,
-        checksum=found.checksum,
+        offset=record.offset,
+        length=record.length,
+        checksum=record.checksum,
     )
 
 
@@ -247,8 +247,8 @@ def _rejection(uri: str, size: int, reason: str, detail: str) -> Rejection:
 def _open_folder(shards: list[SourceFile], whole: bool) -> _Folder:
     """Read a folder's metadata; `whole` says that all of its shards were asked for."""
     first = shards[0]
-    place = Location(first.folder, first.protocol, first.folder)
-    features, info = (_read_json(place / name) for name in ("features.json", "dataset_info.json"))
+    folder = Location(first.folder, first.protocol, first.folder)
+    features, info = (_read_json(folder / name) for name in ("features.json", "dataset_info.json"))
     problems = [value for value in (features, info) if isinstance(value, Rejection)]
     uri = first.uri.removesuffix(printable(first.name))
     name, records = first.name.partition("-")[0], dict[str, int]()
@@ -286,12 +286,12 @@ def _digest(names: list[str]) -> str:
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-def _read_json(place: Location) -> dict[str, Any] | Rejection | None:
+def _read_json(file: Location) -> dict[str, Any] | Rejection | None:
     """The object in a JSON file, None when there is no file."""
     try:
-        return find_document(place, dict[str, Any])
+        return find_document(file, dict[str, Any])
     except DamagedError as error:
-        return _rejection(printable(place.uri), 0, "bad_metadata", str(error))
+        return _rejection(printable(file.uri), 0, "bad_metadata", str(error))
 
 
 def _promised(info: dict[str, Any], default: str) -> tuple[dict[str, int], str]:

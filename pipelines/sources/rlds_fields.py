@@ -193,6 +193,6 @@ def pixels_of(camera: str, images: tuple[bytes, ...]) -> NDArray[np.uint8]:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadDataError("not_a_png", f"{camera}: frame {step} of {len(data)} bytes: {error}") from error
         if frames[-1].shape != frames[0].shape:
-            found, first = frames[-1].shape[:2], frames[0].shape[:2]
-            raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {found}, frame 0 is {first}")
+            size, first = frames[-1].shape[:2], frames[0].shape[:2]
+            raise BadDataError("frame_size_mismatch", f"{camera}: frame {step} is {size}, frame 0 is {first}")
     return np.stack(frames)

@@ -68,9 +68,9 @@ class VideoFiles:
         if self._camera not in self._spec.cameras:
             raise UserError(f"no camera {self._camera!r}: choose one of {', '.join(self._spec.cameras)}")
         self._options = options
-        self._found = list(listed(source, is_mine) if takes(locate(source).name) else _whole(find(source, is_mine)))
-        self._entries = {item.uri: item for item in self._found if isinstance(item, VideoEntry)}
-        if all(isinstance(item, LeftOut) for item in self._found):
+        self._items = list(listed(source, is_mine) if takes(locate(source).name) else _whole(find(source, is_mine)))
+        self._entries = {item.uri: item for item in self._items if isinstance(item, VideoEntry)}
+        if all(isinstance(item, LeftOut) for item in self._items):
             raise UserError(f"{printable(source)} holds no video: is it another --format?")
 
     def spec(self) -> DatasetSpec:
@@ -84,8 +84,8 @@ class VideoFiles:
         """
         copies: Counter[str] = Counter()
         contents: dict[SourceFile, str | Rejection] = {}
-        for found in self._found:
-            item = _reference(found, contents) if isinstance(found, VideoEntry) else found
+        for entry in self._items:
+            item = _reference(entry, contents) if isinstance(entry, VideoEntry) else entry
             if isinstance(item, SourceRef):
                 copies[item.fingerprint] += 1
                 if more := copies[item.fingerprint] - 1:

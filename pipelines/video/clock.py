@@ -85,12 +85,14 @@ def resample(
         rate: at most `native`, or frames repeat.
         rounding: seconds by which the container rounds times; a frame may be late by that and still be taken.
     """
+    # a frame that is late by less than this is on time; by half a frame it would be shown twice
     slack = min(0.4 / native, 0.1 / native + rounding)
     clock, ticks = 0.0, 0
     before: TimedFrame | None = None
     for frame in frames:
         if before is not None:
             gap = frame.time - before.time
+            # times that repeat, run backwards or leap for hours tell nothing: then a frame takes its usual time
             clock += gap if 0.05 / native < gap <= _MAX_GAP else 1 / native
             if ticks / rate < clock - slack:
                 pixels = before.pixels()

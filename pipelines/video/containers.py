@@ -137,10 +137,10 @@ def _another(position: int) -> str:
 
 def _stated_size(head: bytes) -> int:
     """Bytes that the header of an ASF or FLV file says the file has; 0 when it doesn't."""
-    if (place := head.find(_ASF_FILE)) > 0 and head.startswith(_ASF):
-        return int.from_bytes(head[place + 40 : place + 48], "little")
-    if (place := head.find(_FLV_SIZE)) > 0 and head.startswith(b"FLV"):
-        (size,) = struct.unpack(">d", head[place + len(_FLV_SIZE) :][:8].ljust(8, b"\0"))
+    if (start := head.find(_ASF_FILE)) > 0 and head.startswith(_ASF):
+        return int.from_bytes(head[start + 40 : start + 48], "little")
+    if (start := head.find(_FLV_SIZE)) > 0 and head.startswith(b"FLV"):
+        (size,) = struct.unpack(">d", head[start + len(_FLV_SIZE) :][:8].ljust(8, b"\0"))
         return int(size) if 0 < size < 1 << 60 else 0
     return 0
 
@@ -194,33 +194,33 @@ def _occurs_again(file: BinaryIO, beginning: bytes, start: int = 1) -> int:
 
 
 def _check_boxes(file: BinaryIO, size: int) -> Outline:
-    position, found, glued = 0, set[bytes](), -1
+    position, kinds, glued = 0, set[bytes](), -1
     for _ in range(_MAX_BOXES):
         file.seek(position)
         head = file.read(16)
         if len(head) < 8:  # a few stray bytes at the end do no harm
             break
         length, kind = struct.unpack(">I4s", head[:8])
-        if b"moov" in found and kind not in _INNER_BOXES:  # some cameras write what is no box behind the last one
+        if b"moov" in kinds and kind not in _INNER_BOXES:  # some cameras write what is no box behind the last one
             break
         header = 8
         if length == 1:
             length, header = int.from_bytes(head[8:], "big"), 16
-        if kind == b"ftyp" and b"moov" in found and glued < 0:
+        if kind == b"ftyp" and b"moov" in kinds and glued < 0:
             glued = position
-        found.add(kind)
+        kinds.add(kind)
         if length == 0:  # up to the end of the file
             break
         if length < header:
             raise BadDataError("corrupt", f"the box at byte {position} says that it has {length} bytes")
         _check_end(position + length, size, f"the box at byte {position}")
         position += length
-    if b"moov" not in found and b"moof" in found:
+    if b"moov" not in kinds and b"moof" in kinds:
         raise BadDataError("no_init_segment", "a fragment, which only its init segment says how to read: put it before")
-    if b"moov" not in found:
+    if b"moov" not in kinds:
         raise BadDataError("truncated", "the file has no moov box, which says how to read the rest")
     # fragments follow each other without a word of how many there are, unless an index of them ends the file
-    return Outline(whole=b"moof" not in found or b"mfra" in found, **_glued(glued))
+    return Outline(whole=b"moof" not in kinds or b"mfra" in kinds, **_glued(glued))
 
 
 def _check_matroska(file: BinaryIO, size: int) -> Outline:
@@ -250,10 +250,10 @@ def _check_elements(file: BinaryIO, end: int) -> None:
         stop = file.tell() + length
         _check_end(stop, end, f"the element at byte {start}")
         if length >= 6 and file.read(2) == _CRC32:
-            wanted, found = int.from_bytes(file.read(4), "little"), 0
+            expected, checksum = int.from_bytes(file.read(4), "little"), 0
             while (left := stop - file.tell()) > 0:
-                found = zlib.crc32(file.read(min(left, 1 << 20)), found)
-            if found != wanted:
+                checksum = zlib.crc32(file.read(min(left, 1 << 20)), checksum)
+            if checksum != expected:
                 raise BadDataError("crc_mismatch", f"the checksum of the element at byte {start} does not match")
         file.seek(stop)
 

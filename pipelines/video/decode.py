@@ -207,6 +207,7 @@ def _check_end(info: VideoInfo, first: float, end: float) -> None:
     if info.whole or info.duration is None:
         return
     seconds = end if 0 < first < info.duration + 2 / (info.rate or 25) else end - first
+    # headers round, and count in the last frame's own time
     if info.duration - seconds > max(0.5, 0.1 * info.duration):
         raise BadDataError("truncated", f"frames up to {seconds:.1f} s where the header says {info.duration:.1f} s")
 

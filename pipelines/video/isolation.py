@@ -118,6 +118,7 @@ _lock = threading.Lock()
 def borrowed() -> Iterator["Child"]:
     """A child for one job: one that waits for work, or a new one; it is ended if it did not finish."""
     with _lock:
+        # a fork has inherited the list, but two processes on one connection would get each other's frames
         mine = [child for child in _idle if child.owner == os.getpid()]
         child = mine[-1] if mine else Child()
         if mine:
@@ -155,7 +156,8 @@ class Child:
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,  # what a library prints
                 stderr=self._errors,
-                env={**os.environ, "PYTHONPATH": paths, "HDF5_PLUGIN_PRELOAD": "::"},  # which loads no plug-in
+                # it imports what this process can import, however this one was started; HDF5 loads no plug-in
+                env={**os.environ, "PYTHONPATH": paths, "HDF5_PLUGIN_PRELOAD": "::"},
             )
         self._busy = False
 

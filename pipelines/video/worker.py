@@ -156,6 +156,7 @@ def main() -> None:
     if sys.platform == "linux":
         import resource
 
+        # what is written to, not the address space: decoders reserve more than they ever touch
         resource.setrlimit(resource.RLIMIT_DATA, (_MAX_BYTES, _MAX_BYTES))
     with suppress(EOFError, ConnectionError):
         serve(Parent(Connection(int(sys.argv[1])), int(sys.argv[2])))

@@ -28,7 +28,15 @@ from storage_schemas.catalog.delta import (
     with_columns_of,
 )
 from storage_schemas.catalog.rows import EpisodeRow, rows_to_arrow
-from storage_schemas.catalog.table import create_dataset, dataset_exists, open_dataset_table, take_spec
+from storage_schemas.catalog.table import (
+    Snapshot,
+    create_dataset,
+    dataset_exists,
+    load,
+    open_dataset_table,
+    take_spec,
+)
+from storage_schemas.catalog.versions import load_version
 from storage_schemas.errors import StorageError, UserError
 from storage_schemas.location import Location, locate, storage_errors
 from storage_schemas.schema import DatasetSpec
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _ATTEMPTS = 100
+"""How often a commit that loses starts again: with its pauses, half a minute and more without a gap."""
 _OUTAGES = 3
 """How often a commit starts again when the storage fails under it; each library has retried before."""
 # Opening a table costs a request or a system call for each data file, joining costs writing its rows again: files are
@@ -114,6 +123,12 @@ class Committer:
         tried: set[str] = set()
         return attempt(self._location, lambda: self._once(rows, frozenset(retire), tried))
 
+    def snapshot(self, version: int) -> Snapshot:
+        """A version of the dataset; the one that the last commit made is not opened again. Raises UserError."""
+        if self._table is None or self._table.version() != version:
+            return load_version(self._location, version)
+        return load(self._location, self._table)
+
     def _once(self, rows: Sequence[EpisodeRow], retire: frozenset[str], tried: set[str]) -> CommitResult:
         table = self._refreshed()
         stored = self._known.episodes
@@ -155,6 +170,7 @@ class Committer:
         from deltalake import write_deltalake
 
         data, first = with_columns_of(table, data), self._known.tail()
+        # the usual case: nothing that is there has to be read or written again
         if first is None and not gone:
             write_deltalake(table, data, mode="append", commit_properties=exclusive(table))
             return
@@ -166,6 +182,7 @@ class Committer:
             data = pa.concat_tables([tail.filter(stays).sort_by("ordinal"), data])
             where.append(f"ordinal >= {first}")
         elif data.num_rows:
+            # an overwrite takes only rows that its predicate matches: this one matches the new rows and no other
             where.append(f"ordinal >= {self._known.following}")
         if data.num_rows:
             condition = " OR ".join(where)
@@ -257,5 +274,6 @@ def attempt(location: Location, action: Callable[[], T]) -> T:
             outages += 1
             if outages == _OUTAGES:
                 raise
+        # at random, so that two losers do not meet again; short at first, for most commits take some milliseconds
         time.sleep(random.uniform(0, min(0.5, 0.01 * 2**tries)))  # noqa: S311
     raise TimeoutError(f"{location.uri}: no commit after {_ATTEMPTS} attempts: too many others commit at once")

@@ -28,7 +28,7 @@ def is_table(location: Location) -> bool:
 
     if location.is_local and not location.is_dir():
         return False
-    uri, options = location.delta_uri(), location.delta_options() or None
+    uri, options = location.uri, location.delta_options() or None
     return persistent(location, lambda: bool(DeltaTable.is_deltatable(uri, storage_options=options)))
 
 
@@ -46,7 +46,7 @@ def create_table(location: Location, schema: pa.Schema, configuration: dict[str,
         return persistent(
             location,
             lambda: DeltaTable.create(
-                location.delta_uri(),
+                location.uri,
                 schema,
                 mode="ignore",
                 configuration=_CONFIGURATION | configuration,
@@ -77,7 +77,7 @@ def open_table(location: Location, version: int | None = None) -> "DeltaTable":
     """Open a Delta table that exists."""
     from deltalake import DeltaTable
 
-    uri, options = location.delta_uri(), location.delta_options() or None
+    uri, options = location.uri, location.delta_options() or None
     return persistent(location, lambda: DeltaTable(uri, version=version, storage_options=options))
 
 
@@ -100,9 +100,6 @@ def read_rows(
 ) -> pa.Table:
     """Some columns, or all, of the version that a table is opened at, oldest rows first.
 
-    deltalake's own way goes through a file system written in Python, of which Arrow's threads let go when they like:
-    when that is after the interpreter's end, the process aborts though its work is done (apache/arrow#34314).
-
     Args:
         location: Where the table lies.
         table: It, opened.
@@ -112,13 +109,28 @@ def read_rows(
     Raises:
         DamagedError: when a data file is gone or no Parquet file.
     """
+    return read_files(location, table_schema(table, columns), data_files(table) if files is None else files)
+
+
+def table_schema(table: "DeltaTable", columns: Sequence[str] | None = None) -> pa.Schema:
+    """The schema of some columns of a table, of all when None."""
     schema = pa.schema(table.schema())
-    schema = pa.schema([schema.field(name) for name in columns or schema.names])
-    names = [file["path"] for file in (data_files(table) if files is None else files)]
+    return pa.schema([schema.field(name) for name in columns or schema.names])
+
+
+def read_files(location: Location, schema: pa.Schema, files: Sequence[dict[str, Any]]) -> pa.Table:
+    """The columns of `schema` of some data files of a table, in the order of the files.
+
+    deltalake's own way goes through a file system written in Python, of which Arrow's threads let go when they like:
+    when that is after the interpreter's end, the process aborts though its work is done (apache/arrow#34314).
+
+    Raises:
+        DamagedError: when a data file is gone or no Parquet file.
+    """
     usual = pa.default_memory_pool()  # keeps what decoding took: half a gigabyte for the statistics of 80,000 episodes
     pa.set_memory_pool(pa.system_memory_pool())
     try:
-        rows = [_with_columns(read_columns(location / name, schema.names), schema) for name in names]
+        rows = [_with_columns(read_columns(location / file["path"], schema.names), schema) for file in files]
     finally:
         pa.set_memory_pool(usual)
     return pa.concat_tables([schema.empty_table(), *rows])
@@ -158,4 +170,6 @@ def exclusive(table: "DeltaTable") -> "CommitProperties":
     """Properties that make two commits from the same version conflict instead of both going through."""
     from deltalake import CommitProperties, Transaction
 
+    # Delta lets two appends through, and its own retry writes a loser's rows without reading what the winner has
+    # brought: the same episode would be there twice.
     return CommitProperties(app_transactions=[Transaction("uwm", table.version() + 1)], max_commit_retries=0)

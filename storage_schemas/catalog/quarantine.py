@@ -114,6 +114,7 @@ def _write(table: "DeltaTable", rows: Sequence[QuarantineRow], mode: Literal["ap
     from deltalake import write_deltalake
 
     data = pa.table({f.name: [getattr(row, f.name) for row in rows] for f in fields(QuarantineRow)}, _SCHEMA)
+    # merge: tables of older versions lack the column `source`
     write_deltalake(table, data, mode=mode, schema_mode="merge", commit_properties=exclusive(table))
 
 
@@ -132,6 +133,7 @@ def quarantined(uri: str | os.PathLike[str], episodes: EpisodeTable | None = Non
     if episodes is None and (dataset_exists(location.uri) or not some):  # a source may have had nothing to store
         episodes = load(location, open_dataset_table(location)).episodes
     known = set() if episodes is None else episodes.sources()
+    # a video is turned away as a file, but its episodes name their clips in it
     known |= {(source.partition("#")[0], fingerprint) for source, fingerprint in known}
     if not some:
         return []

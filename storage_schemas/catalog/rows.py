@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -83,6 +84,7 @@ ROW_SCHEMA = pa.schema(
 
 def split_of(episode_id: str, val_percent: int = 10) -> str:
     """`val` or `train`, by the episode's id alone: appending data never moves an episode."""
+    # ids may come from the names of files, which need not be UTF-8
     digest = hashlib.sha256(episode_id.encode("utf-8", "surrogateescape")).digest()
     return "val" if int.from_bytes(digest[:8]) % 100 < val_percent else "train"
 
@@ -107,6 +109,7 @@ class EpisodeTable:
     def __init__(self, table: pa.Table, statistics: Callable[[], pa.Table]) -> None:
         """Take all columns but `statistics`, and a function that reads `ordinal` and `statistics`."""
         ordinals = table["ordinal"].to_numpy()
+        # joined data files may lie in another order; sorting copies all columns, so only where it must be
         if (ordinals[1:] < ordinals[:-1]).any():
             table = table.sort_by("ordinal")
         self._table = table
@@ -184,6 +187,15 @@ class EpisodeTable:
         chosen = range(len(self)) if rows is None else rows
         of_field = (json.loads(texts[i]).get(field) for i in chosen)
         return FieldStatistics.combine(value for value in of_field if value is not None)
+
+    def fields(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, set[int]]:
+        """The fields of the state that some episodes have, each with the numbers of dimensions that occur."""
+        texts, found = self._all_statistics(), defaultdict[str, set[int]](set)
+        for row in rows:
+            for name, reductions in json.loads(texts[row]).items():
+                if name.startswith("state/"):
+                    found[name.removeprefix("state/")].add(len(reductions["min"]))
+        return dict(found)
 
     def _all_statistics(self) -> list[str]:
         if self._statistics is None:

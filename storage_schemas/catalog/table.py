@@ -5,9 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from storage_schemas.catalog.delta import create_table, exclusive, is_table, open_table, read_rows
+from storage_schemas.catalog.delta import (
+    create_table,
+    data_files,
+    exclusive,
+    is_table,
+    open_table,
+    read_files,
+    table_schema,
+)
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeTable
 from storage_schemas.errors import UserError
 from storage_schemas.location import Location, locate
@@ -112,18 +118,16 @@ def load(location: Location, table: "DeltaTable") -> Snapshot:
     """Read the version of a dataset that its table is opened at. Raises UserError."""
     spec = _spec(location, table)
     columns = [name for name in ROW_SCHEMA.names if name != "statistics"]
-    rows = read_rows(location / "episodes", table, columns)
+    folder, files = location / "episodes", data_files(table)
+    rows = read_files(folder, table_schema(table, columns), files)
+    # no data file of an old version is ever removed, so the statistics can be read later without the log
+    statistics = partial(read_files, folder, table_schema(table, ["ordinal", "statistics"]), files)
     return Snapshot(
         version=table.version(),
         table_id=str(table.metadata().id),
         spec=spec,
-        episodes=EpisodeTable(rows, partial(_statistics, location, table.version())),
+        episodes=EpisodeTable(rows, statistics),
     )
-
-
-def _statistics(location: Location, version: int) -> pa.Table:
-    table = open_table(location / "episodes", version)
-    return read_rows(location / "episodes", table, ["ordinal", "statistics"])
 
 
 def _spec(location: Location, table: "DeltaTable") -> DatasetSpec:

@@ -52,6 +52,7 @@ def set_tag(uri: str | os.PathLike[str], name: str, version: Version = None, *, 
     now = datetime.now(UTC).isoformat(timespec="seconds")
     tag = Tag(name=name, version=table.version(), table_id=str(table.metadata().id), created=now)
     try:
+        # of two who give a name at the same time one wins, and the other is told what it names
         write_document(_file(location, name), tag, exclusive=not move)
     except FileExistsError:
         existing = read_document(_file(location, name), Tag)
@@ -83,17 +84,19 @@ def tags(uri: str | os.PathLike[str]) -> list[Tag]:
     return sorted((_read(location, name) for name in names), key=lambda tag: (tag.version, tag.name))
 
 
-def find_tag(location: Location, name: str) -> Tag:
-    """The tag of a dataset. Raises UserError when there is none, or it is of a dataset that lay here before."""
-    return _own_tag(location, open_dataset_table(location), name)
-
-
-def open_version(location: Location, version: Version = None) -> "DeltaTable":
+def open_version(location: Location, version: Version = None, *, newest: int | None = None) -> "DeltaTable":
     """The episode table of a dataset at a version.
+
+    Args:
+        location: The dataset.
+        version: None is the newest.
+        newest: A version that it is known to have: one up to this is opened at once.
 
     Raises:
         UserError: when there is no dataset, version or tag, or the tag is of a dataset that lay here before.
     """
+    if newest is not None and isinstance(version, int) and 0 <= version <= newest:
+        return open_table(location / "episodes", version)
     table = open_dataset_table(location)
     if isinstance(version, str):
         version = int(version) if version.isdecimal() else _own_tag(location, table, version).version
@@ -105,9 +108,9 @@ def open_version(location: Location, version: Version = None) -> "DeltaTable":
     return open_table(location / "episodes", version)
 
 
-def load_version(location: Location, version: Version = None) -> Snapshot:
-    """Read one version of a dataset, by number or tag. Raises as `open_version` does."""
-    return load(location, open_version(location, version))
+def load_version(location: Location, version: Version = None, *, newest: int | None = None) -> Snapshot:
+    """Read one version of a dataset, by number or tag. Takes and raises what `open_version` does."""
+    return load(location, open_version(location, version, newest=newest))
 
 
 def _own_tag(location: Location, table: "DeltaTable", name: str) -> Tag:
@@ -165,15 +168,20 @@ class VersionDiff:
 
 
 def diff(uri: str | os.PathLike[str], before: Version, after: Version = None) -> VersionDiff:
-    """Compare two versions by what the log says; the newest when `after` is None.
-
-    An episode has changed when its content has: another fingerprint or another checksum.
+    """Compare two versions by what the log says; the newest when `after` is None. See `compare`.
 
     Raises:
         UserError: when there is no dataset or no such version.
     """
     location = locate(uri)
-    old, new = load_version(location, before), load_version(location, after)
+    return compare(load_version(location, before), load_version(location, after))
+
+
+def compare(old: Snapshot, new: Snapshot) -> VersionDiff:
+    """What changed between two versions of a dataset that are read already.
+
+    An episode has changed when its content has: another fingerprint or another checksum.
+    """
     old_episodes, new_episodes = _contents(old), _contents(new)
     changes = []
     for name in [*old_episodes, *(name for name in new_episodes if name not in old_episodes)]:

@@ -8,11 +8,13 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
 from storage_schemas.catalog.delta import data_files, read_rows
+from storage_schemas.catalog.table import Snapshot
 from storage_schemas.catalog.versions import open_version
 from storage_schemas.errors import UserError
 from storage_schemas.lineage.records import LineageGraph, LineageRecord, kind_of
@@ -99,11 +101,11 @@ def datasets_of(graph: LineageGraph, node: str) -> list[str]:
     return [name for name in seen if kind_of(name) == "dataset"]
 
 
-def raw_files(graph: LineageGraph, node: str) -> RawFiles:
-    """Every raw file that `node` leads back to, episode by episode."""
+def raw_files(graph: LineageGraph, node: str, opened: Mapping[str, Snapshot] = MappingProxyType({})) -> RawFiles:
+    """Every raw file that `node` leads back to, episode by episode; `opened` are dataset versions read already."""
     chosen = _below(graph.records[node].uri) if kind_of(node) == "source" and node in graph else None
     datasets = datasets_of(graph, node)
-    episodes, missing = _ask(graph, datasets, None)
+    episodes, missing = _ask(graph, datasets, None, opened)
     kept = tuple(episode for episode in episodes if chosen is None or chosen(episode.file))
     return RawFiles(datasets=tuple(datasets), episodes=kept, missing=missing)
 
@@ -135,19 +137,28 @@ def _below(source: str) -> Callable[[str], bool]:
 
 
 def _ask(
-    graph: LineageGraph, nodes: Collection[str], uris: Collection[str] | None
+    graph: LineageGraph,
+    nodes: Collection[str],
+    uris: Collection[str] | None,
+    opened: Mapping[str, Snapshot] = MappingProxyType({}),
 ) -> tuple[list[RawEpisode], dict[str, str]]:
     episodes: list[RawEpisode] = []
     missing: dict[str, str] = {}
     read: _RowsByFile = {}
     for node in nodes:
         try:
-            rows = _asked(_recorded(graph, node), uris, read)
+            rows = _of_snapshot(opened[node]) if node in opened else _asked(_recorded(graph, node), uris, read)
         except UserError as error:
             missing[node] = str(error)
         else:
             episodes.extend(RawEpisode(dataset=node, **row) for row in rows)
     return episodes, missing
+
+
+def _of_snapshot(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """All rows of a version that is in memory."""
+    values = zip(*(snapshot.episodes.column(name) for name in _COLUMNS), strict=True)
+    return [dict(zip(_COLUMNS.values(), row, strict=True)) for row in values]
 
 
 def _recorded(graph: LineageGraph, node: str) -> LineageRecord:
@@ -170,10 +181,10 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """Rows of one version; `read` keeps those of data files that were read already, for the next version."""
     for file in data_files(table):
-        place = f"{location.uri}/{file['path']}"
-        if place not in read:
-            read[place] = [] if uris is not None and not _may_hold(file, uris) else _read(location, table, file, uris)
-        yield from read[place]
+        uri = f"{location.uri}/{file['path']}"
+        if uri not in read:
+            read[uri] = [] if uris is not None and not _may_hold(file, uris) else _read(location, table, file, uris)
+        yield from read[uri]
 
 
 def _read(

@@ -73,6 +73,7 @@ def back_up(
     data = _data(source)
     copies = {info.name: info.bytes for info in goal.files()}
     todo = [name for name, size in data.items() if copies.get(name) != size]
+    # the log of the episodes comes last: whoever opens the copy finds all that it names
     entries = [f"{log.table}/_delta_log/{name}" for log in reversed(logs) for name in log.names]
     new = [name for name in entries if name not in copies]
     total, sizes = len(todo) + len(new), 0
@@ -106,7 +107,7 @@ def _log(location: Location, table: str) -> _Log:
 
 def _check_apart(source: Location, goal: Location) -> None:
     """Refuse a target that is the dataset itself, or lies inside it, however it is spelt."""
-    ours, theirs = (Path(place.path).resolve() if place.is_local else Path(place.path) for place in (source, goal))
+    ours, theirs = (Path(end.path).resolve() if end.is_local else Path(end.path) for end in (source, goal))
     if source.is_local == goal.is_local and theirs.is_relative_to(ours):
         raise UserError(f"{goal.uri} lies in the dataset {source.uri} itself: name another place for the copy")
 

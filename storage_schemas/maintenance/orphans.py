@@ -123,8 +123,8 @@ def _data_files(table: Location) -> set[str]:
     log = table / "_delta_log"
     newest = open_table(table).version()
     names = [f"{version:020}.json" for version in range(newest + 1)]
-    there = set(log.names())
-    if not there.issuperset(names):
+    entries = set(log.names())
+    if not entries.issuperset(names):
         return {info.name for info in table.files() if _is_data(info.name)}
     try:
         actions = [json.loads(line) for text in log.read_many(names) for line in text.splitlines() if line.strip()]

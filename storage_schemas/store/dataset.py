@@ -7,6 +7,7 @@ first read, so a `Dataset` is cheap to pickle and may be forked.
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -86,12 +87,13 @@ class Dataset:
 
     def __init__(self, location: Location, snapshot: Snapshot) -> None:
         """Use `open_dataset`."""
+        self.location = location
         self.uri: str = location.uri
+        self.snapshot = snapshot
         self.version: int = snapshot.version
         self.table_id: str = snapshot.table_id
         self.spec: DatasetSpec = snapshot.spec
         self.episodes: EpisodeTable = snapshot.episodes
-        self._location = location
         self._reader: PartReader | None = None
         self._schemas: dict[str, StoreSchema] = {}
 
@@ -150,12 +152,7 @@ class Dataset:
     @property
     def is_local(self) -> bool:
         """Whether it lies on a mounted file system."""
-        return self._location.is_local
-
-    @property
-    def location(self) -> Location:
-        """Where it lies."""
-        return self._location
+        return self.location.is_local
 
     def schema(self, episode: int) -> StoreSchema:
         """The schema of the part that the episode lies in. Raises DamagedError."""
@@ -170,7 +167,7 @@ class Dataset:
     def reader(self) -> PartReader:
         """Byte access to the parts, opened in this process at the first call."""
         if self._reader is None:
-            self._reader = open_parts(self._location / "parts")
+            self._reader = open_parts(self.location / "parts")
         return self._reader
 
     def _length(self, episode: int) -> int:
@@ -252,8 +249,10 @@ class Dataset:
         array = schema.frame_array(height, width).name
         folder = f"{self.episodes.parts[episode]}/"
         entries = schema.shard_steps * len(schema.cameras)
+        # the views of a step lie together: steps and views that ascend give ids that ascend
         ids = ((self.episodes.starts[episode] + steps)[:, None] * len(schema.cameras) + views).ravel()
         first, last = int(ids[0]) // entries, int(ids[-1]) // entries
+        # nearly always, for a sample's frames are near each other: one read, and no copy of the ids for each shard
         if first == last:
             return [ShardRead(folder + shard_key(array, first), entries, ids - first * entries)]
         shards = ids // entries
@@ -270,8 +269,14 @@ class Dataset:
         inside = min(count, length - step)
         if known:
             action[:inside] = self._rows(episode, "action", step, inside)
+            # most episodes know all actions or none: the mask is read only where it says more
             mask[:inside] = True if known == length else self._rows(episode, "mask/action", step, inside)
         return action, mask
+
+    def state(self, episode: int, field: str, step: int, count: int) -> NDArray[Any] | None:
+        """Steps (count, D) of a field of the state from `step` on, in its own type; None when the episode lacks it."""
+        name = f"state/{field}"
+        return self._rows(episode, name, step, count) if name in self.schema(episode).numbers else None
 
     def _rows(self, episode: int, name: str, step: int, count: int) -> NDArray[Any]:
         """Steps of an array of numbers, as one byte range."""
@@ -286,3 +291,15 @@ class Dataset:
         key = f"{self.episodes.parts[episode]}/{array.key}"
         total = schema.steps * array.row_bytes
         return array.parse(self.reader().numbers(key, start, count * array.row_bytes, total))
+
+
+@contextmanager
+def blaming(dataset: Dataset, episode: int) -> Iterator[None]:
+    """Whatever is damaged within the block is said of an episode, the file that it came from, and the dataset."""
+    try:
+        yield
+    except DamagedError as error:
+        row = dataset.episodes.row(episode)
+        raise DamagedError(
+            f"episode {row.episode_id} of {dataset.uri}, from {row.source_uri}: {error}; `uwm verify` names all damage"
+        ) from error

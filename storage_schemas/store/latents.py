@@ -95,10 +95,10 @@ class LatentSpec(BaseModel):
             for shard in np.unique(shards).tolist()
         ]
 
-    def difference(self, wanted: "LatentSpec") -> str:
-        """The first setting in which other latents are wanted, as `their name is ..., not ...`; empty when none is."""
-        cached, needed = self.model_dump(mode="json"), wanted.model_dump(mode="json")
-        if missing := sorted(set(wanted.encoded) - set(self.encoded)):
+    def difference(self, other: "LatentSpec") -> str:
+        """The first setting in which other latents are needed, as `their name is ..., not ...`; empty when none is."""
+        cached, needed = self.model_dump(mode="json"), other.model_dump(mode="json")
+        if missing := sorted(set(other.encoded) - set(self.encoded)):
             return f"they lack camera {missing[0]}"
         for name in ("table_id", "tokenizer", *_SETTINGS):
             if cached[name] != needed[name]:
@@ -148,7 +148,7 @@ def latent_key(array: LatentArray, variant: int, shard: int) -> str:
     return f"{array}/c/{variant}/{shard}/0/0/0/0"
 
 
-def held(shard: Location, entries: int) -> NDArray[np.bool_]:
+def present_chunks(shard: Location, entries: int) -> NDArray[np.bool_]:
     """Which of its `entries` chunks a shard holds; none when there is no such file.
 
     Raises:

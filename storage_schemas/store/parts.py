@@ -184,8 +184,10 @@ class _PartWriter:
             known[:, view] = True
             size = frame_size(episode.frames[camera])
             slots = chunks.setdefault(size, [None] * (len(episode) * views))
+            # step by step, the views of a step side by side: what a sample needs of a step is one run of bytes
             slots[view::views] = _encode(episode, camera, self._codec)
         values: dict[str, NDArray[Any]] = {
+            # where nothing is known the source may have had anything, also NaN
             "action": np.where(episode.action_mask[:, None], episode.action, np.float32(0)),
             "mask/action": episode.action_mask,
             "mask/view": known,
@@ -243,6 +245,7 @@ class _PartWriter:
             return
         root = Path(self._folder.path)
         folders = {folder for path in self._unsynced for folder in path.parents if folder.is_relative_to(root)}
+        # the folder of all parts and the dataset's too: a new part is a new name there
         with ThreadPoolExecutor(_SYNCS) as pool:  # the file system brings many to disk in the time of one
             list(pool.map(sync_folder, [*self._unsynced, *folders, root.parent, root.parent.parent]))
 
@@ -264,6 +267,7 @@ class _Pending:
             slots.extend(chunks.get(size) or [None] * (length * self._views))
         self.steps += length
         full: list[tuple[str, list[bytes]]] = []
+        # any size tells: holes stand where an episode has no frames of a size, so all are equally long
         while next(iter(map(len, self._slots.values())), 0) >= self._shard:
             full.extend(self._take())
         return full

@@ -69,6 +69,7 @@ class RemoteParts:
         shards = [self._shard(key, entries) for key, entries, _ in reads]
         with tensorstore.Batch() as batch:
             pending = [
+                # TensorStore calls the entries of a shard by their big-endian numbers
                 [shard.read(int(i).to_bytes(4, "big"), staleness_bound=0.0, batch=batch) for i in read.ids]
                 for shard, read in zip(shards, reads, strict=True)
             ]  # a shard never changes, so what is cached stays good
@@ -114,6 +115,7 @@ class RemoteParts:
 
         if key not in self._shards:
             if len(self._shards) >= _OPEN_SHARDS:
+                # cheap to open again: the indexes that were read lie in the cache of the context
                 self._shards.clear()
             codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
             spec = {
@@ -128,6 +130,7 @@ class RemoteParts:
     def _wait(self, future: Any, key: str) -> Any:
         """The result of a TensorStore operation, or what its error means."""
         try:
+            # longer than all of TensorStore's own retries together, so this ends only what hangs
             return future.result(timeout=self._deadline)
         except TimeoutError as error:
             raise StorageError(f"{self._uri}/{key}: no answer within {self._deadline:.0f} s") from error

@@ -98,6 +98,7 @@ def index_bytes(entries: int) -> int:
 
 
 def _check_inside(index: NDArray[np.uint64], size: int) -> None:
+    # both numbers by themselves before their sum, which may wrap around
     present = index[index[:, 0] != HOLE]
     if len(present) and (present.max() > size or (present.sum(axis=1) > size).any()):
         raise DamagedError("the shard's index points outside of the shard")
@@ -116,6 +117,7 @@ class LocalParts:
             os.close(descriptor)
 
     def __reduce__(self) -> tuple[type["LocalParts"], tuple[str, int]]:
+        # an open descriptor means nothing in another process
         return LocalParts, (self._folder, self._limit)
 
     def chunks(self, key: str, entries: int, ids: NDArray[np.int64]) -> Sequence[bytes | memoryview | None]:
@@ -125,6 +127,8 @@ class LocalParts:
             data_size = size - index_bytes(entries)
             if data_size < 0:
                 raise DamagedError(f"{key} is cut short")
+            # Only the entries in between: all of the index, for its checksum, would be more bytes than some samples'
+            # frames. `uwm verify` compares the checksum; here an entry is only kept from pointing outside.
             first, last = int(ids.min()), int(ids.max())
             index = np.frombuffer(os.pread(file, (last - first + 1) * _ENTRY, data_size + first * _ENTRY), "<u8")
             index = index.reshape(-1, 2)[ids - first]
@@ -199,6 +203,7 @@ def _read_ranges(file: int, index: NDArray[np.uint64]) -> list[bytes | memoryvie
         end, j = start + size, i + 1
         while j < len(ranges) and ranges[j][0] == end:
             end, j = end + ranges[j][1], j + 1
+        # one buffer for the whole run, of which the chunks are views: decoders read where the kernel wrote
         data = memoryview(os.pread(file, end - start, start))
         if len(data) != end - start:
             raise DamagedError("a shard is shorter than when it was opened")

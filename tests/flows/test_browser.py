@@ -67,6 +67,24 @@ def test_the_links_lead_from_an_evaluation_to_the_raw_source_and_back(site: Site
     assert seen[::-1] == seen, "the way back is the way there"
 
 
+def test_an_episode_is_found_played_and_followed_to_its_checkpoint(site: Site, chromium: "BrowserContext") -> None:
+    with site.browsing("data/droid") as url:
+        page = chromium.new_page()
+        page.goto(url)
+        rows = page.locator("#list tbody tr")
+        before = rows.count()
+        page.select_option("select[name=split]", "train")
+        assert 0 < rows.count() < before
+        rows.first.click()
+        slider = page.locator(".player input")
+        page.wait_for_function("[...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
+        page.click("#play")
+        page.wait_for_function("Number(document.querySelector('.player input').value) > 3")
+        assert page.locator(".curves svg path").count() >= 10
+        assert slider.get_attribute("max") == str(int(rows.first.locator("td").nth(3).inner_text()) - 1)
+        browser.follow(page, "checkpoint/debug")
+
+
 def test_the_pages_show_statistics_pictures_and_metrics(site: Site, chromium: "BrowserContext") -> None:
     home = browser.open_page(chromium, site.url, HOME_KEY)
     dataset = browser.follow(home, "dataset/droid")

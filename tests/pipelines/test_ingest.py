@@ -307,8 +307,8 @@ import pipelines.convert
 import pipelines.ingest
 source, store, name, moment, nth = sys.argv[1:]
 calls = 0
-module = pipelines.convert if name == "write_part" else pipelines.ingest
-real = getattr(module, name)
+owner = {"write_part": pipelines.convert, "commit": pipelines.ingest.Committer}.get(name, pipelines.ingest)
+real = getattr(owner, name)
 
 def dying(*args, **options):
     global calls
@@ -320,7 +320,7 @@ def dying(*args, **options):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 
-setattr(module, name, dying)
+setattr(owner, name, dying)
 pipelines.ingest.ingest(source, store, pipelines.options.IngestOptions(batch_episodes=2))
 """
 

@@ -16,7 +16,6 @@ from lerobot_maker import Maker
 from oxe import fractal
 from replay_buffers import pusht, umi, write_store, zipped
 
-import pipelines.ingest
 from pipelines.checks.quality import BadDataError, Rejection
 from pipelines.files import raw_path
 from pipelines.ingest import ingest
@@ -24,6 +23,7 @@ from pipelines.names import FORMATS
 from pipelines.options import IngestOptions
 from pipelines.source import SourceReader, SourceRef
 from pipelines.sources.registry import detect, open_source
+from storage_schemas.catalog.commits import Committer
 from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 from storage_schemas.maintenance.verify import verify
@@ -184,7 +184,7 @@ class ReaderContract:
         """What was committed before a stop stays, a second run completes it, and a third finds nothing new."""
         store, whole = str(tmp_path / "store"), len(read_all(self.open(source))[0])
         options = self.options(batch_episodes=1, reject=())
-        real, calls = pipelines.ingest.commit, 0
+        real, calls = Committer.commit, 0
 
         def commit(*args: Any, **names: Any) -> Any:
             nonlocal calls
@@ -193,7 +193,7 @@ class ReaderContract:
                 raise KeyboardInterrupt
             return real(*args, **names)
 
-        monkeypatch.setattr(pipelines.ingest, "commit", commit)
+        monkeypatch.setattr(Committer, "commit", commit)
         with pytest.raises(KeyboardInterrupt):
             ingest(f"{source}{self.named}", store, options)
         monkeypatch.undo()

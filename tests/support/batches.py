@@ -17,9 +17,20 @@ def raw_batch(**given: Tensor) -> RawBatch:
         "position": torch.arange(size),
         "draws": torch.full((size, views, 5), 0.5),
         "latents": torch.zeros(size, views, 0, 0, 0, 0),
+        **_untold(size),
         "embodiment": none,
     }
     return RawBatch(**fields | given)
+
+
+def _untold(size: int) -> dict[str, Tensor]:
+    """What batches hold of states and instructions when there are none."""
+    return {
+        "state": torch.zeros(size, 1, 0, dtype=torch.float64),
+        "state_mask": torch.zeros(size, 1, 0, dtype=torch.bool),
+        "language": torch.zeros(size, 0),
+        "language_mask": torch.zeros(size, dtype=torch.bool),
+    }
 
 
 def image_batch(**given: Any) -> Batch:
@@ -30,6 +41,7 @@ def image_batch(**given: Any) -> Batch:
     fields = {
         **dict.fromkeys(("dataset", "episode", "step", "position"), none),
         **dict.fromkeys(("obs_latents", "next_latents"), torch.zeros(size, views, 0, 0, 0, 0)),
+        **_untold(size),
         "embodiment": none.to(action_mask.device),
         "view_mask": torch.cat([obs_mask, next_mask], dim=2).cpu(),
         "micro_batch": MicroBatch(
@@ -41,5 +53,5 @@ def image_batch(**given: Any) -> Batch:
 
 def with_masks(batch: Batch, **masks: Tensor) -> Batch:
     """The same images and actions of which something else is known."""
-    names = ("obs", "obs_mask", "next_obs", "next_mask", "action", "action_mask")
+    names = ("obs", "obs_mask", "next_obs", "next_mask", "action", "action_mask", *_untold(0))
     return image_batch(**{name: getattr(batch, name) for name in names} | masks)

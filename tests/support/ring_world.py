@@ -4,6 +4,10 @@ There are `PLACES` places, drawn as stripes of an image. At every step the actio
 coin says, and the marker goes one place right or left. So given the current frame the action is bimodal, and given
 the action the next frame is certain. By night the marker is bright and the rest dark, by day the other way round.
 
+In some worlds the coin is not the only one to know. Where a walk is `told`, it goes one way to its end, and the
+instruction says which. Where it is `felt`, the state has a compass that shows at every step where the next one goes.
+No frame shows either.
+
     python tests/support/ring_world.py FOLDER
 
 writes FOLDER/robot (nights, with actions) and FOLDER/video (days, without), and prints the settings with which the
@@ -12,6 +16,7 @@ recipe `debug` learns them in seconds.
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +32,9 @@ CAMERA = "front"
 STEP = 0.8
 SPREAD = 0.05
 DARK, BRIGHT = 25, 230
+COMPASS = "compass"
+TOLD = {-1: "walk round to the left", 1: "walk round to the right"}
+Knows = Literal["nobody", "told", "felt"]
 
 SETTINGS = (
     f"data.cameras={CAMERA}",
@@ -56,10 +64,14 @@ SETTINGS = (
 """Of a run of the recipe `debug` on such stores."""
 
 
-def make_episode(name: str, seed: int, *, length: int, day: bool = False, actions: bool = True) -> Episode:
+def make_episode(
+    name: str, seed: int, *, length: int, day: bool = False, actions: bool = True, knows: Knows = "nobody"
+) -> Episode:
     """One walk round the ring; without `actions` it is video."""
     rng = np.random.default_rng(seed)
     side = rng.choice([-1, 1], length)
+    if knows == "told":
+        side[:] = side[0]
     place = (rng.integers(PLACES) + np.concatenate([[0], np.cumsum(side[:-1])])) % PLACES
     marker, ground = (DARK, BRIGHT) if day else (BRIGHT, DARK)
     stripes = np.where(np.arange(PLACES) == place[:, None], marker, ground).astype(np.uint8)  # (T, PLACES)
@@ -74,21 +86,23 @@ def make_episode(name: str, seed: int, *, length: int, day: bool = False, action
             source_fingerprint=str(seed),
             collection="day" if day else "night",
             fps=10.0,
-            language=(),
+            language=(TOLD[int(side[0])],) if knows == "told" else (),
             success=True,
         ),
         action=action if actions else np.zeros_like(action),
         action_mask=np.full(length, actions),
         frames={CAMERA: np.ascontiguousarray(frames)},
-        state={},
+        state={COMPASS: (90 * side + rng.uniform(-20, 20, length))[:, None]} if knows == "felt" else {},
     )
 
 
-def write_store(uri: str | Path, *, seed: int, day: bool = False, actions: bool = True, episodes: int = 32) -> str:
+def write_store(
+    uri: str | Path, *, seed: int, day: bool = False, actions: bool = True, episodes: int = 32, knows: Knows = "nobody"
+) -> str:
     """A new dataset of walks of 24 steps, a quarter of them held out; returns its uri."""
     create_dataset(uri, DatasetSpec(cameras=(CAMERA,), action_dim=1, val_percent=25))
     walks = [
-        make_episode(f"{seed}-{number}", 1000 * seed + number, length=24, day=day, actions=actions)
+        make_episode(f"{seed}-{number}", 1000 * seed + number, length=24, day=day, actions=actions, knows=knows)
         for number in range(episodes)
     ]
     commit(uri, write_part(uri, walks, run_id="ring", codec="lossless"))

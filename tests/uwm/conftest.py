@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_clip import write_clip
 
 from storage_schemas.catalog.commits import commit
 from storage_schemas.catalog.table import create_dataset
@@ -64,6 +65,15 @@ def debug_run(tmp_path: Path) -> Callable[..., RunConfig]:
         return apply_overrides(get_recipe(recipe), [*settings, *pairs])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny CLIP."""
+    pytest.importorskip("transformers", reason="the extra `language` is not installed")
+    folder = tmp_path_factory.mktemp("clip")
+    write_clip(folder)
+    return folder
 
 
 @pytest.fixture

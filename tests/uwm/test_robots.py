@@ -16,7 +16,7 @@ from storage_schemas.errors import UserError
 from storage_schemas.spaces import Part, Space
 from storage_schemas.store.dataset import open_dataset
 from uwm.auto import AutoPolicy
-from uwm.bundle import export
+from uwm.bundle import CARD_FILE, export
 from uwm.checkpoint import load_checkpoint
 from uwm.config import RunConfig
 from uwm.data.augment import training_batch
@@ -25,7 +25,7 @@ from uwm.data.mixture import mixture_sampler
 from uwm.data.sampler import Pick
 from uwm.eval.offline import evaluate
 from uwm.eval.options import EvalOptions
-from uwm.events import TrainEvent, TrainStarted
+from uwm.events import TrainEvent, TrainStarted, read_events
 from uwm.overrides import apply_overrides
 from uwm.policies import build
 from uwm.policy import Mode, Policy
@@ -89,6 +89,9 @@ def test_a_run_says_what_it_makes_of_its_data_and_goes_on(configure: Callable[..
     plans = next(event.plans for event in events if isinstance(event, TrainStarted))
     assert [Path(plan.uri).name for plan in plans] == list(NAMES)
     assert plans[2].dropped == ("joints",)
+    with (tmp_path / "run" / "metrics.jsonl").open() as lines:
+        told = next(event for event in read_events(lines) if isinstance(event, TrainStarted))
+    assert told.plans == plans, "as JSON too"
     text = (tmp_path / "run" / "data.txt").read_text()
     for plan in plans:
         assert all(fact in text for fact in plan.facts.values())
@@ -128,6 +131,10 @@ def test_a_robot_that_comes_later_has_a_normalizer_of_its_own(
 
 def test_actions_are_told_as_the_robot_takes_them(configure: Callable[..., RunConfig], tmp_path: Path) -> None:
     export(train(configure("debug_dp", names=("droid", "deltas"))), tmp_path / "bundle")
+    card = (tmp_path / "bundle" / CARD_FILE).read_text()
+    for line in (*DROID_ACTION.lines, *DELTAS.lines):
+        assert line in card
+    assert "actions of `deltas`: min_max bounds" in card
     policy = AutoPolicy.load(tmp_path / "bundle", device="cpu")
     frames = {DROID_CAMERAS[0]: np.full((20, 28, 3), 90, np.uint8)}
     own = policy.act(frames, embodiment="droid")

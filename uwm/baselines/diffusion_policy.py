@@ -19,6 +19,7 @@ from uwm.diffusion.rng import randint_rows, randn_rows
 from uwm.diffusion.schedule import alphas_cumprod
 from uwm.diffusion.training import masked_mse, noise_at, sample_losses
 from uwm.model.attention import attention_report
+from uwm.model.condition import ConditionEncoder
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy
@@ -31,7 +32,7 @@ from uwm.policy import LossOutput, Mode, Sample
 class DpObs:
     """A batch as Diffusion Policy sees it."""
 
-    cond: Tensor  # (B, G) features of the current observation
+    cond: Tensor  # (B, G) features of the current observation: of its images, of states and of the instruction
     action: Tensor  # (B, S, A) normalized; zero where unknown
     action_mask: Tensor  # (B, S, A) bool
     lacking: Tensor | None = None  # (B, 1, A) bool: what the robot does not have; None when all have all
@@ -55,6 +56,12 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
         self.obs_encoder = ObsEncoder(
             config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
+        self.condition = ConditionEncoder(data, config.obs_encoder.embed_dim)
+        self._sizes = {
+            "input_len": data.action_horizon,
+            "input_dim": data.action_dim,
+            "global_cond_dim": self.obs_encoder.out_dim + self.condition.out_dim,
+        }
         self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
 
@@ -65,7 +72,8 @@ class DiffusionPolicy(TokenizedPolicy, ABC):
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> DpObs:
         """Encode the current observation; the next one is never looked at."""
-        cond = self.obs_encoder(batch.obs, batch.obs_mask, batch.known_places()[0])
+        images = self.obs_encoder(batch.obs, batch.obs_mask, batch.known_places()[0])
+        cond = torch.cat([images, self.condition(batch).to(images)], dim=1)
         lacking = self.robot_actions(batch.embodiment)
         return DpObs(cond=cond, action=batch.action, action_mask=batch.action_mask, lacking=lacking)
 
@@ -108,12 +116,7 @@ class TransformerPolicy(DiffusionPolicy):
     def __init__(self, config: DpConfig, data: DataConfig) -> None:
         super().__init__(config, data)
         self._config = config
-        self.transformer = DpTransformer(
-            config,
-            input_len=data.action_horizon,
-            input_dim=data.action_dim,
-            global_cond_dim=self.obs_encoder.out_dim,
-        )
+        self.transformer = DpTransformer(config, **self._sizes)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -148,12 +151,7 @@ class UnetPolicy(DiffusionPolicy):
             raise UserError(
                 f"data.action_horizon {data.action_horizon} can't be halved {halvings} times (policy.widths)"
             )
-        self.unet = ConditionalUnet1d(
-            config,
-            input_len=data.action_horizon,
-            input_dim=data.action_dim,
-            global_cond_dim=self.obs_encoder.out_dim,
-        )
+        self.unet = ConditionalUnet1d(config, **self._sizes)
 
     @property
     def denoiser(self) -> nn.Module:

@@ -1,4 +1,6 @@
-"""GR-1 (Wu et al. 2023, arXiv 2312.13139) without language, as UWM compares with it: regression, no diffusion.
+"""GR-1 (Wu et al. 2023, arXiv 2312.13139) as UWM compares with it: regression, no diffusion.
+
+UWM's comparison gives it neither states nor language. With them it reads one token more, of both together.
 
 Dimension letters: B batch, S action steps, A action dimensions, V views, N frames, H and W image height and width,
 O observation tokens, D features.
@@ -7,7 +9,7 @@ O observation tokens, D features.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from storage_schemas.errors import UserError
 from uwm.baselines.gr1_encoder import Gr1ImageEncoder
@@ -16,6 +18,7 @@ from uwm.config import DataConfig
 from uwm.data.batch import Batch
 from uwm.diffusion.training import masked_mse, sample_losses
 from uwm.model.attention import attention_report
+from uwm.model.condition import ConditionEncoder
 from uwm.model.obs_encoder import IMAGENET_MEAN, IMAGENET_STD
 from uwm.model.tokenized import TokenizedPolicy, same_frames
 from uwm.model.tokenizer import Tokenizer
@@ -50,8 +53,8 @@ class NormalizedPixels(Tokenizer):
 class Gr1Obs:
     """A batch as GR-1 sees it."""
 
-    tokens: Tensor  # (B, O, D) of the current observation
-    token_mask: Tensor  # (B, O) bool: of known images
+    tokens: Tensor  # (B, O, D) of the current observation's images, and one more of states and instruction if there are
+    token_mask: Tensor  # (B, O) bool: of known images; the one more always is
     latents: Tensor  # (B, V, 3, N, H, W) the next images, normalized; zero where unknown
 
 
@@ -84,6 +87,9 @@ class GR1Policy(TokenizedPolicy):
             frames=data.obs_frames,
             embed_dim=config.embed_dim,
         )
+        self.condition = ConditionEncoder(data, config.embed_dim)
+        told = self.condition.out_dim
+        self.condition_token = nn.Linear(told, config.embed_dim) if told else None
         self.network = Gr1Network(
             config,
             image_size=data.crop,
@@ -96,13 +102,19 @@ class GR1Policy(TokenizedPolicy):
     def attention_report(self) -> str:
         """See `Learner`; it is the trunk's."""
         queries = self.network.obs_queries  # (1, O, D)
-        tokens = 2 * queries.shape[1] + self.network.action_len
+        tokens = 2 * queries.shape[1] + self.network.action_len + (self.condition_token is not None)
         return attention_report(self._config, queries, tokens=tokens, masked=True)
 
     def encode_batch(self, batch: Batch, *, next_obs: bool = True) -> Gr1Obs:
         """Encode the current images; without `next_obs` the next ones count as unknown."""
         seen, following = batch.known_places()
         tokens, token_mask = self.obs_encoder(self.tokenizer.encode(batch.obs), batch.obs_mask, seen)
+        if self.condition_token is not None:
+            token = self.condition_token(self.condition(batch).to(self.condition_token.weight.dtype))[
+                :, None
+            ]  # (B, 1, D)
+            tokens = torch.cat([tokens, token.to(tokens)], dim=1)
+            token_mask = torch.cat([token_mask, torch.ones_like(token_mask[:, :1])], dim=1)
         mask = batch.next_mask if next_obs else torch.zeros_like(batch.next_mask)
         latents = self.encode_known(batch.next_obs, mask, following if next_obs else None)
         return Gr1Obs(tokens=tokens, token_mask=token_mask, latents=latents)

@@ -1,7 +1,8 @@
 """The trunk, heads and image decoder of GR-1 (Wu et al. 2023, arXiv 2312.13139), under published parameter names.
 
 Dimension letters: B batch, S action steps, A action dimensions, V views, F frames, H and W image height and width,
-N latents per image, O = V F N observation tokens, L = O + S + O tokens, P patches of an image, D features.
+N latents per image, O = V F N observation tokens, C >= O known tokens, L = C + S + O tokens, P patches of an image,
+D features.
 """
 
 import torch
@@ -100,20 +101,21 @@ class Gr1Network(nn.Module):
         """Predict actions and next images.
 
         Args:
-            current: (B, O, D) tokens of the current observation, ordered (view, frame, latent).
-            current_mask: (B, O) bool: tokens of known images; None is all of them.
+            current: (B, C, D) tokens of the current observation: of its images (O), ordered (view, frame, latent), and
+                whatever else there is to know.
+            current_mask: (B, C) bool: tokens of what is known; None is all of them.
             action_mask: (B, S) bool: steps whose query may be attended to; None is all of them.
 
         Returns:
             Actions (B, S, A) and images (B, V, 3, F, H, W).
         """
-        size, obs_len = current.shape[:2]
+        (size, known_len), obs_len = current.shape[:2], self.obs_queries.shape[1]
         queries = torch.cat([self.action_queries, self.obs_queries], dim=1).expand(size, -1, -1)
         x = torch.cat([current, queries.to(current.dtype)], dim=1)  # (B, L, D)
-        keys = self._keys(x, current_mask, action_mask)
+        keys = self._keys(x, known_len, current_mask, action_mask)
         for block in self.transformer:
             x = block(x, keys)
-        return self.action_head(x[:, obs_len:-obs_len]), self.decode_images(x[:, -obs_len:])
+        return self.action_head(x[:, known_len:-obs_len]), self.decode_images(x[:, -obs_len:])
 
     def decode_images(self, tokens: Tensor) -> Tensor:
         """(B, O, D) -> (B, V, 3, F, H, W)."""
@@ -128,16 +130,17 @@ class Gr1Network(nn.Module):
         out: Tensor = patches.flatten(6).flatten(4, 5)  # (B, V, 3, F, H, W)
         return out
 
-    def _keys(self, x: Tensor, current_mask: Tensor | None, action_mask: Tensor | None) -> Tensor | None:
+    def _keys(
+        self, x: Tensor, known_len: int, current_mask: Tensor | None, action_mask: Tensor | None
+    ) -> Tensor | None:
         """(B, L) bool: what may be attended to, or None for everything."""
         if current_mask is None and action_mask is None:
             return None
         keys = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        obs_len = self.obs_queries.shape[1]
         if current_mask is not None:
-            keys[:, :obs_len] = current_mask
+            keys[:, :known_len] = current_mask
         if action_mask is not None:
-            keys[:, obs_len : obs_len + self.action_len] = action_mask
+            keys[:, known_len : known_len + self.action_len] = action_mask
         return keys
 
 

@@ -1,5 +1,7 @@
 """PAD, Prediction with Action (Guo et al. 2024, arXiv 2411.18179), as UWM's implementation has it.
 
+That gives it neither states nor language; with them the condition stands before the timestep's embedding.
+
 Dimension letters: B batch, S action steps, A action dimensions, V views, N frames, C latent channels, h and w latent
 height and width.
 """
@@ -17,6 +19,7 @@ from uwm.diffusion.rng import randint_rows, randn_rows
 from uwm.diffusion.schedule import alphas_cumprod
 from uwm.diffusion.training import masked_mse, noise_at, sample_losses
 from uwm.model.attention import attention_report
+from uwm.model.condition import ConditionEncoder
 from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
 from uwm.model.tokenizer import load_tokenizer
@@ -30,6 +33,7 @@ class PadObs:
 
     current: Tensor  # (B, V, C, N, h, w) of the current observation; zero where unknown
     latents: Tensor  # (B, V, C, N, h, w) of the next observation; zero where unknown
+    condition: Tensor  # (B, G) features of states and instruction
     next_mask: Tensor  # (B, V, N) bool
     action: Tensor  # (B, S, A) normalized; zero where unknown
     action_mask: Tensor  # (B, S, A) bool
@@ -61,6 +65,7 @@ class PADPolicy(TokenizedPolicy):
         image_shape = latent_size(data, config.patch, tokenizer.downsample)
         self.latent_shape = (len(data.cameras), tokenizer.channels, *image_shape)
         self._config = config
+        self.condition = ConditionEncoder(data, config.embed_dim)
         self.transformer = PadTransformer(
             config,
             image_shape=image_shape,
@@ -68,6 +73,7 @@ class PADPolicy(TokenizedPolicy):
             num_views=len(data.cameras),
             action_len=data.action_horizon,
             action_dim=data.action_dim,
+            global_cond_dim=self.condition.out_dim,
         )
         self.robot_actions = RobotActions(data)
         self.register_buffer("_alphas_cumprod", alphas_cumprod(config.diffusion), persistent=False)
@@ -88,6 +94,7 @@ class PADPolicy(TokenizedPolicy):
         return PadObs(
             current=self.encode_known(batch.obs, batch.obs_mask, seen, batch.obs_latents),
             latents=self.encode_known(batch.next_obs, mask, following if next_obs else None, batch.next_latents),
+            condition=self.condition(batch),
             next_mask=mask,
             action=batch.action,
             action_mask=batch.action_mask,
@@ -110,7 +117,9 @@ class PADPolicy(TokenizedPolicy):
         action, action_target = noise_at(encoded.action, known_action, alpha, prediction, generator, micro_batch)
         clean = encoded.latents - latent_reference(encoded.current, self.diffusion)
         next_obs, next_target = noise_at(clean, known_next, alpha, prediction, generator, micro_batch)
-        action_out, next_out = self.transformer(encoded.current, action, next_obs, timestep, encoded.action_mask.any(2))
+        action_out, next_out = self.transformer(
+            encoded.current, action, next_obs, timestep, encoded.action_mask.any(2), encoded.condition
+        )
         action_loss = masked_mse(action_out, action_target, known_action, micro_batch.known_actions)
         next_loss = masked_mse(next_out, next_target, known_next, micro_batch.known_frames)
         logs = {"action_loss": action_loss.detach(), "next_obs_loss": next_loss.detach()}
@@ -131,7 +140,7 @@ class PADPolicy(TokenizedPolicy):
         pad = torch.zeros_like(encoded.action_mask[..., 0]) if mode is Mode.VIDEO else None
 
         def denoiser(a: Tensor, o: Tensor, _: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-            predicted: tuple[Tensor, Tensor] = self.transformer(encoded.current, a, o, timestep, pad)
+            predicted: tuple[Tensor, Tensor] = self.transformer(encoded.current, a, o, timestep, pad, encoded.condition)
             return predicted
 
         sampled = run(denoiser, Mode.VIDEO if mode is Mode.VIDEO else Mode.JOINT, action, next_obs, self.diffusion)

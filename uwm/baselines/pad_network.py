@@ -1,7 +1,7 @@
 """The network of PAD (Guo et al. 2024, arXiv 2411.18179), under the parameter names of UWM's implementation.
 
 Dimension letters: B batch, S action steps, A action dimensions, V views, C latent channels, F latent frames,
-H and W latent height and width, P patch tokens, L = S + P tokens, D features.
+H and W latent height and width, P patch tokens, L = S + P tokens, D features, G condition features.
 """
 
 import torch
@@ -56,7 +56,8 @@ class PadTransformer(nn.Module):
     """Denoises actions and next latents together, at one timestep; it sees the current latents.
 
     One sequence [action tokens, patch tokens] with learned positions; every block is modulated by the embedding
-    of the timestep alone. An action step that is not known becomes a token of its own that no token attends to.
+    of the timestep, after the condition when there is one (published: none). An action step that is not known becomes
+    a token of its own that no token attends to.
 
     Args:
         config: sizes.
@@ -65,6 +66,7 @@ class PadTransformer(nn.Module):
         num_views: V.
         action_len: S.
         action_dim: A.
+        global_cond_dim: G, features of states and instruction.
 
     Raises:
         ValueError: when the patch does not divide the latents.
@@ -79,9 +81,11 @@ class PadTransformer(nn.Module):
         num_views: int,
         action_len: int,
         action_dim: int,
+        global_cond_dim: int = 0,
     ) -> None:
         super().__init__()
         embed_dim, timestep_embed_dim = config.embed_dim, config.timestep_embed_dim
+        cond_dim = global_cond_dim + timestep_embed_dim
         hidden = int(max(action_dim, embed_dim) * config.mlp_ratio)
         self.action_len = action_len
         self.obs_patchifier = PadPatchifier(
@@ -97,14 +101,20 @@ class PadTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, action_len + self.obs_patchifier.num_patches, embed_dim))
         # Nothing attends to them and no loss reaches them, as published: they keep their first values.
         self.pad_tokens = nn.Parameter(torch.empty(1, action_len, embed_dim), requires_grad=False)
-        self.blocks = nn.ModuleList(AdaLNBlock(config, timestep_embed_dim) for _ in range(config.depth))
-        self.head = AdaLNHead(embed_dim, timestep_embed_dim)
+        self.blocks = nn.ModuleList(AdaLNBlock(config, cond_dim) for _ in range(config.depth))
+        self.head = AdaLNHead(embed_dim, cond_dim)
         self.apply(init_weights)
         for tokens in (self.pos_embed, self.pad_tokens):
             nn.init.trunc_normal_(tokens, std=0.02)
 
     def forward(
-        self, obs: Tensor, action: Tensor, next_obs: Tensor, timestep: Tensor, action_mask: Tensor | None = None
+        self,
+        obs: Tensor,
+        action: Tensor,
+        next_obs: Tensor,
+        timestep: Tensor,
+        action_mask: Tensor | None = None,
+        condition: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Predict the noise (or the clean sample) of both modalities.
 
@@ -114,6 +124,7 @@ class PadTransformer(nn.Module):
             next_obs: (B, V, C, F, H, W) noisy latents.
             timestep: (B,) integers.
             action_mask: (B, S) bool: steps of whose action something is known or is being sampled; None is all of them.
+            condition: (B, G) features of states and instruction; None when there are none.
 
         Returns:
             Predictions (B, S, A) and (B, V, C, F, H, W).
@@ -126,6 +137,8 @@ class PadTransformer(nn.Module):
             keys = torch.cat([action_mask, action_mask.new_ones(patches.shape[:2])], dim=1)  # (B, L)
         x = torch.cat([tokens, patches], dim=1) + self.pos_embed  # (B, L, D)
         cond = self.timestep_embedding(timestep[:, None])
+        if condition is not None:
+            cond = torch.cat([condition.to(cond), cond], dim=1)  # (B, G + timestep features)
         for block in self.blocks:
             x = block(x, cond, keys)
         x = self.head(x, cond)  # (B, L, D)

@@ -10,17 +10,16 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Protocol
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from storage_schemas.catalog.commits import Committer, commit
+from storage_schemas.catalog.commits import Committer
 from storage_schemas.catalog.delta import open_table
 from storage_schemas.catalog.rows import ROW_SCHEMA, EpisodeRow, rows_to_arrow
 from storage_schemas.catalog.table import create_dataset
@@ -36,47 +35,32 @@ _LEFT_OUT = "statistics"
 """The column that opening does not read."""
 _NUMBERS = tuple(field.name for field in ROW_SCHEMA if pa.types.is_integer(field.type) or field.type == pa.float64())
 _TEXTS = tuple(name for name in ROW_SCHEMA.names if name not in _NUMBERS)
-
-
-class Catalog(Protocol):
-    """Episode rows with versions."""
-
-    def commit(self, rows: Sequence[EpisodeRow]) -> None:
-        """Add those of the rows that are not there, as one version, also while others commit."""
-        ...
-
-    def open(self) -> int:
-        """Read the newest version's rows without their statistics; returns how many they are."""
-        ...
-
-    def row(self, episode_id: str) -> str:
-        """Open the newest version and look one episode up; returns where it came from."""
-        ...
+_ID = _TEXTS.index("episode_id")
 
 
 class Delta:
-    """The Delta table that a dataset has."""
+    """Episode rows in the Delta table that a dataset has."""
 
     def __init__(self, uri: str) -> None:
         self._uri, self._committer = uri, Committer(uri)
 
     @classmethod
-    def create(cls, uri: str) -> "Delta":
+    def create(cls, uri: str) -> Self:
         """Make an empty catalog."""
         create_dataset(uri, SPEC)
         (locate(uri) / "parts" / PART / "zarr.json").write_bytes(b"")
         return cls(uri)
 
     def commit(self, rows: Sequence[EpisodeRow]) -> None:
-        """See `Catalog`."""
-        commit(self._committer, rows)
+        """Add those of the rows that are not there, as one version, also while others commit."""
+        self._committer.commit(rows)
 
     def open(self) -> int:
-        """See `Catalog`."""
+        """Read the newest version's rows without their statistics; returns how many they are."""
         return len(open_dataset(self._uri))
 
     def row(self, episode_id: str) -> str:
-        """See `Catalog`."""
+        """Open the newest version and look one episode up; returns where it came from."""
         table = open_table(locate(self._uri) / "episodes").to_pyarrow_table(
             columns=["source_uri"], filters=[("episode_id", "=", episode_id)]
         )
@@ -84,7 +68,7 @@ class Delta:
 
 
 class Icechunk:
-    """The same rows in an Icechunk repository; knows the ids that it has seen, as `Committer` does."""
+    """The same in an Icechunk repository; knows the ids that it has seen, as `Committer` does."""
 
     def __init__(self, uri: str) -> None:
         import icechunk
@@ -93,7 +77,7 @@ class Icechunk:
         self._seen = set[str]()
 
     @classmethod
-    def create(cls, uri: str) -> "Icechunk":
+    def create(cls, uri: str) -> Self:
         """Make an empty catalog."""
         import icechunk
         import zarr
@@ -106,21 +90,19 @@ class Icechunk:
         return cls(uri)
 
     def commit(self, rows: Sequence[EpisodeRow]) -> None:
-        """See `Catalog`."""
+        """Add those of the rows that are not there, as one version, also while others commit."""
         import icechunk
-        import zarr
 
         table = rows_to_arrow(rows)
         numbers = np.stack([table.column(name).to_numpy() for name in _NUMBERS], axis=1).astype(np.float64)
         texts = np.array([[_text(value) for value in table.column(name).to_pylist()] for name in _TEXTS], object).T
         while True:
             session = self._repository.writable_session("main")
-            group = zarr.open_group(session.store)
-            ids = _column(_array(group, "texts"), _TEXTS.index("episode_id"), len(self._seen))
-            self._seen.update(ids)
+            group = _group(session, "a")
+            self._seen.update(group["texts"][len(self._seen) :, _ID])
             new = [index for index, row in enumerate(rows) if row.episode_id not in self._seen]
-            _array(group, "numbers").append(numbers[new])
-            _array(group, "texts").append(texts[new])
+            group["numbers"].append(numbers[new])
+            group["texts"].append(texts[new])
             try:
                 session.commit(f"{len(new)} episodes")
                 return
@@ -128,29 +110,21 @@ class Icechunk:
                 continue
 
     def open(self) -> int:
-        """See `Catalog`."""
-        import zarr
-
-        group = zarr.open_group(self._repository.readonly_session("main").store, mode="r")
-        columns = [_column(_array(group, "texts"), index) for index, name in enumerate(_TEXTS) if name != _LEFT_OUT]
-        return len(columns[0]) if _array(group, "numbers")[:].size else 0
+        """Read the newest version's rows without their statistics; returns how many they are."""
+        group = _group(self._repository.readonly_session("main"))
+        columns = [group["texts"][:, index] for index, name in enumerate(_TEXTS) if name != _LEFT_OUT]
+        return len(columns[0]) if group["numbers"][:].size else 0
 
     def row(self, episode_id: str) -> str:
-        """See `Catalog`."""
-        import zarr
-
-        group = zarr.open_group(self._repository.readonly_session("main").store, mode="r")
-        row = int(np.flatnonzero(_column(_array(group, "texts"), _TEXTS.index("episode_id")) == episode_id)[0])
-        return str(_array(group, "texts")[row, _TEXTS.index("source_uri")])
+        """Open the newest version and look one episode up; returns where it came from."""
+        texts = _group(self._repository.readonly_session("main"))["texts"]
+        return str(texts[int(np.flatnonzero(texts[:, _ID] == episode_id)[0]), _TEXTS.index("source_uri")])
 
 
-def _array(group: Any, name: str) -> Any:
-    return group[name]
+def _group(session: Any, mode: Literal["r", "a"] = "r") -> Any:
+    import zarr
 
-
-def _column(array: Any, index: int, first: int = 0) -> NDArray[Any]:
-    values: NDArray[Any] = array[first:, index]
-    return values
+    return zarr.open_group(session.store, mode=mode)
 
 
 def _text(value: object) -> str:
@@ -170,7 +144,7 @@ def _storage(uri: str) -> Any:
     )  # fmt: skip
 
 
-KINDS: dict[str, type[Delta] | type[Icechunk]] = {"delta": Delta, "icechunk": Icechunk}
+KINDS: Mapping[str, type[Delta | Icechunk]] = {"delta": Delta, "icechunk": Icechunk}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +223,7 @@ def _measure(
     return costs, [_write_at_once(location, name, f"{root}/{name}-writers") for name in KINDS]
 
 
-def _times(name: str, uri: str, warm: Catalog, first: int) -> Iterator[float]:
+def _times(name: str, uri: str, warm: Delta | Icechunk, first: int) -> Iterator[float]:
     """Milliseconds of a warm and a cold commit, of opening, and of looking an episode up."""
     batches = synthetic_rows(first, BATCH), synthetic_rows(first + BATCH, BATCH)
     yield _ms(lambda: warm.commit(batches[0]))

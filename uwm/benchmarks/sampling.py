@@ -19,7 +19,6 @@ from typing import cast
 
 import torch
 
-from storage_schemas.store.latents import DRAWS
 from uwm.benchmarks.droid import droid_run, published_sizes
 from uwm.benchmarks.measure import Cost, Work, interleave
 from uwm.config import RunConfig
@@ -131,19 +130,12 @@ def _twin(policy: UWMPolicy, **settings: object) -> UWMPolicy:
 def _batch(config: RunConfig, size: int) -> Batch:
     data, generator = config.data, torch.Generator().manual_seed(0)
     views, (height, width) = len(data.cameras), data.crop
-    frames, zeros = data.obs_frames + data.next_frames, torch.zeros(size, dtype=torch.int64)
-    raw = RawBatch(
+    frames = data.obs_frames + data.next_frames
+    raw = RawBatch.of_images(
         frames=torch.randint(256, (size, views, frames, 3, height, width), dtype=torch.uint8, generator=generator),
         view_mask=torch.ones(size, views, frames, dtype=torch.bool),
         action=torch.rand(size, data.action_horizon, data.action_dim, generator=generator) * 2 - 1,
         action_mask=torch.ones(size, data.action_horizon, data.action_dim, dtype=torch.bool),
-        dataset=zeros,
-        episode=zeros,
-        step=zeros,
-        position=zeros,
-        draws=torch.full((size, views, DRAWS), 0.5),
-        latents=torch.zeros(size, views, 0, 0, 0, 0),
-        embodiment=zeros,
     )
     return evaluation_batch(raw, data, ActionNormalizer.identity(data.action_dim), device=torch.device("cpu"))
 

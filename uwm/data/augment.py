@@ -130,6 +130,7 @@ def _batch(
     images = images.mul_(view_mask[:, :, : images.shape[2], None, None, None])  # contrast may have lit what is masked
     action = normalizer.normalize(raw.action, raw.embodiment, config.robots)  # small: on the CPU it waits for nothing
     action = action.where(raw.action_mask, 0.0)
+    state = normalizer.normalize_states(raw.state, raw.embodiment, config.robots).where(raw.state_mask, 0.0).float()
     seen = config.obs_frames
     latents = raw.latents.to(device, non_blocking=True).float()
     return Batch(
@@ -141,6 +142,10 @@ def _batch(
         action_mask=raw.action_mask.to(device, non_blocking=True),
         obs_latents=latents[:, :, :seen],
         next_latents=latents[:, :, seen:],
+        state=state.to(device, non_blocking=True),
+        state_mask=raw.state_mask.to(device, non_blocking=True),
+        language=raw.language.to(device, non_blocking=True),
+        language_mask=raw.language_mask.to(device, non_blocking=True),
         view_mask=raw.view_mask,
         dataset=raw.dataset,
         episode=raw.episode,

@@ -1,7 +1,8 @@
 """What flows from the loader to the loss.
 
 Dimension letters: B batch, V views, F = O + N frames (O observation, N next), S action steps, A action
-dimensions, H0 and W0 the loader's image size, H and W the model's, C latent channels, h and w latent size.
+dimensions, D numbers of the observed states, E features of an instruction, H0 and W0 the loader's image size, H and W
+the model's, C latent channels, h and w latent size.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -9,6 +10,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 from torch import Tensor
+
+from storage_schemas.store.latents import DRAWS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,47 @@ class RawBatch:
     position: Tensor  # (B,) int64, place in the run's sample order
     draws: Tensor  # (B, V, 5) in [0, 1): row, column, brightness, contrast, saturation of the view's augmentation
     latents: Tensor  # (B, V, F, C, h, w) float16, zero where masked: cached, with O frames in `frames`; or F = 0
+    state: Tensor  # (B, O, D) float64, in the store's units at the observation's steps; zero where unknown
+    state_mask: Tensor  # (B, O, D) bool
+    language: Tensor  # (B, E) float32 features of the sample's instruction, zero where there is none
+    language_mask: Tensor  # (B,) bool
     embodiment: Tensor  # (B,) int64, id of the robot in the run; 0 is none
 
     def __len__(self) -> int:
         return len(self.action)
+
+    @classmethod
+    def of_images(
+        cls, frames: Tensor, view_mask: Tensor, action: Tensor, action_mask: Tensor, robot: int = 0
+    ) -> "RawBatch":
+        """Samples of no dataset, with central crops, without cached latents; nothing is observed or heard beside.
+
+        Args:
+            frames: as the field; so are the next three.
+            view_mask: as the field.
+            action: as the field.
+            action_mask: as the field.
+            robot: id of the embodiment of all of them.
+        """
+        samples, views = view_mask.shape[:2]
+        nowhere = torch.zeros(samples, dtype=torch.int64)
+        return cls(
+            frames=frames,
+            view_mask=view_mask,
+            action=action,
+            action_mask=action_mask,
+            dataset=nowhere,
+            episode=nowhere,
+            step=nowhere,
+            position=nowhere,
+            draws=torch.full((samples, views, DRAWS), 0.5),
+            latents=torch.zeros(samples, views, 0, 0, 0, 0, dtype=torch.float16),
+            state=torch.zeros(samples, 1, 0, dtype=torch.float64),
+            state_mask=torch.zeros(samples, 1, 0, dtype=torch.bool),
+            language=torch.zeros(samples, 0),
+            language_mask=torch.zeros(samples, dtype=torch.bool),
+            embodiment=torch.full((samples,), robot),
+        )
 
     def pin_memory(self) -> "RawBatch":
         """The batch in page-locked memory (called by torch's DataLoader)."""
@@ -77,6 +117,10 @@ class Batch:
     action_mask: Tensor  # (B, S, A) bool: dimension by dimension, for robots differ in what they have
     obs_latents: Tensor  # (B, V, O, C, h, w) float32, zero where masked: cached; or O = 0
     next_latents: Tensor  # (B, V, N, C, h, w) float32, zero where masked: cached; or N = 0
+    state: Tensor  # (B, O, D) float32, normalized to [-1, 1]; zero where unknown
+    state_mask: Tensor  # (B, O, D) bool
+    language: Tensor  # (B, E) float32 features of an instruction, zero where there is none
+    language_mask: Tensor  # (B,) bool
     view_mask: Tensor  # (B, V, O + N) bool: both masks on the host, so that nothing waits for the device
     dataset: Tensor  # (B,) int64 on the host, as in `RawBatch`; so are the next three
     episode: Tensor

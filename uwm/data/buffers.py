@@ -38,6 +38,8 @@ class Buffers:
     def __init__(self, workers: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._returned = [context.SimpleQueue() for _ in range(workers)]
+        # Filled by finalizers, which may run in the middle of any line: appending to a deque takes no lock that this
+        # very thread could be holding, as putting into a queue does.
         self._done: deque[Ticket] = deque()
         self._buffers: list[Tensor] = []
         self._free: list[int] = []
@@ -48,6 +50,7 @@ class Buffers:
         if info is None:
             raise RuntimeError("only a loader's worker takes buffers")
         returned = self._returned[info.id]
+        # no race: this worker alone takes out of its queue
         while not returned.empty():
             self._free.append(returned.get())
         size = torch.Size(shape).numel()

@@ -9,7 +9,6 @@ action dimensions, H and W a stored frame's size, H0 and W0 the loader's.
 
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from storage_schemas.errors import DamagedError, UserError
+from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset as Store
-from storage_schemas.store.dataset import FrameRequest
+from storage_schemas.store.dataset import FrameRequest, blaming
 from storage_schemas.store.latents import DRAWS
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.action_plan import action_plan
@@ -28,6 +27,7 @@ from uwm.data.actions import ActionTable
 from uwm.data.batch import RawBatch
 from uwm.data.buffers import Buffers, Ticket
 from uwm.data.cameras import camera_map, fill_views, view_places
+from uwm.data.condition import ConditionReader, ConditionTable
 from uwm.data.frames import decode_fitted
 from uwm.data.latents import LatentStore
 from uwm.data.mixture import MixtureSampler
@@ -70,6 +70,7 @@ class SegmentReader:
         latents: cached latents of each dataset, when training runs on them: then only the observation frames are
             read as images.
         actions: of each dataset in shared memory; None reads them from the store.
+        condition: what of each dataset's states and instructions lies in shared memory.
         next_images: whether anyone looks at the images of the next observation; if not, they are not read.
         seed: of the run; with a sample's place it gives the sample's augmentation.
         refs: how the run names each dataset: with its cameras, robot and stride; by default all as they are.
@@ -83,6 +84,7 @@ class SegmentReader:
         actions: Sequence[ActionTable | None] = (),
         seed: int = 0,
         *,
+        condition: Sequence[ConditionTable] = (),
         next_images: bool = True,
         refs: Sequence[DatasetRef] = (),
     ) -> None:
@@ -98,6 +100,7 @@ class SegmentReader:
         self._next_images = next_images and not latents
         self._actions = tuple(actions) or (None,) * len(self._datasets)
         self._seed = seed
+        self._condition = ConditionReader(self._datasets, config, condition)
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """(B, V, F, H0, W0, 3) of the frames of so many samples."""
@@ -121,9 +124,11 @@ class SegmentReader:
         else:
             pixels = pixels[:, :, :0]
         action, action_mask = self._read_actions(picks)
+        condition = self._condition.read(picks, [sample.steps[: self._config.obs_frames] for sample in samples])
         latents, draws = self._read_latents(samples) if self._latents else self._draw(samples)
         if self._config.missing_views != "none":
-            arrays = (view_mask, pixels.numpy(), latents.numpy(), draws.numpy())
+            own = (draws.numpy(),) if self._latents else ()  # cached latents were augmented with theirs
+            arrays = (view_mask, pixels.numpy(), latents.numpy(), *own)
             fill_views(
                 arrays, [pick.position for pick in picks], self._seed, shuffled=self._config.missing_views == "random"
             )
@@ -138,6 +143,7 @@ class SegmentReader:
             position=torch.tensor([pick.position for pick in picks]),
             latents=latents,
             draws=draws,
+            **condition._asdict(),
             embodiment=torch.tensor([self._robots[pick.dataset] for pick in picks]),
         )
 
@@ -149,6 +155,7 @@ class SegmentReader:
         length = int(dataset.episodes.lengths[episode])
         steps, real = self._specs[pick.dataset].frame_steps(pick.segment.step, length)
         mask = np.zeros((len(config.cameras), len(steps)), np.bool_)
+        # rows in the run's order of views, sizes in the dataset's
         mask[ours] = (dataset.episodes.sizes[episode, theirs, :1] > 0) & real
         return _Sample(row=row, pick=pick, steps=steps, real=real, mask=mask)
 
@@ -158,13 +165,15 @@ class SegmentReader:
         count = pixels.shape[2]
         for sample in samples:
             loads[sample.pick.dataset] += self._loads(sample, count)
+            # the memory holds an older batch: what this one does not fill must not show through
             if not sample.mask[:, :count].all():
                 pixels[sample.row][~sample.mask[:, :count]] = 0
         used = [(dataset, group) for dataset, group in zip(self._datasets, loads, strict=True) if group]
+        # of all datasets, before the first frame is decoded: remote reads are under way meanwhile
         streams = [dataset.fetch([load.request for load in group]) for dataset, group in used]
         for (dataset, group), stream in zip(used, streams, strict=True):
             for load in group:
-                with _blaming(dataset, load.request.episode):
+                with blaming(dataset, load.request.episode):
                     self._decode(dataset, load, next(stream), pixels[load.row])
 
     def _loads(self, sample: _Sample, count: int) -> Iterator[_Load]:
@@ -213,7 +222,7 @@ class SegmentReader:
             plan = self._plans[pick.dataset]
             if plan.how != "unused":
                 source = table or dataset
-                with _blaming(dataset, pick.segment.episode):
+                with blaming(dataset, pick.segment.episode):
                     values, known = source.actions(*pick.segment, config.action_horizon * plan.stride)
                 action[row], mask[row] = plan.apply(values, known)
         return action, mask
@@ -237,18 +246,6 @@ class SegmentReader:
             draws[row, ours] = store.augmentation(pick.segment.episode, variant)[theirs]
             store.read(pick.segment.episode, variant, sample.steps, ours, theirs, sample.mask, latents[row])
         return torch.from_numpy(latents), torch.from_numpy(draws)
-
-
-@contextmanager
-def _blaming(dataset: Store, episode: int) -> Iterator[None]:
-    """Whatever is damaged within the block is said of an episode, the file that it came from, and the dataset."""
-    try:
-        yield
-    except DamagedError as error:
-        row = dataset.episodes.row(episode)
-        raise DamagedError(
-            f"episode {row.episode_id} of {dataset.uri}, from {row.source_uri}: {error}; `uwm verify` names all damage"
-        ) from error
 
 
 def uniform_draws(seed: int, positions: Sequence[int], shape: tuple[int, ...]) -> Tensor:
@@ -350,6 +347,7 @@ def batches(
     buffers = Buffers(workers)
     loader = DataLoader(
         _Picked(reader, sampler, buffers),
+        # the sampler's items are whole batches already
         batch_size=None,
         sampler=places,
         num_workers=workers,

@@ -13,10 +13,18 @@ from numpy.typing import NDArray
 
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import Dataset, open_dataset
+from uwm.conditions import RunState
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.action_plan import ActionPlan, action_plan
 from uwm.data.cameras import Roles, camera_map, camera_roles
-from uwm.data.normalize import ActionNormalizer, ActionRange, NormalizerSource, Scale, fit_normalizer
+from uwm.data.normalize import (
+    ActionNormalizer,
+    ActionRange,
+    NormalizerSource,
+    Scale,
+    StateRange,
+    fit_normalizer,
+)
 from uwm.data.sampler import Pick, SegmentSampler
 from uwm.registry import nearest
 from uwm.settings import DatasetVersion, replace
@@ -40,6 +48,7 @@ class Quotas:
     def __init__(self, weights: Sequence[float]) -> None:
         if not weights or any(weight <= 0 for weight in weights):
             raise ValueError("a mixture has at least one dataset, and its weights are positive")
+        # as it is written: 0.1 means a tenth, not the float beside it
         exact = [Fraction(str(weight)) for weight in weights]
         scale = lcm(*(share.denominator for share in exact))
         self._parts = [int(share * scale) for share in exact]
@@ -171,8 +180,8 @@ def choose_member(
     return member
 
 
-def open_mixture(config: DataConfig) -> tuple[Member, ...]:
-    """Open every dataset of a run at its pinned version, or at the newest, for training.
+def open_mixture(config: DataConfig, *, split: str | None = "train") -> tuple[Member, ...]:
+    """Open every dataset of a run at its pinned version, or at the newest, for training or with another split.
 
     Raises:
         UserError: as `open_member`, and when the run names no dataset.
@@ -182,7 +191,8 @@ def open_mixture(config: DataConfig) -> tuple[Member, ...]:
     datasets = [open_dataset(ref.uri, ref.version) for ref in config.datasets]
     roles = camera_roles(config.cameras, [dataset.spec for dataset in datasets])
     return tuple(
-        choose_member(dataset, ref, config, roles=roles) for dataset, ref in zip(datasets, config.datasets, strict=True)
+        choose_member(dataset, ref, config, split=split, roles=roles)
+        for dataset, ref in zip(datasets, config.datasets, strict=True)
     )
 
 
@@ -221,25 +231,49 @@ def mixture_sampler(members: Sequence[Member], seed: int) -> MixtureSampler:
     return MixtureSampler(samplers, [member.ref.weight for member in members])
 
 
-def mixture_normalizer(members: Sequence[Member], scale: Scale = "min_max") -> ActionNormalizer:
+def mixture_normalizer(
+    members: Sequence[Member], scale: Scale = "min_max", states: Sequence[RunState] = ()
+) -> ActionNormalizer:
     """The normalizer of a mixture, from the statistics of its training episodes; of each robot where there are several.
 
     No image is read. For `quantile` the actions are, all of them or an evenly spread sample of four million steps; and
-    where actions are converted, all of them.
+    where actions are converted, all of them. States have the bounds of all that the episodes hold, whatever the scale.
     """
     used = [member for member in members if member.known_actions]
     names = dict.fromkeys(member.ref.embodiment for member in used)
-    whole = _fitted(used, members[0].plan.target_dim, scale)
+    whole = _fitted(used, members[0].plan.target_dim, scale).model_copy(
+        update={"states": _state_ranges(members, states)}
+    )
     if len(names) < 2:
         return whole
-    each = {name: [member for member in used if member.ref.embodiment == name] for name in names if name}
-    robots = {name: _fitted(own, whole.action_dim, scale) for name, own in each.items()}
+    robots = {}
+    for name in filter(None, names):
+        own = [member for member in members if member.ref.embodiment == name]
+        fitted = _fitted([member for member in own if member.known_actions], whole.action_dim, scale)
+        robots[name] = fitted.model_copy(update={"states": _state_ranges(own, states)})
     return whole.model_copy(update={"robots": robots})
 
 
 def _fitted(used: Sequence[Member], action_dim: int, scale: Scale) -> ActionNormalizer:
     actions = [known_actions(member) for member in used] if scale == "quantile" else ()
     return fit_normalizer([_action_range(member) for member in used], action_dim, scale, actions)
+
+
+def _state_ranges(members: Sequence[Member], states: Sequence[RunState]) -> tuple[StateRange, ...]:
+    return tuple(_state_range(members, state) for state in states)
+
+
+def _state_range(members: Sequence[Member], state: RunState) -> StateRange:
+    """What becomes [-1, 1] of a field; the identity when no episode has it."""
+    each = [member.dataset.episodes.statistics(f"state/{state.name}", member.rows) for member in members]
+    known = [statistics for statistics in each if statistics.count]
+    if not known:
+        return StateRange.identity(state.name, state.dim)
+    low, high = (
+        np.min([part.min for part in known], axis=0).tolist(),
+        np.max([part.max for part in known], axis=0).tolist(),
+    )
+    return StateRange(name=state.name, low=tuple(low), high=tuple(high))
 
 
 def dataset_normalizer(
@@ -268,6 +302,7 @@ def known_actions(member: Member) -> NDArray[np.float32]:
     steps = member.dataset.episodes.action_steps
     every = -(-int(steps[[row for row in member.rows.tolist() if steps[row]]].sum()) // _SAMPLE)
     parts, skipped = [], 0
+    # counted over all episodes, so that short ones weigh no more than long ones
     for values in _episodes_actions(member):
         parts.append(values[-skipped % every :: every].copy())
         skipped += len(values)

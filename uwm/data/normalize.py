@@ -1,11 +1,12 @@
-"""Actions between the store's units and the network's [-1, 1].
+"""Actions and states between the store's units and the network's [-1, 1].
 
 The bounds come from the per-episode statistics of training episodes, those of percentiles from the
 actions themselves, so no image is decoded and no validation episode counts. One normalizer serves all
 datasets of one robot: the same physical action is the same number, whichever dataset it comes from. Where several
 robots train together each has its own.
 
-Dimension letters: B batch, S action steps, A action dimensions, R robots.
+Dimension letters: B batch, S action steps, A action dimensions, R robots, O observation frames, D numbers of all
+states.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +38,26 @@ class NormalizerSource(Config):
     split: str | None = Field("train", description="None is all episodes")
 
 
+class StateRange(Config):
+    """What becomes [-1, 1] of one field of the state: all that training holds of it."""
+
+    name: str
+    low: tuple[float, ...] = Field(description="what becomes -1, by dimension, in the store's units")
+    high: tuple[float, ...] = Field(description="what becomes 1")
+
+    @model_validator(mode="after")
+    def _bounds_agree(self) -> Self:
+        check_bounds(self.low, self.high)
+        return self
+
+    @classmethod
+    def identity(cls, name: str, dim: int) -> Self:
+        """Leaves the numbers as they are; of a field that no training episode has."""
+        return cls(name=name, low=(-1.0,) * dim, high=(1.0,) * dim)
+
+
 class ActionNormalizer(Config):
-    """Maps a range of every action dimension to [-1, 1] and back.
+    """Maps a range of every action dimension to [-1, 1] and back, and those of the states that a run observes.
 
     The range is all that training holds (`min_max`), its 1st to 99th percentile (`quantile`), or its mean
     plus and minus its standard deviation (`z_score`). A dimension of zero range is only shifted: its
@@ -51,6 +70,7 @@ class ActionNormalizer(Config):
     mean: tuple[float, ...] = Field(description="mean training action")
     count: int = Field(ge=0, description="training steps with a known action; 0 leaves actions unchanged")
     sources: tuple[NormalizerSource, ...] = ()
+    states: tuple[StateRange, ...] = Field((), description="of the observed states, in the run's order")
     robots: Mapping[str, "ActionNormalizer"] = Field(
         {}, description="where several robots train together: that of each; the bounds above are those of all"
     )
@@ -59,10 +79,7 @@ class ActionNormalizer(Config):
     def _bounds_agree(self) -> Self:
         if not len(self.low) == len(self.high) == len(self.mean) > 0:
             raise ValueError("low, high and mean have the same positive number of dimensions")
-        if not np.isfinite([self.low, self.high, self.mean]).all():
-            raise ValueError("bounds and mean are finite")
-        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
-            raise ValueError("low is not above high")
+        check_bounds(self.low, self.high, self.mean)
         if any(own.action_dim != self.action_dim or own.robots for own in self.robots.values()):
             raise ValueError("the normalizers of all robots have the same dimensions, and no robots of their own")
         return self
@@ -101,13 +118,41 @@ class ActionNormalizer(Config):
         centre, scale = self._affine(action)
         return action * scale + centre
 
+    def normalize_states(self, states: Tensor, robot: Tensor, names: Sequence[str] = ()) -> Tensor:
+        """States in the store's units -> states with the training range in [-1, 1].
+
+        Args:
+            states: (B, O, D); D is 0 without states.
+            robot: (B,) ids of the robots, from 1 on; 0 is none.
+            names: (R,) of the robots, in the order of their ids.
+        """
+        each = [own._states_affine(states) for own in (self, *map(self.of, names))]
+        centres, scales = (torch.stack(values)[robot][:, None] for values in zip(*each, strict=True))  # (B, 1, D)
+        return (states - centres) / scales
+
     def normalized_mean(self) -> Tensor:
         """(A,) float32: the mean training action as the network sees it."""
         return self.normalize(torch.tensor(self.mean, dtype=torch.float64)).float()
 
+    def _states_affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        low = np.array([bound for part in self.states for bound in part.low])
+        high = np.array([bound for part in self.states for bound in part.high])
+        if len(low) != like.shape[-1]:
+            raise ValueError(f"bounds of {len(low)} numbers do not fit states of {like.shape[-1]}")
+        centre, scale = _centre_and_scale(low, high)
+        return like.new_tensor(centre), like.new_tensor(scale)
+
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         centre, scale = _centre_and_scale(np.asarray(self.low), np.asarray(self.high))
         return like.new_tensor(centre), like.new_tensor(scale)
+
+
+def check_bounds(low: Sequence[float], high: Sequence[float], mean: Sequence[float] = ()) -> None:
+    """Raises ValueError when bounds are not finite, differ in number or are exchanged."""
+    if not np.isfinite([*low, *high, *mean]).all():
+        raise ValueError("bounds and mean are finite")
+    if len(low) != len(high) or any(least > most for least, most in zip(low, high, strict=True)):
+        raise ValueError("low is not above high")
 
 
 def _centre_and_scale(
@@ -182,10 +227,10 @@ def _percentiles(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The two percentiles of every dimension, over all steps of all ranges."""
     values = np.concatenate(actions).astype(np.float64)
-    shares = [np.full(len(found), r.count / len(found)) for r, found in zip(ranges, actions, strict=True)]
+    shares = [np.full(len(known), r.count / len(known)) for r, known in zip(ranges, actions, strict=True)]
     weights = np.concatenate(shares)
-    found = [_weighted(column[there], weights[there]) for column in values.T for there in (~np.isnan(column),)]
-    low, high = np.array(found).T
+    bounds = [_weighted(column[known], weights[known]) for column in values.T for known in (~np.isnan(column),)]
+    low, high = np.array(bounds).T
     return low, high
 
 

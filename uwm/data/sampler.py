@@ -68,6 +68,11 @@ def _mix(value: int) -> int:
     return value ^ value >> 31
 
 
+def unit_draw(seed: int, position: int, stream: int) -> float:
+    """A number in [0, 1) that belongs to a place in a run's order; other streams give independent ones."""
+    return _mix(_mix(_mix(seed & _MASK64) + stream & _MASK64) ^ position) / (_MASK64 + 1)
+
+
 @lru_cache(maxsize=64)
 def _permutation(size: int, key: tuple[int, ...]) -> Permutation:
     return Permutation(size, key)

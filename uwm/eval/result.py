@@ -153,8 +153,8 @@ class Evaluation(Result):
 
     def score(self, mode: str, metric: Metric, baseline: str | None = None) -> Score | None:
         """The score of a mode and metric (beside a named baseline, or the first), if it was measured."""
-        found = (s for s in self.scores if s.mode == mode and s.metric == metric and baseline in (None, s.baseline))
-        return next(found, None)
+        scores = (s for s in self.scores if s.mode == mode and s.metric == metric and baseline in (None, s.baseline))
+        return next(scores, None)
 
     def to_json(self) -> str:
         """Indented JSON text."""

@@ -15,15 +15,18 @@ from uwm.checkpoint import Checkpoint, load_checkpoint, load_weights
 from uwm.config import DiffusionConfig, RunConfig
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import Batch
+from uwm.data.condition import condition_table
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, check_actions, choose_member
 from uwm.data.normalize import ActionNormalizer
 from uwm.data.pinning import ref_in, robot_name, robot_of
 from uwm.data.sampler import Pick
+from uwm.data.states import resolve_states
 from uwm.device import Precision, cast_weights, resolve_device
 from uwm.eval.baselines import mean_action
 from uwm.eval.options import SegmentOptions
 from uwm.eval.result import Example
+from uwm.language.instructions import encode_instructions, with_encoder
 from uwm.policy import Mode, Policy, Sample
 from uwm.settings import replace as change
 
@@ -47,7 +50,8 @@ class EvaluationSetup:
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], Batch]]:
         """All segments in order: their places among `segments` (B,), and the batch."""
         data = self.checkpoint.config.data
-        reader = SegmentReader([self.member.dataset], data, refs=[self.member.ref])
+        condition = [condition_table(self.member, data, seed=None)]
+        reader = SegmentReader([self.member.dataset], data, refs=[self.member.ref], condition=condition)
         for start in range(0, len(self.segments), batch_size):
             chosen = self.segments[start : start + batch_size]
             raw = reader.read([Pick(start + index, 0, segment) for index, segment in enumerate(chosen)])
@@ -120,6 +124,7 @@ def open_evaluation_setup(
             f"no {options.split} episode of {dataset.uri} has the {last + 1} steps of one segment: ingest longer ones"
         )
     device = resolve_device(options.device)
+    loaded = _told(loaded, member, device)
     policy = _policy(loaded, device, precision)
     return EvaluationSetup(
         checkpoint=loaded,
@@ -132,6 +137,21 @@ def open_evaluation_setup(
         units=_units(loaded, member, units),
         device=device,
     )
+
+
+def _told(checkpoint: Checkpoint, member: Member, device: torch.device) -> Checkpoint:
+    """The checkpoint, with the instructions of the segments encoded and its states found to be the dataset's.
+
+    Raises:
+        UserError: when the text encoder is another one, or a state is not what the policy was trained on.
+    """
+    data = checkpoint.config.data
+    resolve_states([member], data.states)
+    if not data.language.is_heard:
+        return checkpoint
+    language = with_encoder(data.language)
+    encode_instructions(member.dataset, member.rows, language, device=device)
+    return replace(checkpoint, config=change(checkpoint.config, data=change(data, language=language)))
 
 
 def normalizer_for(checkpoint: Checkpoint, member: Member) -> ActionNormalizer:

@@ -12,7 +12,7 @@ from storage_schemas.errors import UserError
 from storage_schemas.executors import in_order
 from storage_schemas.store.latents import LatentSpec
 from uwm.config import RunConfig
-from uwm.data.mixture import Member, open_member
+from uwm.data.mixture import Member, open_mixture
 from uwm.device import resolve_device, resolve_precision
 from uwm.latents.shards import EncodeReport, encode_parts, finish, prepare
 from uwm.model.tokenizer import Tokenizer, load_tokenizer
@@ -141,7 +141,7 @@ def _open(config: RunConfig) -> Opened:
     device = resolve_device(config.train.device)
     return Opened(
         config=config,
-        members=tuple(open_member(ref, config.data, split=None) for ref in config.data.datasets),
+        members=open_mixture(config.data, split=None),
         tokenizer=load_tokenizer(config.policy.tokenizer).to(device),
         device=device,
         dtype=resolve_precision(config.train.precision, device),

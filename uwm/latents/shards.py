@@ -19,12 +19,12 @@ from storage_schemas.store.dataset import Dataset
 from storage_schemas.store.latents import (
     LatentArray,
     LatentSpec,
-    held,
     latent_key,
     latent_metadata,
     latents_folder,
     load_spec,
     mark_covered,
+    present_chunks,
     save_spec,
 )
 from storage_schemas.store.shards import HOLE, encode_shard, index_bytes, parse_index
@@ -224,7 +224,8 @@ class _Encoder:
         """Write what a shard lacks; returns the number of latents encoded."""
         spec = self.spec
         files = {name: folder / latent_key(name, job.variant, job.shard) for name in spec.arrays}
-        present = np.logical_and.reduce([held(file, spec.entries) for file in files.values()])
+        # what one array has and the other lacks was cut off between the two writes: both are made again
+        present = np.logical_and.reduce([present_chunks(file, spec.entries) for file in files.values()])
         new: dict[LatentArray, dict[int, bytes]] = {name: {} for name in spec.arrays}
         for row in job.rows:
             steps = _steps_inside(self.dataset, row, job.shard)

@@ -18,6 +18,7 @@ from uwm.diffusion.rng import randn_rows
 from uwm.diffusion.schedule import alphas_cumprod
 from uwm.diffusion.training import Noised, masked_mse, noise_modality, sample_losses
 from uwm.model.attention import attention_report, key_mask
+from uwm.model.condition import ConditionEncoder
 from uwm.model.obs_encoder import ObsEncoder
 from uwm.model.robots import RobotActions
 from uwm.model.tokenized import TokenizedPolicy, latent_reference, latent_size, same_frames
@@ -32,7 +33,7 @@ class UwmObs:
     """A batch as the transformer sees it; all modes of an evaluation can share one.
 
     Attributes:
-        cond: (B, G) features of the current observation.
+        cond: (B, G) features of the current observation: of its images, of states and of the instruction.
         latents: (B, V, C, N, h, w) of the next observation; zero where unknown.
         current: (B, V, C, O, h, w) of the current observation, for models that look at them; zero where unknown.
         views: (B, V) bool: some frame is known.
@@ -82,9 +83,10 @@ class UWMPolicy(TokenizedPolicy):
         self.obs_encoder = ObsEncoder(
             config.obs_encoder, views=len(data.cameras), frames=data.obs_frames, image_size=data.crop
         )
+        self.condition = ConditionEncoder(data, config.obs_encoder.embed_dim)
         self.transformer = DiffusionTransformer(
             config,
-            global_cond_dim=self.obs_encoder.out_dim,
+            global_cond_dim=self.obs_encoder.out_dim + self.condition.out_dim,
             image_shape=image_shape,
             num_chans=tokenizer.channels,
             num_views=len(data.cameras),
@@ -114,8 +116,9 @@ class UWMPolicy(TokenizedPolicy):
         seen, following = batch.known_places()
         looks_back = self._joined or self._relative
         current = self.encode_known(batch.obs, batch.obs_mask, seen if looks_back else None, batch.obs_latents)
+        images = self.obs_encoder(batch.obs, batch.obs_mask, seen)
         return UwmObs(
-            cond=self.obs_encoder(batch.obs, batch.obs_mask, seen),
+            cond=torch.cat([images, self.condition(batch).to(images)], dim=1),
             latents=self.encode_known(batch.next_obs, mask, following if next_obs else None, batch.next_latents),
             current=current,
             views=batch.obs_mask.any(2) | batch.next_mask.any(2),
@@ -190,6 +193,7 @@ class UWMPolicy(TokenizedPolicy):
         if self.diffusion.precompute_modulation:
             times = timestep_pairs(modes, self.diffusion).to(encoded.cond.device)
             cond = self.transformer.precompute(encoded.cond, times)
+        # the network has learned to do without next-observation tokens: the policy runs on a sequence that has none
         alone = [mode for mode in modes if self._token_dropout and mode is Mode.POLICY]
         samples: dict[Mode, Sample] = {}
         for group in (alone, [mode for mode in modes if mode not in alone]):

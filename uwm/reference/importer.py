@@ -10,15 +10,17 @@ from typing import Any, cast
 from pydantic import ValidationError
 from torch import Tensor
 
-from storage_schemas.errors import UserError
+from storage_schemas.errors import UserError, first_problem
 from storage_schemas.local_files import sync_folder
 from uwm.checkpoint import CheckpointState, Origin, TensorKind, latest_checkpoint, save_checkpoint, sha256_file
 from uwm.config import RunConfig
+from uwm.language.encoder import weights_identity
 from uwm.overrides import apply_overrides, as_kind
 from uwm.policies import build
 from uwm.recipes import get_recipe
+from uwm.reference.normalizers import action_normalizer, state_ranges
 from uwm.reference.pickle_check import Refused
-from uwm.reference.published import ASSUMED, Published, action_normalizer, ordered, sizes, take_apart
+from uwm.reference.published import ASSUMED, Published, ordered, sizes, take_apart
 from uwm.reference.torchfile import read_torch_file
 from uwm.train.resume import fixed_settings
 from uwm.train.setup import code_revision
@@ -69,7 +71,9 @@ def import_reference(file: str | Path, out: str | Path, overrides: Sequence[str]
         tokenizer = config.policy.tokenizer
         if published.vae and tokenizer and tokenizer.path == str(folder / TOKENIZER_FOLDER):
             write_vae(published.vae, folder / TOKENIZER_FOLDER)
-        normalizer = action_normalizer(published.action_normalizer, config.data.action_dim, str(source))
+        data = config.data
+        states = state_ranges(published.state_normalizer, data.states) if data.states else ()
+        normalizer = action_normalizer(published.action_normalizer, data.action_dim, str(source), states)
     except Refused as error:
         raise UserError(f"{source} is refused, nothing was run: it holds {error}") from error
     except UserError as error:
@@ -122,6 +126,8 @@ def _configure(published: Published, base: RunConfig, source: Path, folder: Path
         for key in path:
             here = here[key]
         here[last] = value
+    if published.clip and values["data"]["language"]["kind"] == "clip":
+        values["data"]["language"]["identity"] = weights_identity("clip", published.clip.items())
     crop, resize = values["data"]["crop"], values["data"]["resize"]
     values["data"]["resize"] = [max(pair) for pair in zip(crop, resize, strict=True)]
     values["data"]["datasets"] = []
@@ -134,8 +140,7 @@ def _configure(published: Published, base: RunConfig, source: Path, folder: Path
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(": ".join(first_problem(error))) from error
 
 
 def _latent_scale(vae: Mapping[str, Tensor]) -> float:
@@ -161,6 +166,8 @@ def _read(published: Published, config: RunConfig, stored: Mapping[str, Tensor])
     broken = [name for name, value in read.items() if not bool(value.isfinite().all())]
     if broken:
         raise UserError(f"weights that are not finite: {', '.join(broken[:3])}")
+    if "condition.head.bias" in read:  # it was never without an instruction: then its features are zero
+        read["condition.absent"] = read["condition.head.bias"].clone()
     return ordered(published.layout, read, config)
 
 

@@ -40,11 +40,11 @@ NUMPY = frozenset(
     | {f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")}
 )
 _TENSORS = frozenset({"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"})
-_CALLED = _TENSORS | (NUMPY - {"numpy.ndarray"})
-_CALLED |= {"torch._utils._rebuild_parameter", "torch.Size", "torch.device", "collections.OrderedDict"}
-_CALLED |= {"_codecs.encode"}
+_MAKERS = {"torch._utils._rebuild_parameter", "torch.Size", "torch.device", "collections.OrderedDict", "_codecs.encode"}
+_CALLED = _TENSORS | _MAKERS | NUMPY - {"numpy.ndarray"}
 _NAMES = _CALLED | NUMPY | {*STORAGES}
 _OWN_MODULES = frozenset({"torch", "numpy", "__builtin__", "copy_reg", "commands", "cPickle", "UserDict"})
+_DICTS = frozenset({"dict", "collections.OrderedDict"})
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"})
 _KEYS = (str, int, float, bytes, type(None))
@@ -228,17 +228,14 @@ class PickleCheck:
         _, kind, key, _, count, *view = reference
         if not isinstance(kind, _Name) or kind.path not in STORAGES:
             raise Refused("a storage of an unknown type")
-        if not isinstance(key, str) or not key.isdecimal() or not isinstance(count, int) or view not in ([], [None]):
+        if not isinstance(key, str) or not key.isdecimal() or view not in ([], [None]):
             raise Refused("a storage without key or size")
-        if not 0 <= count < MAX_NUMBERS:
+        if not isinstance(count, int) or not 0 <= count < MAX_NUMBERS:
             raise Refused("a storage without key or size")
         size = count * STORAGES[kind.path]
         if self.storages.setdefault(key, size) != size:
             raise Refused("one storage under two sizes")
         self._stack.append(_Storage(count))
-
-
-_DICTS = frozenset({"dict", "collections.OrderedDict"})
 
 
 def _check_tensor(storage: object, offset: object, shape: object, stride: object, *_: object) -> None:

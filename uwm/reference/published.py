@@ -1,14 +1,17 @@
 """What published checkpoints hold, and under which names: facts about them, as data.
 
 A checkpoint is a dict with the state dict `model`, the step, states of optimizer and schedule, and two normalizers
-of a class of its own. The state dict also holds the frozen VAE. Names of the networks are those of this house
-below another prefix, so importing renames, and for DP sorts one set of columns.
+of a class of its own. The state dict also holds the frozen VAE and, of a network that hears language, all of CLIP.
+Names of the networks are those of this house below another prefix, so importing renames, and for DP sorts one set of
+columns.
+
+The condition is [features of the images, states (frame by frame, the fields sorted by name), a linear map of CLIP's
+text features]; UWM and DP have the last two when they were trained with `use_low_dim` and `use_language`.
 
 Sizes that the weights tell are taken from them; the rest is the recipe's (`ASSUMED`).
 """
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
@@ -18,12 +21,14 @@ from torch import Tensor
 
 from storage_schemas.errors import UserError
 from uwm.config import RunConfig
-from uwm.data.normalize import ActionNormalizer, NormalizerSource
 from uwm.policies import DpConfig
-from uwm.reference.torchfile import NumpyValue
+from uwm.reference.condition import told
 
 NETWORK = "noise_pred_net."
 VAE = "obs_encoder.vae."
+CLIP = "obs_encoder.text_encoder.language_model."
+FROZEN = (VAE, CLIP)
+HEAD = {"obs_encoder.text_encoder.head.": "condition.head."}
 WRAPPERS = ("module.", "_orig_mod.")
 """What DistributedDataParallel and torch.compile put before names."""
 EMA_KEYS = ("ema", "ema_model", "model_ema")
@@ -63,13 +68,13 @@ LAYOUTS = (
     Layout(
         policy="uwm",
         mark="registers",
-        prefixes={NETWORK: "transformer.", "obs_encoder.img_encoder.": "obs_encoder."},
+        prefixes={NETWORK: "transformer.", "obs_encoder.img_encoder.": "obs_encoder."} | HEAD,
     ),
     Layout(policy="pad", mark="pad_tokens", prefixes={NETWORK: "transformer."}),
     Layout(
         policy="dp",
         mark="input_encoder.0.weight",
-        prefixes={NETWORK: "transformer.", "obs_encoder.rgb_encoder.": "obs_encoder.model."},
+        prefixes={NETWORK: "transformer.", "obs_encoder.rgb_encoder.": "obs_encoder.model."} | HEAD,
         action_in="input_encoder.0.weight",
         timestep_out="timestep_encoder.3.bias",
         frame_major=True,
@@ -90,7 +95,11 @@ class Published:
     """Averaged weights; empty when there are none."""
     vae: dict[str, Tensor]
     """The frozen VAE's under its own names, with `shift` and `scale` of its latents; empty when there is none."""
+    clip: dict[str, Tensor]
+    """The frozen CLIP's under its own names; empty when it hears no language."""
     action_normalizer: object
+    """See `uwm.reference.normalizers`; so is the next."""
+    state_normalizer: object
 
 
 def take_apart(root: object) -> Published:
@@ -114,7 +123,9 @@ def take_apart(root: object) -> Published:
         weights=renamed(layout, state),
         ema=renamed(layout, ema),
         vae={name.removeprefix(VAE): value for name, value in state.items() if name.startswith(VAE)},
+        clip={name.removeprefix(CLIP): value for name, value in state.items() if name.startswith(CLIP)},
         action_normalizer=root.get("action_normalizer"),
+        state_normalizer=root.get("lowdim_normalizer"),
     )
 
 
@@ -129,7 +140,7 @@ def _tensors(state: object) -> dict[str, Tensor]:
 
 
 def renamed(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict under this house's names, without the VAE.
+    """A state dict under this house's names, without the frozen parts.
 
     Raises:
         UserError: when a name belongs to no part of the network; names the first few.
@@ -139,12 +150,11 @@ def renamed(layout: Layout, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         prefix = next((prefix for prefix in layout.prefixes if name.startswith(prefix)), None)
         if prefix is not None:
             weights[layout.prefixes[prefix] + name.removeprefix(prefix)] = value
-        elif not name.startswith(VAE):
+        elif not name.startswith(FROZEN):
             unknown.append(name)
     if unknown:
         raise UserError(
-            f"weights that the published {layout.policy} on images does not have ({len(unknown)}): "
-            f"{', '.join(unknown[:3])}"
+            f"weights that the published {layout.policy} does not have ({len(unknown)}): {', '.join(unknown[:3])}"
         )
     return weights
 
@@ -183,10 +193,11 @@ def sizes(published: Published, base: RunConfig) -> dict[str, object]:
     steps = shapes["pad_tokens"][1] if "pad_tokens" in shapes else steps
     settings["data.action_horizon"] = steps
     views = len(base.data.cameras)
+    features = 0
     if condition:
         kind, features = _encoder(weights)
         settings |= {"policy.obs_encoder.kind": kind, "policy.obs_encoder.embed_dim": features}
-        views = _views(condition, features, base)
+    settings |= told(weights, published.state_normalizer, condition, features, base)
     if "policy.patch" in settings:
         patches = tokens - shapes.get("registers", (0, 0))[1] - steps
         settings["data.crop"] = _crop(patches, views, shapes["obs_patchifier.patch_encoder.weight"][2:], base)
@@ -203,18 +214,6 @@ def _encoder(weights: Mapping[str, Tensor]) -> tuple[str, int]:
 
 
 _HEADS = ("obs_encoder.model.fc.bias", "obs_encoder.model.heads.bias")
-
-
-def _views(condition: int, features: int, base: RunConfig) -> int:
-    """Camera views that make a condition of so many features, checked against the cameras."""
-    frames, cameras = base.data.obs_frames, len(base.data.cameras)
-    if condition != features * frames * cameras:
-        raise UserError(
-            f"its condition has {condition} features, {features} for each image: with data.obs_frames={frames} and "
-            f"{cameras} cameras they would be {features * frames * cameras}. Set data.obs_frames and "
-            "data.cameras=a,b; conditions on states or language can't be imported"
-        )
-    return cameras
 
 
 def _crop(patches: int, views: int, patch: tuple[int, ...], base: RunConfig) -> tuple[int, int]:
@@ -253,43 +252,3 @@ def ordered(layout: Layout, weights: Mapping[str, Tensor], config: RunConfig) ->
 
 
 _MODULATION = "adaLN_modulation.1.weight"
-
-
-def action_normalizer(normalizer: object, action_dim: int, source: str) -> ActionNormalizer:
-    """The published normalizer, whose actions are `normalized * scale + offset`; none means actions as they are.
-
-    It does not say from how many steps it was made, nor their mean: the count is 1, so that finetuning keeps
-    the bounds, and the mean is the middle of the range.
-
-    Raises:
-        UserError: when it holds no usable numbers.
-    """
-    if normalizer is None:
-        scale, offset = [1.0] * action_dim, [0.0] * action_dim
-    else:
-        scale, offset = (_numbers(normalizer, name, action_dim) for name in ("scale", "offset"))
-    if min(scale) < 0:
-        raise UserError("the action normalizer has a negative scale")
-    return ActionNormalizer(
-        low=tuple(o - s for s, o in zip(scale, offset, strict=True)),
-        high=tuple(o + s for s, o in zip(scale, offset, strict=True)),
-        mean=tuple(offset),
-        count=1,
-        sources=(NormalizerSource(uri=source, version=0, split=None),),
-    )
-
-
-def _numbers(normalizer: object, name: str, count: int) -> list[float]:
-    """An array of a normalizer's state."""
-    state = vars(normalizer) if isinstance(normalizer, OrderedDict) else normalizer  # see `Foreign`
-    value = state.get(name) if isinstance(state, dict) else None
-    if isinstance(value, NumpyValue):
-        flat = value.array().astype(float).reshape(-1)
-    elif isinstance(value, Tensor):
-        flat = value.detach().double().reshape(-1).numpy()
-    else:
-        raise UserError(f"the action normalizer holds no array {name!r}")
-    numbers: list[float] = flat.tolist()
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise UserError(f"the action normalizer's {name} is not {count} finite numbers")
-    return numbers

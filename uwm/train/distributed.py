@@ -61,6 +61,7 @@ class World:
             return record
         values = {field.name: getattr(record, field.name) for field in fields(record)}
         flat = [number for value in values.values() for number in (value if isinstance(value, tuple) else (value,))]
+        # counts of elements stay exact in it, however large a step is
         total = torch.tensor(flat, dtype=torch.float64)
         dist.all_reduce(total)
         numbers = iter(total.tolist())

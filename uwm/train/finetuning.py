@@ -12,6 +12,7 @@ from torch import Tensor
 
 from storage_schemas.errors import UserError
 from uwm.checkpoint import Checkpoint
+from uwm.conditions import RunState
 from uwm.config import InitChange, RunConfig
 from uwm.data.mixture import Member, known_actions, mixture_normalizer
 from uwm.data.normalize import ActionNormalizer
@@ -40,8 +41,10 @@ def check_meaning(parent: Checkpoint, config: RunConfig, tokenizer: str) -> None
 
 def check_changes(parent: RunConfig, config: RunConfig, parent_name: str) -> None:
     """Raises UserError when a run differs from its parent in a setting of meaning that it does not declare."""
-    before, now = fixed_settings(parent), fixed_settings(config)
+    before, now = _settings(parent), _settings(config)
     for name in get_args(InitChange):
+        if name == "data.language.identity" and None in (before.get(name), now.get(name)):
+            continue  # weights of a run that hears nothing don't fit; an encoder that was not asked yet is asked later
         if name == "data.action" and before.get(name) is None:  # nobody had said what they mean
             continue
         if before.get(name) != now.get(name) and name not in config.init_changes:
@@ -49,6 +52,11 @@ def check_changes(parent: RunConfig, config: RunConfig, parent_name: str) -> Non
                 f"{parent_name} was trained with {name}={_text(before.get(name))}, the run has {_text(now.get(name))}: "
                 f"set it as it was, or declare the change with init_changes={name}"
             )
+
+
+def _settings(config: RunConfig) -> dict[str, object]:
+    """Every fixed setting by its name, and the names of the observed states as one."""
+    return fixed_settings(config) | {"data.states": tuple(state.name for state in config.data.states)}
 
 
 def check_shapes(base: Checkpoint, config: RunConfig, tokenizer: str) -> None:
@@ -79,13 +87,16 @@ def parents_normalizer(parent: Checkpoint, config: RunConfig) -> ActionNormalize
     return normalizer
 
 
-def with_new_robots(normalizer: ActionNormalizer, robots: Sequence[str], members: Sequence[Member]) -> ActionNormalizer:
+def with_new_robots(
+    normalizer: ActionNormalizer, robots: Sequence[str], members: Sequence[Member], states: Sequence[RunState] = ()
+) -> ActionNormalizer:
     """A parent's normalizer, and of each robot that the parent did not know one of its own.
 
     Args:
         normalizer: the parent's.
         robots: that the parent knew; one that knew none, by name, is taken for all.
         members: of the run.
+        states: that the run observes.
     """
     new = dict.fromkeys(member.ref.embodiment for member in members if member.known_actions)
     names = [name for name in new if name and name not in robots]
@@ -93,7 +104,9 @@ def with_new_robots(normalizer: ActionNormalizer, robots: Sequence[str], members
         return normalizer
     known = {name: normalizer.of(name).model_copy(update={"robots": {}}) for name in robots}
     own = {
-        name: mixture_normalizer([member for member in members if member.ref.embodiment == name], normalizer.scale)
+        name: mixture_normalizer(
+            [member for member in members if member.ref.embodiment == name], normalizer.scale, states
+        )
         for name in names
     }
     return normalizer.model_copy(update={"robots": known | own})

@@ -60,6 +60,7 @@ def _attempt(config: RunConfig, path: str, attempt: int) -> int:
         min_nodes=train.machines,
         max_nodes=train.machines,
         nproc_per_node=train.processes,
+        # machines meet under it, so it is the same on all of them; alone nobody else may have it
         run_id=uuid.uuid4().hex if alone else f"{config.name}-{attempt}",
         rdzv_backend="c10d",
         rdzv_endpoint=train.rendezvous or "127.0.0.1:0",

@@ -8,6 +8,7 @@ from storage_schemas.errors import UserError
 from uwm.data.actions import share_actions
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, MicroBatch, RawBatch, known_counts
+from uwm.data.condition import condition_table
 from uwm.data.loader import SegmentReader, Shard, batches
 from uwm.data.mixture import mixture_sampler
 from uwm.train.setup import Run
@@ -57,6 +58,7 @@ class MicroBatchReader:
         counts = [known_counts(raw, obs_frames) for raw in read]
         total = world.sum(
             StepCounts(
+                # a process alone was asked before it read anything
                 stops=int(world.size > 1 and self._stop()),
                 failures=int(failure is not None),
                 known_actions=sum(actions for actions, _ in counts),
@@ -64,6 +66,7 @@ class MicroBatchReader:
             )
         )
         if total.failures:
+            # the others learn here what the one that failed has to say, and end with the same words
             world.together(lambda: _reraise(failure))
         return None if total.stops else self._batches(read, total)
 
@@ -76,6 +79,7 @@ class MicroBatchReader:
                 run.latents,
                 [share_actions(member.dataset, member.rows) for member in run.members],
                 run.config.train.seed,
+                condition=[condition_table(member, run.config.data, run.config.train.seed) for member in run.members],
                 next_images=run.config.reads_next_obs,
                 refs=[member.ref for member in run.members],
             ),

@@ -121,6 +121,7 @@ def _fsdp(forward: _Loss, blocks: list[nn.Module], mesh: DeviceMesh, dtype: torc
     reduced = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=reduced if _multiplies(block) else plain)
+    # last: it takes the parameters that no block has taken
     root: FSDPModule = fully_shard(forward, mesh=mesh, mp_policy=plain)
 
     @contextmanager
@@ -165,6 +166,7 @@ def shard_like(tensor: Tensor, parameter: Tensor) -> Tensor:
 
 def clip_gradients(parameters: list[nn.Parameter], bound: float) -> Tensor:
     """Scale the gradients so that their norm over all processes is at most `bound`; returns the norm before."""
+    # of shards the norm is a tensor in pieces itself, which all processes put together
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     nn.utils.clip_grads_with_norm_(parameters, bound, norm)
     return norm

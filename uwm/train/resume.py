@@ -8,6 +8,7 @@ from pathlib import Path
 from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
+from uwm.conditions import filled_in
 from uwm.config import DataConfig, DatasetRef, RunConfig, TokenizerConfig, TrainConfig
 from uwm.settings import MAY_CHANGE, Config, replace
 
@@ -109,11 +110,14 @@ def _differences(config: RunConfig, latest: Checkpoint, processes: int) -> list[
     changed = [
         f"{name}: {recorded.get(name)} -> {asked.get(name)}"
         for name in sorted({*recorded, *asked})
-        if recorded.get(name) != asked.get(name) and not _filled_in(name, recorded, asked)
+        if recorded.get(name) != asked.get(name)
+        and not _filled_in(name, recorded, asked)
+        and not filled_in(asked, recorded, name)
     ]
     decay_end = _decay_end(latest.config)
     if config.optim.schedule == "cosine" and _decay_end(config) != decay_end:
         changed.append(f"the end of the cosine (optim.decay_steps): {decay_end} -> {_decay_end(config)}")
+    # checkpoints of older versions do not say how many samples a step had
     samples, before = step_samples(config.train, processes), latest.state.batch or latest.config.train.batch_size
     if samples != before:
         product = f"train.batch_size x train.accumulate x {processes} process{'es' if processes > 1 else ''}"

@@ -16,8 +16,10 @@ from uwm.data.latents import LatentStore, open_latents
 from uwm.data.mixture import Member, check_actions, check_cameras, mixture_normalizer, open_member, open_mixture
 from uwm.data.normalize import ActionNormalizer
 from uwm.data.pinning import pin_robots
-from uwm.device import autocast, resolve_precision, set_matmul
-from uwm.events import DatasetUse
+from uwm.data.states import resolve_states
+from uwm.device import autocast, resolve_device, resolve_precision, set_matmul
+from uwm.events import DatasetUse, Encoding, OnEvent
+from uwm.language.instructions import Progress, encode_instructions, with_encoder
 from uwm.policy import Learner
 from uwm.settings import replace
 from uwm.train.distributed import World
@@ -80,7 +82,46 @@ class Run:
 
 def pin_versions(config: RunConfig) -> RunConfig:
     """Fill the newest versions of the datasets in. Raises UserError when one can't be opened."""
-    return _with_versions(config, open_mixture(config.data))
+    return with_data(config, open_mixture(config.data))
+
+
+def with_instructions(
+    config: RunConfig, latest: Checkpoint | None, *, on_event: OnEvent = lambda event: None
+) -> RunConfig:
+    """Encode the instructions of a run's datasets, as far as they are not; of held-out episodes too.
+
+    Args:
+        config: of a run that hears them, with paths resolved.
+        latest: the checkpoint that it goes on from, whose encoder is the run's.
+        on_event: is told how far it is.
+
+    Returns:
+        The configuration with dataset versions, and what follows from the encoder, filled in.
+
+    Raises:
+        UserError: when data or encoder are missing, or the encoder is another one than before.
+    """
+    language = config.data.language
+    if latest:
+        before = latest.config.data.language
+        language = replace(language, identity=before.identity, features=before.features)
+    language = with_encoder(language)
+    members = _open_data(config, latest)
+    for member in members:
+        uri, rows = member.dataset.uri, member.dataset.episodes.select(collections=member.ref.collections)
+        encode_instructions(
+            member.dataset,
+            rows,
+            language,
+            device=resolve_device(config.train.device),
+            progress=_telling(uri, on_event),
+        )
+    heard = replace(config, data=replace(config.data, language=language))
+    return heard if latest else with_data(heard, members)
+
+
+def _telling(uri: str, on_event: OnEvent) -> Progress:
+    return lambda done, total: on_event(Encoding(dataset=uri, done=done, total=total))
 
 
 def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: World) -> Run:
@@ -102,6 +143,7 @@ def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: W
     data, members = pin_robots(config.data, members, parent.config.data if parent else None)
     config = replace(config, data=data)
     check_data(members, config, new=not (latest or parent))
+    config = with_data(config, members)
     device = world.device(config.train.device)
     dtype = resolve_precision(config.train.precision, device)
     set_matmul(config.train.matmul)
@@ -116,6 +158,7 @@ def prepare(config: RunConfig, latest: Checkpoint | None, build: Build, world: W
     with autocast(device, dtype):
         attention = model.attention_report()
     engine = parallelize(model, config.train, world, device, dtype)
+    # only now: FSDP has put shards in the place of the parameters
     optimizer = make_optimizer(model, config.optim)
     average = WeightAverage(model, config.optim.ema_decay) if config.optim.ema_decay else None
     run = Run(
@@ -155,6 +198,7 @@ def _go_on(run: Run, latest: Checkpoint) -> None:
 
 
 def _make_model(config: RunConfig, build: Build, device: torch.device) -> Learner:
+    # drawn on the CPU, so that a seed gives the same weights on every device, and aside from everybody else's numbers
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         model = build(config)
@@ -200,8 +244,14 @@ def _latents(members: tuple[Member, ...], config: RunConfig, model: Learner) -> 
     return tuple(open_latents(member, config.data, tokenizer, latent, seed=config.train.seed) for member in members)
 
 
-def _with_versions(config: RunConfig, members: tuple[Member, ...]) -> RunConfig:
-    return replace(config, data=replace(config.data, datasets=[member.ref for member in members]))
+def with_data(config: RunConfig, members: Sequence[Member]) -> RunConfig:
+    """The configuration with what its datasets tell filled in: their versions, and what their states mean.
+
+    Raises:
+        UserError: when no dataset has one of the states, or one has it otherwise than the run.
+    """
+    states, refs = resolve_states(members, config.data.states), [member.ref for member in members]
+    return replace(config, data=replace(config.data, datasets=refs, states=states))
 
 
 def _choose_normalizer(
@@ -211,7 +261,7 @@ def _choose_normalizer(
     if latest:
         return latest.normalizer, 0.0
     if parent and (normalizer := parents_normalizer(parent, config)):
-        normalizer = with_new_robots(normalizer, parent.config.data.robots, members)
+        normalizer = with_new_robots(normalizer, parent.config.data.robots, members, config.data.states)
         return normalizer, share_beyond(normalizer, members, config)
     diffusion, scale = config.policy.diffusion, config.data.action_scale
     bound = diffusion.clip_action if diffusion and config.stage != "tokenizer" else None
@@ -221,7 +271,7 @@ def _choose_normalizer(
         )
     if config.data.normalizer_split == "all":
         members = tuple(open_member(member.ref, config.data, split=None) for member in members)
-    return mixture_normalizer(members, scale), 0.0
+    return mixture_normalizer(members, scale, config.data.states), 0.0
 
 
 def _use(member: Member) -> DatasetUse:

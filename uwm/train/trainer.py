@@ -32,7 +32,7 @@ from uwm.train.optim import learning_rate, optimizer_tensors, trained_parameters
 from uwm.train.parallel import clip_gradients, whole
 from uwm.train.periodic_evaluation import PeriodicEvaluation
 from uwm.train.resume import check_same_run, find_checkpoint, lock_folder, resolve_paths
-from uwm.train.setup import Build, Run, pin_versions, prepare
+from uwm.train.setup import Build, Run, pin_versions, prepare, with_instructions
 
 
 def train(
@@ -66,7 +66,7 @@ def train(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     with ExitStack() as locks, join_world(config.train.device) as world:
-        start = world.from_main(lambda: _choose_start(config, world, locks, resume=resume))
+        start = world.from_main(lambda: _choose_start(config, world, locks, resume=resume, on_event=on_event))
         latest = start.checkpoint
         if latest and latest.state.step >= start.config.train.steps:
             on_event(log.TrainFinished(path=str(latest.path), step=latest.state.step, reused=True))
@@ -85,8 +85,8 @@ class _Start:
     """The checkpoint that the run goes on from."""
 
 
-def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool) -> _Start:
-    """Lock the run's folder and choose what the run starts from."""
+def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: bool, on_event: log.OnEvent) -> _Start:
+    """Lock the run's folder and choose what the run starts from; its instructions are encoded then."""
     locks.enter_context(lock_folder(Path(config.folder)))
     latest = find_checkpoint(config, resume=resume)
     resolved = resolve_paths(config, latest)
@@ -94,6 +94,8 @@ def _choose_start(config: RunConfig, world: World, locks: ExitStack, *, resume: 
         check_same_run(resolved, latest, world.size)
     elif world.size > 1:
         resolved = pin_versions(resolved)  # the others may see a newer version a moment later
+    if resolved.data.language.is_heard and not (latest and latest.state.step >= resolved.train.steps):
+        resolved = with_instructions(resolved, latest, on_event=on_event)
     return _Start(config=resolved, checkpoint=latest)
 
 
@@ -113,6 +115,7 @@ def _teller(run: Run, on_event: log.OnEvent) -> log.OnEvent:
 def step_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
     """The source of all noise of the update that follows `step` done updates."""
     word = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0])
+    # torch takes 63 bits
     return torch.Generator(device).manual_seed(word >> 1)
 
 
@@ -135,15 +138,16 @@ class _Loop:
             write_plans(run.folder, started.plans)
         self.tell(started)
         reader = run.world.together(lambda: MicroBatchReader(run, steps, stop))
-        self.metrics = Metrics()
+        self.metrics = Metrics()  # its clock starts now: opening the data is no part of the first step
         while run.step < steps:
             batches = reader.read()
             self.metrics.waited += reader.waited
             if not batches:
                 break
             self._step(batches)
+            # the first step too: who started the run sees at once that it works
             if run.step % config.log_every == 0 or run.step == 1:
-                self._report()
+                self.tell(self._progress())
             if run.step % config.save_every == 0:
                 self._save()
             if self.evaluation and run.step % config.eval_every == 0:
@@ -185,10 +189,6 @@ class _Loop:
                 value.item()
         self.metrics.add(logs, weight)
         self.diagnostics.add(output, batch)
-
-    def _report(self) -> None:
-        """Tell how the steps since the last report went. Raises UserError when they diverged."""
-        self.tell(self._progress())
 
     def _progress(self) -> log.TrainProgress:
         """How the steps since the last report went. Raises UserError when they diverged."""

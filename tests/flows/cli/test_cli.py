@@ -2,11 +2,18 @@ import json
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from robots import MakeEpisode, write_robot
 
 from flows.cli import app, run
+from flows.cli.jobs import plans_table
+from storage_schemas.conventions import DROID_ACTION
+from storage_schemas.spaces import Space
+from uwm.events import DatasetPlan
 
 HEAVY = ("torch", "prefect", "zarr", "tensorstore", "deltalake", "av", "decord", "diffusers", "matplotlib", "scipy")
 COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -123,6 +130,34 @@ def test_inspect_prints_the_facts_as_json_alone(store: Path, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["episodes"] == 0
     assert run(["inspect", str(store)]) == 0
     assert str(facts["steps"]) in capsys.readouterr().out
+
+
+def test_inspect_says_what_the_numbers_mean(
+    tmp_path: Path, make_episode: MakeEpisode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = write_robot(tmp_path, "droid", make_episode)
+    assert run(["inspect", store, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert Space.model_validate_json(json.dumps(facts["action"])) == DROID_ACTION
+    assert [view["role"] for view in facts["views"]] == ["exterior", "exterior", "wrist"]
+    assert run(["inspect", store]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "actions at 15 Hz" in shown
+    assert "gripper_position (1): gripper position" in shown
+
+
+def test_a_terminal_shows_what_becomes_of_each_dataset() -> None:
+    plan = DatasetPlan(
+        uri="stores/arm", version=3, robot="arm",
+        cameras={"left": "front"}, lacks=("wrist",), dropped_cameras=("depth",),
+        same=("gripper",), converted=("move -> velocity",), masked=("turn",), dropped=("effort",),
+        dropped_states=("joints",), rate=20.0, stride=2, steps=1000, action_steps=900,
+    )  # fmt: skip
+    shown = StringIO()
+    Console(file=shown, width=160).print(plans_table([plan]))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.getvalue().splitlines() if "│" in line]
+    assert rows[0][0] == "stores/arm@3"
+    assert {name: text for _, name, text in rows} == plan.facts
 
 
 def test_verify_says_what_is_damaged_and_exits_with_one(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

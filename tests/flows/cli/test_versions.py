@@ -22,6 +22,7 @@ LINES = {
     "inspect": "inspect data/droid --version {}",
     "verify": "verify data/droid --version {}",
     "diff": "diff data/droid {} 0",
+    "browse": "browse data/droid pages-of-{0} --version {0}",
     "tag": "tag data/droid another --version {}",
     "scale": "scale data/droid --version {}",
     "doctor": "doctor data/droid --version {}",

@@ -163,12 +163,12 @@ def test_duplicates_in_another_coding() -> None:
 @pytest.mark.parametrize("shade", [0, 120])
 def test_what_happens_between_the_samples_counts(shade: int, pack: Callable[..., Any]) -> None:
     frames = np.full((60, 48, 64, 3), shade, np.uint8)
-    assert reasons(episode({"left": pack(frames)}), wanted=("black", "static"))
+    assert reasons(episode({"left": pack(frames)}), checks=("black", "static"))
     burst = moving(10)
     frames[20:28] = burst[:8] if shade else 200
     keeps = set(range(20, 28)) - set(samples(60).tolist())
     frames[[step for step in range(20, 28) if step not in keeps]] = shade
-    checked = check_episode(episode({"left": pack(frames)}), wanted=("black", "static"))
+    checked = check_episode(episode({"left": pack(frames)}), checks=("black", "static"))
     assert {finding.reason for finding in checked.findings if finding.share >= COVERED} <= set()
     assert not checked.sketches  # samples in which nothing moves tell no two episodes apart
 
@@ -185,8 +185,8 @@ def test_only_what_is_wanted_is_looked_for() -> None:
     made = episode({"left": np.zeros((40, 48, 64, 3), np.uint8)})
     assert set(reasons(made)) == {"black", "static"}
     for name in CHECKS:
-        assert set(reasons(made, wanted=(name,))) <= {name}
-    assert set(reasons(made, wanted=("idle",))) == {"idle"}
+        assert set(reasons(made, checks=(name,))) <= {name}
+    assert set(reasons(made, checks=("idle",))) == {"idle"}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 200), (11, 15), (13, 17), (16, 16)])

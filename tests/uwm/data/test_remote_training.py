@@ -54,3 +54,22 @@ def test_latents_on_s3_are_encoded_once_and_trained_on_like_local_ones(
     expected = load_checkpoint(train(here)).tensors("model")
     assert remote.keys() == expected.keys()
     assert all(torch.equal(remote[name], expected[name]) for name in expected)
+
+
+def test_states_and_instructions_on_s3_train_like_local_ones(
+    s3: FaultProxy,
+    debug_run: Callable[..., RunConfig],
+    make_episode: Callable[..., Episode],
+    clip_folder: Path,
+    tmp_path: Path,
+) -> None:
+    told = ("data.states=observation/position", "data.language.kind=clip", f"data.language.path={clip_folder}")
+    weights = []
+    for uri, name in ((URI, "remote"), (str(tmp_path / "robot"), "local")):
+        fill(uri, make_episode, "a", "b")
+        s3.reset(Rule("error", ("GET",), every=5))
+        run = debug_run(uri, *told, "train.steps=2", output=name, policy="dp")
+        weights.append(load_checkpoint(train(run)).tensors("model"))
+    remote, expected = weights
+    assert remote.keys() == expected.keys()
+    assert all(torch.equal(remote[name], expected[name]) for name in expected)

@@ -1,0 +1,1 @@
+"""Instructions as features: encoders, what is kept of them, and what training reads."""
