@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace as changed
-from itertools import count
 
-from storage_schemas.conversions import dropped, routes
+from storage_schemas.conversions import union
 from storage_schemas.errors import UserError
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.spaces import Part, Space
+from storage_schemas.spaces import Space
 from uwm.config import DataConfig, DatasetRef, Embodiment
 from uwm.data.action_plan import action_plan
 from uwm.data.mixture import Member
@@ -19,8 +18,8 @@ def pin_robots(
 ) -> tuple[DataConfig, tuple[Member, ...]]:
     """Fill in the run's action space, the cameras that stand for its own, and its robots.
 
-    The action space is what is given, else the parent's, else that of the first dataset with known actions; it stays
-    open when that one declares none. Robots that a parent knows keep their ids.
+    The action space is what is given, else the parent's, else that of the first dataset with known actions, or of all
+    of them together; it stays open when the first declares none. Robots that a parent knows keep their ids.
 
     Args:
         config: of the run.
@@ -33,7 +32,7 @@ def pin_robots(
     Raises:
         UserError: when datasets with and without a declared action space would be mixed.
     """
-    action = config.action or (parent.action if parent else None) or _open_space(config, members)
+    action = config.action or (parent.action if parent else None) or _declared(config, members)
     config = replace(config, action=action, datasets=[member.ref for member in members])
     members = [_planned(member, config, member.ref) for member in members]
     if action is None:
@@ -50,39 +49,15 @@ def pin_robots(
     return replace(config, embodiments=embodiments, datasets=datasets), tuple(named)
 
 
-def _open_space(config: DataConfig, members: Sequence[Member]) -> Space | None:
-    """The action space of a run that names none. Raises UserError when the parts of all don't go together."""
+def _declared(config: DataConfig, members: Sequence[Member]) -> Space | None:
+    """What the datasets with actions say of them. Raises UserError when they can't be told together."""
     spaces = [member.plan.strides for member in members if member.recorded_actions]
-    first = spaces[0] if spaces else None
-    if config.action_from == "first" or first is None:
-        return first
-    declared = [space for space in spaces if space is not None]
+    if config.actions_from == "first" or not all(spaces):
+        return spaces[0] if spaces else None
     try:
-        return united(declared)
+        return union([space for space in spaces if space is not None])
     except ValueError as error:
-        raise UserError(f"data.action_from=all: {error}; give the run's parts with data.action") from error
-
-
-def united(spaces: Sequence[Space]) -> Space:
-    """A space in which all others can be told: the parts of the first, and what those lack of each other one.
-
-    Raises:
-        ValueError: when two have a part of the same name of which one does not say what it means.
-    """
-    whole = spaces[0]
-    for space in spaces[1:]:
-        taken = [part.name for part in whole.parts]
-        more = [_renamed(part, taken) for part in dropped(space, routes(space, whole))]
-        whole = whole.model_copy(update={"parts": (*whole.parts, *more)})
-    for space in spaces:
-        if lost := dropped(space, routes(space, whole)):
-            raise ValueError(f"{lost[0].text}: another dataset has a part of that name or kind")
-    return whole
-
-
-def _renamed(part: Part, taken: Sequence[str]) -> Part:
-    names = (part.name if number == 1 else f"{part.name}-{number}" for number in count(1))
-    return part.model_copy(update={"name": next(name for name in names if name not in taken)})
+        raise UserError(f"{error}: set data.action, or leave one of them out") from error
 
 
 def robot_of(ref: DatasetRef, spec: DatasetSpec, config: DataConfig) -> int:

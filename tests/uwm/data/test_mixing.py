@@ -12,14 +12,13 @@ from storage_schemas.conventions import DROID_ACTION, DROID_CAMERAS
 from storage_schemas.conversions import convert
 from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
-from storage_schemas.spaces import Part, Space
 from uwm.conditions import RunState
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import Member, check_actions, check_cameras, mixture_normalizer, open_mixture
-from uwm.data.pinning import pin_robots, united
+from uwm.data.pinning import pin_robots
 from uwm.data.sampler import Pick
 from uwm.data.usage import dataset_plans
 
@@ -163,8 +162,9 @@ def test_every_second_step(make_robot: MakeRobot) -> None:
     shown = members[0].dataset.frames(0, "front", [0, 2, 8, 10])
     assert torch.equal(batch.frames[0, 0], torch.from_numpy(shown).permute(0, 3, 1, 2))
     assert batch.action_mask[1].all(1).tolist() == [True, True, True, False], "11 steps: the fourth pair lacks one"
-    assert config.embodiments[0].action is not None
-    assert config.embodiments[0].action.rate == 10.0
+    assert config.action is not None
+    assert config.action.rate == 10.0
+    assert config.embodiments[0].action == config.action
     with pytest.raises(UserError, match=r"joints.* is not|does not say what its actions mean, so 3 steps"):
         check_actions(opened(DatasetRef(uri=make_robot("undeclared"), stride=3))[1])
 
@@ -191,7 +191,7 @@ def test_a_robot_without_one_action_of_the_runs_is_an_error_that_says_why(make_r
 
 def test_the_parts_of_all_drop_nothing(make_robot: MakeRobot) -> None:
     names = ("droid", "deltas", "joints", "unknown", "film")
-    config, members = opened(*(DatasetRef(uri=make_robot(name)) for name in names), action_from="all")
+    config, members = opened(*(DatasetRef(uri=make_robot(name)) for name in names), actions_from="all")
     assert config.action is not None
     assert config.action.parts == (*DROID_ACTION.parts, JOINTS.parts[0], ROBOTS["unknown"].action.parts[0])  # type: ignore[union-attr]
     assert config.action_dim == 10 + 6 + 4
@@ -200,14 +200,6 @@ def test_the_parts_of_all_drop_nothing(make_robot: MakeRobot) -> None:
     batch = read(config, members, *(Pick(n, n, SegmentId(0, 2)) for n in range(5)))
     assert batch.action_mask[:, 0].sum(1).tolist() == [10, 10, 7, 4, 0]
     check_actions(members)
-
-
-def test_parts_that_two_call_alike_and_nobody_explains_are_not_united(make_robot: MakeRobot) -> None:
-    two = Space(parts=(Part(name="action", quantity="other", dim=2),))
-    with pytest.raises(ValueError, match=r"action \(2\): other: another dataset has a part of that name"):
-        united([ROBOTS["unknown"].action, two])  # type: ignore[list-item]
-    joints = JOINTS.model_copy(update={"parts": (JOINTS.parts[0].model_copy(update={"dim": 7}),)})
-    assert [part.name for part in united([JOINTS, joints]).parts] == ["joints", "gripper", "joints-2"]
 
 
 def test_the_table_names_all_that_a_dataset_has(make_robot: MakeRobot) -> None:
