@@ -509,6 +509,16 @@ def test_info_without_a_rate_is_one_line(tmp_path: Path, fps: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_damaged_description_is_said_and_its_videos_are_no_clips(tmp_path: Path) -> None:
+    made = Maker(root=tmp_path / "set")
+    del made.info["features"]
+    with pytest.raises(UserError, match="declares no features"):
+        open_source(str(made.write()))
+    (made.root / "meta/info.json").write_text('{"fps": ')
+    with pytest.raises(UserError, match="damaged"):
+        open_source(str(made.root))
+
+
 def test_several_datasets_below_one_folder_are_collections(tmp_path: Path) -> None:
     for number in range(2):
         Maker(root=tmp_path / f"sets/{number}", seed=number, version=VERSIONS[number]).write()
