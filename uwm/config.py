@@ -40,6 +40,9 @@ class DatasetRef(Settings):
     cameras: Mapping[str, str] = Field(
         {}, description="camera of the run -> camera of the dataset; empty goes by equal names, then by declared roles"
     )
+    states: Mapping[str, str] = Field(
+        {}, description="state of the run -> field of the dataset, empty for none; equal names where nothing is said"
+    )
     embodiment: str = Field(
         "", description="the robot, whose actions share a normalizer; empty is one for each declared action space"
     )
