@@ -3,9 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LEROBOT := .venv-lerobot
+PYTHON312 ?= $(shell for p in python3.12 $(HOME)/.pyenv/versions/3.12*/bin/python3.12; do \
+	"$$p" -c "" 2>/dev/null && echo "$$p" && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui screenshots test test-server test-slow test-topology test-browser lint format clean
+.PHONY: help demo ui screenshots test test-server test-slow test-lerobot test-topology test-browser lint format clean
 
 help: ## show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +37,16 @@ test-server: $(STAMP) ## schedules, triggers, queues and crashes on a real Prefe
 
 test-slow: $(STAMP) ## what the fast suite leaves out, but for topology and browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "slow and not topology and not browser and not gpu and not network"
+
+$(LEROBOT)/.installed:
+	@test -n "$(PYTHON312)" || { echo "lerobot 0.6 needs Python 3.12: name it with PYTHON312=/path/to/python3.12"; exit 2; }
+	$(PYTHON312) -m venv $(LEROBOT)
+	$(LEROBOT)/bin/python -m pip install --quiet --disable-pip-version-check 'lerobot[dataset]==0.6.1' \
+		torch==2.9.1 torchvision==0.24.1 'torchcodec==0.9.*'
+	touch $@
+
+test-lerobot: $(STAMP) $(LEROBOT)/.installed ## exports read by the genuine lerobot 0.6, in Python 3.12 (installs 7.5 GB)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m lerobot
 
 test-topology: $(STAMP) ## the services of docker-compose.yml without containers, and kill -9 of each
 	@if test -x "$$(command -v redis-server)" && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \

@@ -10,8 +10,8 @@ import numpy as np
 from pipelines.checks.filters import Filter
 from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import printable
-from pipelines.ingest import opened_dataset, plan_ingestion, spec_for
 from pipelines.options import INGEST_DEFAULTS, IngestOptions
+from pipelines.plan import opened_dataset, plan_ingestion, spec_for
 from pipelines.source import SourceReader, SourceRef, episodes_of
 from pipelines.sources.registry import open_source
 from storage_schemas.episode import EncodedFrames, Episode

@@ -8,7 +8,7 @@ sequence of poses and its moves.
 Letters: T steps, D and E numbers of the source's and of the target's part.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -134,6 +134,23 @@ def dropped(source: Space, chosen: tuple[Route, ...]) -> tuple[Part, ...]:
     """The parts of the source that no route uses."""
     used = {route.source.name for route in chosen if route.source is not None}
     return tuple(part for part in source.parts if part.name not in used)
+
+
+def union(spaces: Sequence[Space]) -> Space:
+    """A space that loses no part of any: those of the first, then what the others have that does not convert to it.
+
+    Raises:
+        ValueError: when there is none, or two parts of one name mean different things.
+    """
+    if not spaces:
+        raise ValueError("a union of no space")
+    whole = spaces[0]
+    for space in spaces[1:]:
+        more = dropped(space, routes(space, whole))
+        if clash := {part.name for part in more} & {part.name for part in whole.parts}:
+            raise ValueError(f"{min(clash)} means different things in different datasets")
+        whole = Space(parts=(*whole.parts, *more), rate=whole.rate)
+    return whole
 
 
 def moves(positions: ArrayLike) -> NDArray[np.float64]:

@@ -81,7 +81,12 @@ class DataConfig(Settings):
     datasets: tuple[DatasetRef, ...] = ()
     cameras: tuple[str, ...] = ("exterior_image_1_left", "exterior_image_2_left", "wrist_image_left")
     action: RunSpace | None = Field(
-        None, description="what the run's actions mean; filled in from the first dataset with actions, if that says it"
+        None, description="what the run's actions mean; filled in from the datasets with actions, if they say it"
+    )
+    actions_from: Literal["first", "all"] = Field(
+        "first",
+        description="whose actions the run takes when data.action is open: the first dataset's, or every part of any, "
+        "each masked where a dataset lacks it",
     )
     action_dim: int = Field(10, gt=0, description="numbers of an action; data.action, where there is one, decides it")
     embodiments: tuple[Embodiment, ...] = Field(

@@ -1,4 +1,4 @@
-"""Commands about datasets: inspect, verify, diff, tag, remove, gc, backup, scale."""
+"""Commands about datasets: inspect, verify, diff, tag, remove, gc, backup, scale, export-dataset."""
 
 from collections.abc import Iterator
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.console import count, progress_bar, say, say_json, say_table
+from flows.cli.console import count, note, progress_bar, say, say_json, say_table
 from flows.cli.options import AsJson, Store, Version
 from storage_schemas.errors import UserError
 
@@ -28,6 +28,28 @@ class Split(StrEnum):
     TRAIN = "train"
     VAL = "val"
     ALL = "all"
+
+
+class DatasetFormat(StrEnum):
+    """Of datasets for other tools."""
+
+    LEROBOT = "lerobot"
+
+
+class Codec(StrEnum):
+    """Of videos that are written."""
+
+    H264 = "h264"
+    HEVC = "hevc"
+    AV1 = "av1"
+    VP9 = "vp9"
+
+
+class WithoutActions(StrEnum):
+    """What becomes of episodes of which no action is known."""
+
+    SKIP = "skip"
+    KEEP = "keep"
 
 
 def inspect(store: Store, version: Version = None, json: AsJson = False) -> int:
@@ -251,4 +273,49 @@ def scale(
     return 0
 
 
-COMMANDS = (inspect, verify, diff, tag, remove, gc, backup, scale)
+def export_dataset(
+    store: Store,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to write; it must not exist.")],
+    format: Annotated[DatasetFormat, typer.Option(help="Of what is written.")] = DatasetFormat.LEROBOT,  # noqa: A002
+    version: Version = None,
+    codec: Annotated[Codec, typer.Option(help="Of the videos.")] = Codec.H264,
+    collections: Annotated[
+        list[str] | None, typer.Option("--collection", help="Only these collections; repeatable.")
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Only episodes of this rate.")] = None,
+    without_actions: Annotated[
+        WithoutActions, typer.Option(help="Episodes of which no action is known: skip, or keep with a mask.")
+    ] = WithoutActions.SKIP,
+    json: AsJson = False,
+) -> int:
+    """Write a dataset version as a LeRobot dataset (v3.0), which other tools read and `uwm ingest` takes back.
+
+    Example: uwm export-dataset runs/droid /data/droid-lerobot --codec av1
+    """
+    from pipelines.export.lerobot import export_lerobot
+
+    with progress_bar(quiet=json) as display:
+        task = display.add_task("export", total=None)
+        report = export_lerobot(
+            store,
+            out,
+            version=version,
+            codec=codec.value,
+            collections=tuple(collections or ()),
+            fps=fps,
+            keep_without_actions=without_actions is WithoutActions.KEEP,
+            progress=lambda done, total: display.update(task, completed=done, total=total),
+        )
+    if json:
+        say_json(report)
+        return 0
+    for text in report.notes:
+        note(text)
+    if report.without_actions:
+        note(f"{count(report.without_actions, 'episode')} left out, without a known action: --without-actions keep")
+    done = f"{count(report.episodes, 'episode')} with {count(report.steps, 'step')}, {count(report.tasks, 'task')}"
+    say(f"{report.path} has version {report.version} of {report.store_uri}: {done}, {report.bytes:,} bytes")
+    return 0
+
+
+COMMANDS = (inspect, verify, diff, tag, remove, gc, backup, scale, export_dataset)

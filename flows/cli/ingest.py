@@ -92,6 +92,9 @@ def doctor(
     format: Annotated[  # noqa: A002 - the option's name
         str | None, typer.Option(help="Of raw data: droid-rlds, video, ...; found out by default.")
     ] = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="What the fields of RLDS mean: a shipped mapping or a TOML file, as in ingest.")
+    ] = None,
     version: Version = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a report with pictures to this file.")] = None,
     json: AsJson = False,
@@ -103,7 +106,9 @@ def doctor(
 
     Example: uwm doctor /data/videos --html report.html
     """
-    diagnosis = _diagnose(target, checked(IngestOptions, {"format": format}), version, flow, quiet=json)
+    diagnosis = _diagnose(
+        target, checked(IngestOptions, {"format": format, "mapping": mapping}), version, flow, quiet=json
+    )
     if html is not None:
         from pipelines.doctor.page import write_page
 

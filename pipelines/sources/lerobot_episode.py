@@ -147,9 +147,11 @@ class _Reading:
         return np.where(known[:, None], action, np.float32(0)), known
 
     def _states(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        found = {}
+        found, fields = {}, self._set.extra.fields
+        unknown = self._unknown(values, self._set.extra.state_mask)
         for feature in self._set.states:
-            if feature.name not in values:
+            name = fields.get(feature.name, feature.name)
+            if feature.name not in values or name in unknown:
                 continue
             column = values[feature.name]
             if feature.is_integer and column.dtype.kind == "f":
@@ -157,7 +159,7 @@ class _Reading:
                     self._note(f"{feature.name}: integers of which some are not known", tolerated=False)
                     continue
                 column = column.astype(np.int64)
-            found[self._set.extra.fields.get(feature.name, feature.name)] = typed(feature.name, column)
+            found[name] = typed(feature.name, column, exact=feature.name in fields)
         return found
 
     def _language(self, tasks: NDArray[Any] | None) -> tuple[str, ...]:
@@ -185,7 +187,7 @@ class _Reading:
 
     def _frames(self, values: Mapping[str, NDArray[Any]]) -> dict[str, Frames]:
         clock, info = self._clock(values), self._set.info
-        unseen = self._unseen(values)
+        unseen = self._unknown(values, self._set.extra.view_mask)
         frames: dict[str, Frames] = {}
         for feature, camera in self._set.cameras.items():
             if camera in unseen:
@@ -198,13 +200,12 @@ class _Reading:
                 frames[camera] = found
         return frames
 
-    def _unseen(self, values: Mapping[str, NDArray[Any]]) -> set[str]:
-        """Cameras of a store that did not see the episode; an export has black frames for them."""
-        mask = values.get(self._set.extra.view_mask)
-        feature = self._set.info.numbers.get(self._set.extra.view_mask)
+    def _unknown(self, values: Mapping[str, NDArray[Any]], name: str) -> set[str]:
+        """What a mask says that no step has: cameras and states for which an export has black frames and zeros."""
+        mask, feature = values.get(name), self._set.info.numbers.get(name)
         if mask is None or feature is None:
             return set()
-        return {camera for camera, seen in zip(feature.axes, mask.T, strict=False) if not seen.any()}
+        return {one for one, known in zip(feature.axes, mask.T, strict=False) if not known.any()}
 
     def _video(self, feature: str, clock: NDArray[np.float64]) -> Frames:
         one = self._set

@@ -27,10 +27,12 @@ class Extra(BaseModel):
     """Feature that says of each step whether its action is known."""
     view_mask: str = ""
     """Feature that says of each step which cameras saw it, in the order of its names."""
+    state_mask: str = ""
+    """Feature that says of each step which states are known, in the order of its names."""
     notes: tuple[str, ...] = ()
     """Features that repeat what the list of episodes says, such as an episode's source."""
 
     @property
     def masks(self) -> frozenset[str]:
         """Features that are no states."""
-        return frozenset((self.action_mask, self.view_mask)) - {""}
+        return frozenset((self.action_mask, self.view_mask, self.state_mask)) - {""}

@@ -109,8 +109,8 @@ def _bytes(columns: Mapping[str, "pyarrow.ChunkedArray"], names: Sequence[str], 
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
-def typed(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Numbers (T, D) as a store keeps them: int64, float32, and float64 for clocks.
+def typed(name: str, values: NDArray[Any], *, exact: bool = False) -> NDArray[Any]:
+    """Numbers (T, D) as a store keeps them: int64, float32, and float64 for clocks, and where it is `exact`.
 
     Raises:
         BadDataError: "out_of_range", for an integer that int64 can't hold.
@@ -119,9 +119,9 @@ def typed(name: str, values: NDArray[Any]) -> NDArray[Any]:
         raise BadDataError("out_of_range", f"{name} holds {values.max()}, more than an int64 can")
     if values.dtype.kind in "iub":
         return values.astype(np.int64)
-    clock = name != TIME and name.rpartition(".")[2].endswith(TIME) and values.dtype == np.float64
+    clock = exact or (name != TIME and name.rpartition(".")[2].endswith(TIME))
     with np.errstate(over="ignore"):  # what is infinite then is refused as such
-        return values.astype(np.float64 if clock else np.float32)
+        return values.astype(np.float64 if clock and values.dtype == np.float64 else np.float32)
 
 
 def read_runs(

@@ -66,9 +66,12 @@ def _states(one: LeRobotSet) -> list[StateField]:
     found = []
     for feature in one.states:
         name = one.extra.fields.get(feature.name, feature.name)
-        space = undeclared(feature.name, feature.dim, feature.axes, one.info.fps)
         field = said.get(name)
-        found.append(field if field and field.space.dim == feature.dim else StateField(name=name, space=space))
+        if field is not None and field.space.dim == feature.dim:
+            found.append(field)
+        elif feature.name not in one.extra.fields:  # else a store had it and declared nothing
+            space = undeclared(feature.name, feature.dim, feature.axes, one.info.fps)
+            found.append(StateField(name=name, space=space))
     return found
 
 
@@ -81,6 +84,6 @@ def _views(one: LeRobotSet) -> list[Camera]:
         role = next((role for role in _ROLES if role in words), None)
         if camera in said:
             found.append(said[camera])
-        elif role is not None:
+        elif role is not None and not one.extra.cameras:
             found.append(Camera(name=camera, role=role))
     return found

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from pipelines.checks import quality
 from pipelines.checks.quality import BadDataError, LeftOut, Rejection
 from pipelines.files import SourceFile, find, printable
+from pipelines.hdf5.episode import check_size, encoded, state_fields
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef, reading
 from pipelines.zarr_v2 import ENDS, ArrayV2, FolderGroup, Group, ZipGroup, arrays_of
@@ -30,7 +32,9 @@ from storage_schemas.spaces import Camera, Part, Space, StateField, undeclared
 RATE, UMI_RATE = 10.0, 60.0
 """Steps per second of diffusion_policy's own tasks, and of UMI's cameras (59.94)."""
 _MAX_EPISODES = 1 << 24
-_MAX_EPISODE_BYTES = 8 << 30
+_MAX_EPISODE_BYTES = 4 << 30
+_BLOCK_BYTES = 32 << 20
+"""Of images that are decoded at once."""
 _SAMPLES = 3
 """Images of an episode whose bytes go into its fingerprint; of all others the sizes, or a zip file's checksums."""
 _META = "/meta/.zgroup"
@@ -189,10 +193,11 @@ class ReplayBuffers:
 
     def _episode(self, ref: SourceRef, store: _Store, index: int) -> Episode:
         start, stop = _span(store, index)
-        raw = {name: _flat(array.rows(start, stop)) for name, array in store.numbers.items()}
-        quality.check_finite(raw)
-        frames = {name: _pixels(name, array.rows(start, stop), array) for name, array in store.images.items()}
-        action, mask = store.action(raw)
+        numbers = {name: array.rows(start, stop) for name, array in store.numbers.items()}
+        times = {name for name, values in numbers.items() if "timestamp" in name and values.dtype.itemsize == 8}
+        state = state_fields(numbers, stop - start, times)
+        frames = {name: encoded(_pictures(name, array, start, stop)) for name, array in store.images.items()}
+        action, mask = store.action(state)
         return Episode(
             meta=EpisodeMeta(
                 episode_id=hashlib.sha256(f"replay\0{_identity(store, start, stop)}".encode()).hexdigest()[:32],
@@ -205,7 +210,7 @@ class ReplayBuffers:
             action=action,
             action_mask=mask,
             frames=frames,
-            state={name: _typed(name, values) for name, values in raw.items() if name != "action"},
+            state={name: values for name, values in state.items() if name != "action"},
         )
 
 
@@ -313,25 +318,31 @@ def _images_digest(store: _Store, start: int, stop: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _flat(values: NDArray[Any]) -> NDArray[Any]:
-    return values.reshape(len(values), -1)
+def _pictures(name: str, array: ArrayV2, start: int, stop: int) -> Iterator[NDArray[np.uint8]]:
+    """Blocks of images (N, H, W, 3); floats go from 0 to 1 or from 0 to 255, which the store's first ones tell.
+
+    Raises:
+        BadDataError: "out_of_range", "non_finite", "bad_shape", and what reading an array raises.
+    """
+    last = array.shape[3] == 3
+    check_size(name, *(array.shape[1:3] if last else array.shape[2:]))
+    most = 255.0
+    if array.dtype.kind == "f" and float(array.rows(0, min(len(array), array.chunks[0])).max()) <= 1.0:
+        most = 1.0
+    for first, behind in _blocks(array, start, stop):
+        values = array.rows(first, behind)
+        pictures = values if last else np.moveaxis(values, 1, -1)
+        if array.dtype.kind == "f":
+            quality.check_finite({name: values})
+            if values.min() < 0 or values.max() > most:
+                detail = f"{name} goes from {values.min():g} to {values.max():g}, where 0 to {most:g} was expected"
+                raise BadDataError("out_of_range", detail)
+            pictures = np.round(pictures * (255.0 / most)).astype(np.uint8)
+        yield pictures
 
 
-def _typed(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """A field as a store keeps it: whole numbers stay whole, times keep their digits."""
-    if values.dtype.kind in "iub":
-        return values.astype(np.int64)
-    return values.astype(np.float64 if values.dtype.itemsize == 8 and "timestamp" in name else np.float32)
-
-
-def _pixels(name: str, values: NDArray[Any], array: ArrayV2) -> NDArray[np.uint8]:
-    """Images (T, H, W, 3); floats go from 0 to 1 or from 0 to 255, which the first ones of the store tell."""
-    pictures = values if values.shape[3] == 3 else np.moveaxis(values, 1, -1)
-    if values.dtype == np.uint8:
-        return np.ascontiguousarray(pictures)
-    quality.check_finite({name: values})
-    most = 1.0 if float(array.rows(0, min(len(array), array.chunks[0])).max()) <= 1.0 else 255.0
-    if values.min() < 0 or values.max() > most:
-        detail = f"{name} goes from {values.min():g} to {values.max():g}, where 0 to {most:g} was expected"
-        raise BadDataError("out_of_range", detail)
-    return np.ascontiguousarray(np.round(pictures * (255.0 / most)).astype(np.uint8))
+def _blocks(array: ArrayV2, start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """Rows from and to, in whole chunks and not much more than `_BLOCK_BYTES` at once."""
+    step = array.chunks[0] * max(1, _BLOCK_BYTES // max(1, array.row_bytes * array.chunks[0]))
+    edges = [start, *range((start // step + 1) * step, stop, step), stop]
+    yield from pairwise(edges)

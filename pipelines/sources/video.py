@@ -116,7 +116,7 @@ class VideoFiles:
             if index == 0:
                 raise BadDataError("too_short", f"{len(clip)} steps at {rate:g} fps, fewer than {MIN_STEPS}")
             if short and options.scene_cuts:
-                yield LeftOut(source_uri=ref.uri, what=f"{short} scenes or ends of fewer than {MIN_STEPS} steps")
+                yield LeftOut(source_uri=ref.uri, what=f"scenes or ends of fewer than {MIN_STEPS} steps: {short}")
 
     def times(self, ref: SourceRef) -> NDArray[np.float64]:
         """When the frames of a file or span appear, (T,) in seconds. Raises BadDataError."""

@@ -109,7 +109,7 @@ class _List:
         yield from entries.values()
         yield from rejected
         if self._numbers:
-            what = f"{self._numbers} labels that are numbers, which are no language"
+            what = f"labels that are numbers, which are no language: {self._numbers}"
             yield LeftOut(source_uri=self._file.uri, what=what)
 
     def _lines(self) -> Iterator[ListLine | tuple[int, BadDataError]]:

@@ -16,13 +16,15 @@ from pipelines.files import find
 from pipelines.ingest import ingest
 from pipelines.options import IngestOptions
 from pipelines.source import SourceRef
+from pipelines.sources import replay_buffer
 from pipelines.sources.registry import detect, open_source
 from pipelines.zarr_v2 import ArrayV2, FolderGroup
-from storage_schemas.episode import Episode
+from storage_schemas.episode import EncodedFrames, Episode
 from storage_schemas.errors import UserError
 from storage_schemas.location import locate
 from storage_schemas.maintenance.verify import verify
 from storage_schemas.store.dataset import open_dataset
+from storage_schemas.store.frames import decode_frames
 
 LENGTHS = (6, 7, 5)
 STARTS = (0, 6, 13)
@@ -46,6 +48,16 @@ def outcomes(source: Path, **options: Any) -> tuple[list[Episode], dict[str, str
     return found, rejected, remarks
 
 
+def assert_alike(episode: Episode, camera: str, truth: Any) -> None:
+    """The frames are those, once through JPEG."""
+    frames = episode.frames[camera]
+    assert isinstance(frames, EncodedFrames)
+    pixels = np.empty((len(frames), frames.height, frames.width, 3), np.uint8)
+    decode_frames(frames.jpegs, "jpeg", pixels)
+    assert pixels.shape == truth.shape
+    assert np.abs(pixels.astype(int) - truth).mean() < 3
+
+
 @pytest.mark.parametrize("compressor", [BLOSC, LZ4(), Zstd(), Zlib(), GZip(), None], ids=str)
 def test_diffusion_policy(tmp_path: Path, compressor: Any) -> None:
     arrays = pusht(LENGTHS)
@@ -57,7 +69,7 @@ def test_diffusion_policy(tmp_path: Path, compressor: Any) -> None:
     for episode, start, length in zip(found, STARTS, LENGTHS, strict=True):
         steps = slice(start, start + length)
         np.testing.assert_array_equal(episode.action, arrays["action"][steps])
-        np.testing.assert_array_equal(episode.frames["img"], arrays["img"][steps].astype(np.uint8))
+        assert_alike(episode, "img", arrays["img"][steps])
         np.testing.assert_array_equal(episode.state["keypoint"], arrays["keypoint"][steps].reshape(length, 18))
         assert set(episode.state) == {"state", "keypoint", "n_contacts"}
         assert episode.action_mask.all()
@@ -84,9 +96,7 @@ def test_the_next_pose_is_umis_action(tmp_path: Path, packed: int | None, robots
         np.testing.assert_array_equal(episode.action[:-1], poses[start + 1 : start + length])
         assert episode.action_mask.tolist() == [True] * (length - 1) + [False]
         assert not episode.action[-1].any()
-        frames = episode.frames["camera0_rgb"]
-        assert isinstance(frames, np.ndarray)
-        assert np.abs(frames.astype(int) - arrays["camera0_rgb"][start : start + length]).mean() < 3
+        assert_alike(episode, "camera0_rgb", arrays["camera0_rgb"][start : start + length])
         assert (episode.meta.fps, episode.meta.collection) == (60.0, "cup")
         assert episode.state["robot0_demo_start_pose"].dtype == np.float32
     spec = open_source(str(source)).spec()
@@ -134,7 +144,8 @@ def test_pictures_of_any_kind(tmp_path: Path, layout: str) -> None:
         assert set(rejected.values()) == {"out_of_range"}, "better none than a wrong brightness"
         return
     assert not rejected
-    np.testing.assert_array_equal(np.concatenate([next(iter(e.frames.values())) for e in found]), truth)
+    for episode, start, length in zip(found, STARTS, LENGTHS, strict=True):
+        assert_alike(episode, "img", truth[start : start + length])
 
 
 def test_numbers_keep_their_kind(tmp_path: Path) -> None:
@@ -147,6 +158,30 @@ def test_numbers_keep_their_kind(tmp_path: Path) -> None:
         "count": "int64", "big": "int64", "timestamp": "float64", "wide": "float32",
     }  # fmt: skip
     assert first.state["big"][0, 0] == 2**60
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "reason"),
+    [
+        ("state", np.full((18, 5), np.nan, np.float32), "non_finite"),
+        ("state", np.full((18, 1), 1e300), "non_finite"),
+        ("count", np.full((18, 1), 2**63 + 5, np.uint64), "out_of_range"),
+        ("img", np.full((18, 24, 24, 3), np.nan, np.float32), "non_finite"),
+        ("img", np.full((18, 24, 24, 3), 300.0, np.float32), "out_of_range"),
+    ],
+)
+def test_numbers_that_can_not_be_kept(tmp_path: Path, name: str, values: Any, reason: str) -> None:
+    found, rejected, _ = outcomes(write_store(tmp_path / "x.zarr", {**pusht(LENGTHS), name: values}, LENGTHS))
+    assert not found
+    assert set(rejected.values()) == {reason}
+
+
+def test_an_episode_of_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_buffer, "_BLOCK_BYTES", 24 * 24 * 3 * 4 * 6)
+    arrays = pusht((3, 15))
+    found, _, _ = outcomes(write_store(tmp_path / "x.zarr", arrays, (3, 15)))
+    assert_alike(found[0], "img", arrays["img"][:3])
+    assert_alike(found[1], "img", arrays["img"][3:])
 
 
 def test_what_is_no_field_is_named(tmp_path: Path) -> None:

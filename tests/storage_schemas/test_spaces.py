@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from storage_schemas.conventions import DROID_ACTION, DROID_ROBOT, droid_action, droid_velocity_to_step
-from storage_schemas.conversions import convert, converts, dropped, moves, positions, rotations, routes, turns
+from storage_schemas.conversions import convert, converts, dropped, moves, positions, rotations, routes, turns, union
 from storage_schemas.rotations import from_matrix, to_matrix
 from storage_schemas.spaces import WIDTHS, Part, Space, undeclared
 
@@ -141,3 +141,17 @@ def test_what_nobody_declares_has_names_and_no_meaning() -> None:
     assert space.labels[:2] == ("motor_0", "motor_1")
     assert [route.how for route in routes(space, DROID_ROBOT)] == ["missing"] * 3
     assert [route.how for route in routes(space, space)] == ["same"]
+
+
+def test_a_union_loses_nothing() -> None:
+    arm = Space(parts=(Part(name="arm", quantity="joint_position", dim=6, unit="rad"),), rate=50.0)
+    own = undeclared("action", 7)
+    whole = union([DROID_ACTION, DROID_ROBOT, arm, own])
+    assert whole.parts == (*DROID_ACTION.parts, *arm.parts, *own.parts)  # what DROID's robot takes is told already
+    assert whole.rate == DROID_ACTION.rate
+    for space in (DROID_ROBOT, arm, own):
+        assert not dropped(space, routes(space, whole))
+    with pytest.raises(ValueError, match="action means different things"):
+        union([own, undeclared("action", 8)])
+    with pytest.raises(ValueError, match="no space"):
+        union([])

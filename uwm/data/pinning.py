@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace as changed
 
+from storage_schemas.conversions import union
 from storage_schemas.errors import UserError
 from storage_schemas.schema import DatasetSpec
 from storage_schemas.spaces import Space
@@ -17,8 +18,8 @@ def pin_robots(
 ) -> tuple[DataConfig, tuple[Member, ...]]:
     """Fill in the run's action space, the cameras that stand for its own, and its robots.
 
-    The action space is what is given, else the parent's, else that of the first dataset with known actions; it stays
-    open when that one declares none. Robots that a parent knows keep their ids.
+    The action space is what is given, else the parent's, else that of the first dataset with known actions, or of all
+    of them together; it stays open when the first declares none. Robots that a parent knows keep their ids.
 
     Args:
         config: of the run.
@@ -31,8 +32,7 @@ def pin_robots(
     Raises:
         UserError: when datasets with and without a declared action space would be mixed.
     """
-    first = next((member.dataset.spec.action for member in members if member.recorded_actions), None)
-    action = config.action or (parent.action if parent else None) or first
+    action = config.action or (parent.action if parent else None) or _declared(config, members)
     config = replace(config, action=action, datasets=[member.ref for member in members])
     members = [_planned(member, config, member.ref) for member in members]
     if action is None:
@@ -47,6 +47,17 @@ def pin_robots(
     embodiments = [Embodiment(name=name, action=space) for name, space in robots.items()]
     datasets = [member.ref for member in named]
     return replace(config, embodiments=embodiments, datasets=datasets), tuple(named)
+
+
+def _declared(config: DataConfig, members: Sequence[Member]) -> Space | None:
+    """What the datasets with actions say of them. Raises UserError when they can't be told together."""
+    spaces = [member.dataset.spec.action for member in members if member.recorded_actions]
+    if config.actions_from == "first" or not all(spaces):
+        return spaces[0] if spaces else None
+    try:
+        return union([space for space in spaces if space is not None])
+    except ValueError as error:
+        raise UserError(f"{error}: set data.action, or leave one of them out") from error
 
 
 def robot_of(ref: DatasetRef, spec: DatasetSpec, config: DataConfig) -> int:

@@ -172,7 +172,7 @@ def test_texts_become_language(tmp_path: Path, write_video: Make) -> None:
     assert [e.meta.source_uri.rpartition("/")[2] for e in found] == [
         "0.mp4#clip=0", "1.mp4#t=0,1#clip=0", "1.mp4#t=1,2#clip=0", "2.mp4#clip=0",
     ]  # fmt: skip
-    assert left_out == ["1 labels that are numbers, which are no language"]
+    assert left_out == ["labels that are numbers, which are no language: 1"]
     assert all(not e.action_mask.any() for e in found)
 
 
@@ -277,7 +277,7 @@ def test_cuts_at_scene_changes(tmp_path: Path) -> None:
     write(tmp_path / "film.mp4", Recipe(format="mp4", codec="mpeg4", rate=Fraction(15), size=(48, 64)), pictures)
     found, _, left_out = episodes(tmp_path / "film.mp4", scene_cuts=True)
     assert [len(episode) for episode in found] == [30, 12, 25]
-    assert left_out == ["1 scenes or ends of fewer than 5 steps"]
+    assert left_out == ["scenes or ends of fewer than 5 steps: 1"]
     shorter, _, _ = episodes(tmp_path / "film.mp4", scene_cuts=True, clip_steps=20)
     assert [len(episode) for episode in shorter] == [20, 10, 12, 20, 5]
     whole, _, _ = episodes(tmp_path / "film.mp4")
