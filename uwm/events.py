@@ -58,6 +58,12 @@ class DatasetPlan:
     """Parts of its own actions that the run does not use."""
     dropped_states: tuple[str, ...]
     """Fields of its state that the run does not use."""
+    states: tuple[str, ...] = ()
+    """States of the run: as they are stored, or `theirs -> ours`."""
+    lacks_states: tuple[str, ...] = ()
+    """States of the run that it does not have: masked."""
+    instructions: str = ""
+    """How many episodes have one, and whether the run hears them; empty when none has."""
     rate: float | None
     """Steps per second that its actions are meant for."""
     stride: int
@@ -80,7 +86,10 @@ class DatasetPlan:
             "actions converted": ", ".join(self.converted),
             "actions masked": ", ".join(self.masked),
             "actions dropped": ", ".join(self.dropped),
+            "states": ", ".join(self.states),
+            "states it lacks": ", ".join(self.lacks_states),
             "states dropped": ", ".join(self.dropped_states),
+            "instructions": self.instructions,
             "rate": rate if self.stride == 1 else f"{rate}, every {self.stride} steps one",
             "steps": f"{self.steps:,}, {self.action_steps:,} with actions",
         }

@@ -15,10 +15,8 @@ from uwm.config import (
     AutoencoderConfig,
     DataConfig,
     DatasetRef,
-    OptimConfig,
     RunConfig,
     TokenizerConfig,
-    TrainConfig,
 )
 from uwm.overrides import as_kind
 from uwm.policies import (
@@ -34,6 +32,7 @@ from uwm.policies import (
 )
 from uwm.registry import nearest
 from uwm.settings import replace
+from uwm.training_config import OptimConfig, TrainConfig
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}

@@ -24,10 +24,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from storage_schemas.errors import UserError
-from uwm.config import TrainConfig
 from uwm.data.batch import Batch
 from uwm.policy import Learner, LossOutput
 from uwm.train.distributed import World
+from uwm.training_config import TrainConfig
 
 
 class _Loss(nn.Module):

@@ -9,8 +9,9 @@ from storage_schemas.errors import UserError
 from storage_schemas.store.dataset import open_dataset
 from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoint, origin, resolve_checkpoint
 from uwm.conditions import filled_in
-from uwm.config import DataConfig, DatasetRef, RunConfig, TokenizerConfig, TrainConfig
+from uwm.config import DataConfig, DatasetRef, RunConfig, TokenizerConfig
 from uwm.settings import MAY_CHANGE, Config, replace
+from uwm.training_config import TrainConfig
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from batches import raw_batch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from uwm.config import DataConfig, OptimConfig, RunConfig, TokenizerConfig
+from uwm.config import DataConfig, RunConfig, TokenizerConfig
 from uwm.data.augment import training_batch
 from uwm.data.batch import Batch, RawBatch
 from uwm.data.normalize import ActionNormalizer
@@ -16,6 +16,7 @@ from uwm.overrides import as_kind
 from uwm.policies import ObsEncoderConfig, UwmConfig, build
 from uwm.settings import replace
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
+from uwm.training_config import OptimConfig
 
 OF_KIND = {
     "dp_unet": {"widths": (8, 16)},

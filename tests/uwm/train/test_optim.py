@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from uwm.config import OptimConfig
 from uwm.train.optim import (
     WeightAverage,
     learning_rate,
@@ -15,6 +14,7 @@ from uwm.train.optim import (
     restore_optimizer,
     trained_parameters,
 )
+from uwm.training_config import OptimConfig
 
 
 def test_rate_rises_then_falls_to_zero() -> None:

@@ -12,12 +12,13 @@ from torch import nn
 
 from storage_schemas.errors import UserError
 from uwm.checkpoint import load_checkpoint
-from uwm.config import OptimConfig, RunConfig
+from uwm.config import RunConfig
 from uwm.device import set_matmul
 from uwm.policies import build
 from uwm.recipes import get_recipe
 from uwm.train.optim import make_optimizer
 from uwm.train.trainer import train
+from uwm.training_config import OptimConfig
 
 MakeRun = Callable[..., RunConfig]
 
