@@ -323,7 +323,11 @@ def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["Vi
 
     FFmpeg's own decoder of VP8 says nothing when the data of a frame end early, and leaves in the rest of the picture
     what lay in that memory before, so that damaged files change from run to run. That of libvpx fills or refuses it.
+    Its decoder of MJPEG does so too; there libjpeg reads every frame besides.
     """
+    if stream.codec.name == "mjpeg":
+        yield from _decoded_jpegs(container, stream)
+        return
     if stream.codec.name != "vp8":
         yield from container.decode(stream)
         return
@@ -333,6 +337,23 @@ def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["Vi
     codec.options, codec.thread_count = _STRICT, 1
     for packet in container.demux(stream):
         yield from codec.decode(packet)
+
+
+def _decoded_jpegs(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
+    """The frames of MJPEG, each of them whole; a stream of which libjpeg can't read any is left to FFmpeg alone."""
+    from storage_schemas.store.frames import check_compressed
+
+    known, doubt = False, ""
+    for number, packet in enumerate(container.demux(stream)):
+        if packet.size:
+            try:
+                check_compressed(bytes(packet))
+                known = True
+            except ValueError as error:
+                doubt = doubt or f"frame {number} can't be decoded: {error}"
+            if known and doubt:
+                raise BadDataError("corrupt", doubt)
+        yield from packet.decode()
 
 
 def _decode_pyav(
