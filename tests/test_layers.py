@@ -26,10 +26,8 @@ ONLY_IN = {
 """Package -> glob patterns of the files that may import it."""
 TORCHLESS = (
     "uwm/report/*",
-    *(
-        f"uwm/{name}.py"
-        for name in ("config", "earlier_configs", "overrides", "policies", "recipes", "registry", "settings")
-    ),
+    *(f"uwm/{name}.py" for name in ("conditions", "config", "earlier_configs", "overrides", "policies", "recipes")),
+    *(f"uwm/{name}.py" for name in ("registry", "settings", "training_config")),
 )
 
 

@@ -19,7 +19,7 @@ from uwm.conditions import AnyState, LanguageConfig
 from uwm.earlier_configs import upgraded
 from uwm.registry import POLICY_GROUP, policy_settings
 from uwm.settings import Changeable, DatasetVersion, RunName, Settings, Size
-from uwm.training_settings import OptimConfig, TrainConfig
+from uwm.training_config import OptimConfig, TrainConfig
 
 if TYPE_CHECKING:
     from uwm.policy import Policy
@@ -40,6 +40,9 @@ class DatasetRef(Settings):
     collections: tuple[str, ...] = Field((), description="only episodes of these collections; empty takes all")
     cameras: Mapping[str, str] = Field(
         {}, description="camera of the run -> camera of the dataset; empty goes by equal names, then by declared roles"
+    )
+    states: Mapping[str, str] = Field(
+        {}, description="state of the run -> field of the dataset, empty for none; equal names where nothing is said"
     )
     embodiment: str = Field(
         "", description="the robot, whose actions share a normalizer; empty is one for each declared action space"

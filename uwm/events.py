@@ -56,12 +56,14 @@ class DatasetPlan:
     """Parts of the run's actions that it does not have: padded with zeros and left out of the loss."""
     dropped: tuple[str, ...]
     """Parts of its own actions that the run does not use."""
-    states: tuple[str, ...]
-    """Fields of its state that the run observes."""
-    lacks_states: tuple[str, ...]
-    """States of the run that it lacks: masked."""
     dropped_states: tuple[str, ...]
     """Fields of its state that the run does not use."""
+    states: tuple[str, ...] = ()
+    """States of the run: as they are stored, or `theirs -> ours`."""
+    lacks_states: tuple[str, ...] = ()
+    """States of the run that it does not have: masked."""
+    instructions: str = ""
+    """How many episodes have one, and whether the run hears them; empty when none has."""
     rate: float | None
     """Steps per second that its actions are meant for."""
     stride: int
@@ -87,6 +89,7 @@ class DatasetPlan:
             "states": ", ".join(self.states),
             "states it lacks": ", ".join(self.lacks_states),
             "states dropped": ", ".join(self.dropped_states),
+            "instructions": self.instructions,
             "rate": rate if self.stride == 1 else f"{rate}, every {self.stride} steps one",
             "steps": f"{self.steps:,}, {self.action_steps:,} with actions",
         }

@@ -11,7 +11,13 @@ from pydantic import Field
 
 from storage_schemas.errors import UserError
 from uwm.conditions import LanguageConfig
-from uwm.config import AutoencoderConfig, DataConfig, DatasetRef, RunConfig, TokenizerConfig
+from uwm.config import (
+    AutoencoderConfig,
+    DataConfig,
+    DatasetRef,
+    RunConfig,
+    TokenizerConfig,
+)
 from uwm.overrides import as_kind
 from uwm.policies import (
     DpConfig,
@@ -26,7 +32,7 @@ from uwm.policies import (
 )
 from uwm.registry import nearest
 from uwm.settings import replace
-from uwm.training_settings import OptimConfig, TrainConfig
+from uwm.training_config import OptimConfig, TrainConfig
 
 Recipe = Callable[[], RunConfig]
 RECIPES: dict[str, Recipe] = {}

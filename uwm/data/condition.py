@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage_schemas.store.dataset import Dataset
-from uwm.config import DataConfig
+from uwm.config import DataConfig, DatasetRef
 from uwm.data.mixture import Member
 from uwm.data.sampler import Pick
+from uwm.data.state_plan import StatePlan, state_plan
 from uwm.data.states import StateReader, StateTable, share_states
 from uwm.language.instructions import InstructionTable
 
@@ -36,11 +37,16 @@ def condition_table(member: Member, config: DataConfig, seed: int | None) -> Con
     Raises:
         UserError: when an instruction is not encoded.
     """
-    heard = config.language.is_heard
+    heard, plans = config.language.is_heard, state_plans(member.dataset, member.ref, config)
     return ConditionTable(
-        states=share_states(member.dataset, member.rows, config.states),
+        states=share_states(member.dataset, member.rows, plans),
         instructions=InstructionTable(member.dataset, member.rows, config.language, seed) if heard else None,
     )
+
+
+def state_plans(dataset: Dataset, ref: DatasetRef, config: DataConfig) -> tuple[StatePlan, ...]:
+    """What becomes of a dataset's fields in each of a run's states."""
+    return tuple(state_plan(dataset.spec, ref, state) for state in config.states)
 
 
 class Condition(NamedTuple):
@@ -58,13 +64,21 @@ class ConditionReader:
     Args:
         datasets: of the mixture, in its order.
         config: which states, and whether there are instructions.
+        refs: how the run names each dataset.
         tables: of each dataset; without them states are read from the store and nothing is heard.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], config: DataConfig, tables: Sequence[ConditionTable] = ()) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        config: DataConfig,
+        refs: Sequence[DatasetRef],
+        tables: Sequence[ConditionTable] = (),
+    ) -> None:
         each = tuple(tables) or (ConditionTable(),) * len(datasets)
         self._states = [
-            StateReader(dataset, config.states, table.states) for dataset, table in zip(datasets, each, strict=True)
+            StateReader(dataset, state_plans(dataset, ref, config), table.states)
+            for dataset, ref, table in zip(datasets, refs, each, strict=True)
         ]
         self._instructions = [table.instructions for table in each]
         self._shape = (config.obs_frames, config.state_dim)

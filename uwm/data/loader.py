@@ -100,7 +100,7 @@ class SegmentReader:
         self._next_images = next_images and not latents
         self._actions = tuple(actions) or (None,) * len(self._datasets)
         self._seed = seed
-        self._condition = ConditionReader(self._datasets, config, condition)
+        self._condition = ConditionReader(self._datasets, config, named, condition)
 
     def shape(self, samples: int) -> tuple[int, ...]:
         """(B, V, F, H0, W0, 3) of the frames of so many samples."""

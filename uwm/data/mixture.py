@@ -26,6 +26,7 @@ from uwm.data.normalize import (
     fit_normalizer,
 )
 from uwm.data.sampler import Pick, SegmentSampler
+from uwm.data.state_plan import StatePlan, state_plan
 from uwm.registry import nearest
 from uwm.settings import DatasetVersion, replace
 
@@ -265,15 +266,28 @@ def _state_ranges(members: Sequence[Member], states: Sequence[RunState]) -> tupl
 
 def _state_range(members: Sequence[Member], state: RunState) -> StateRange:
     """What becomes [-1, 1] of a field; the identity when no episode has it."""
-    each = [member.dataset.episodes.statistics(f"state/{state.name}", member.rows) for member in members]
-    known = [statistics for statistics in each if statistics.count]
-    if not known:
-        return StateRange.identity(state.name, state.dim)
-    low, high = (
-        np.min([part.min for part in known], axis=0).tolist(),
-        np.max([part.max for part in known], axis=0).tolist(),
-    )
-    return StateRange(name=state.name, low=tuple(low), high=tuple(high))
+    low, high = np.full(state.dim, np.inf), np.full(state.dim, -np.inf)
+    for member in members:
+        for least, most in _state_bounds(member, state_plan(member.dataset.spec, member.ref, state)):
+            low, high = np.minimum(low, least), np.maximum(high, most)
+    low, high = (np.where(high >= low, bound, side) for bound, side in ((low, -1.0), (high, 1.0)))
+    return StateRange(name=state.name, low=_floats(low), high=_floats(high))
+
+
+def _state_bounds(member: Member, plan: StatePlan) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Least and most of a state (e,): of the whole member, or of each episode where its numbers are converted."""
+    if not plan.field:
+        return
+    if plan.source is None:
+        statistics = member.dataset.episodes.statistics(f"state/{plan.field}", member.rows)
+        if statistics.count:
+            yield statistics.min, statistics.max
+        return
+    for row in member.rows.tolist():
+        found = member.dataset.state(row, plan.field, 0, int(member.dataset.episodes.lengths[row]))
+        if found is not None:
+            values, known = plan.apply(found)
+            yield np.where(known, values, np.inf).min(axis=0), np.where(known, values, -np.inf).max(axis=0)
 
 
 def dataset_normalizer(

@@ -7,8 +7,11 @@ from storage_schemas.errors import UserError
 from storage_schemas.spaces import Part
 from uwm.config import DataConfig
 from uwm.data.cameras import camera_map
+from uwm.data.condition import state_plans
 from uwm.data.mixture import Member
+from uwm.data.state_plan import StatePlan
 from uwm.events import DatasetPlan
+from uwm.language.instructions import texts_of
 
 PLANS_FILE = "data.txt"
 
@@ -39,7 +42,6 @@ def _plan(member: Member, config: DataConfig) -> DatasetPlan:
     spec, plan = member.dataset.spec, member.plan
     cameras = camera_map(spec, member.ref, config.cameras)
     same, converted, masked, dropped = _actions(member)
-    wanted, held = [state.name for state in config.states], sorted(member.dataset.episodes.fields(member.rows))
     return DatasetPlan(
         uri=member.ref.uri,
         version=member.dataset.version,
@@ -51,9 +53,8 @@ def _plan(member: Member, config: DataConfig) -> DatasetPlan:
         converted=converted,
         masked=masked,
         dropped=dropped,
-        states=tuple(name for name in wanted if name in held),
-        lacks_states=tuple(name for name in wanted if name not in held),
-        dropped_states=tuple(name for name in held if name not in wanted),
+        **_states(member, config),
+        instructions=_instructions(member, config),
         rate=spec.action.rate if spec.action else None,
         stride=plan.stride,
         steps=int(member.lengths.sum()),
@@ -84,3 +85,29 @@ def _actions(member: Member) -> tuple[tuple[str, ...], ...]:
 def _name(part: Part) -> str:
     """The name of a part; of one that says nothing else, that it does not."""
     return part.name if part.quantity != "other" else f"{part.name} (its meaning is unknown)"
+
+
+def _states(member: Member, config: DataConfig) -> dict[str, tuple[str, ...]]:
+    """What becomes of the fields that the dataset's first chosen episode has, by the names of `DatasetPlan`."""
+    dataset = member.dataset
+    held = [field.name for field in dataset.schema(int(member.rows[0])).state]
+    plans = state_plans(dataset, member.ref, config)
+    used = [plan for plan in plans if plan.field in held]
+    return {
+        "states": tuple(_state(plan) for plan in used),
+        "lacks_states": tuple(plan.state.name for plan in plans if plan not in used),
+        "dropped_states": tuple(name for name in held if name not in {plan.field for plan in used}),
+    }
+
+
+def _state(plan: StatePlan) -> str:
+    name = plan.state.name
+    if plan.source is not None and plan.state.space is not None:
+        return f"{'; '.join(plan.source.lines)} -> {name}: {'; '.join(plan.state.space.lines)}"
+    return name if plan.field == name else f"{name} (its {plan.field})"
+
+
+def _instructions(member: Member, config: DataConfig) -> str:
+    told = sum(map(bool, texts_of(member.dataset, member.rows)))
+    heard = "heard" if config.language.is_heard else "not heard"
+    return f"in {told:,} of {len(member.rows):,} episodes, {heard}" if told else ""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from uwm.train.parallel import shard_like
-from uwm.training_settings import OptimConfig
+from uwm.training_config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps: int) -> float:

@@ -27,7 +27,7 @@ from storage_schemas.errors import UserError
 from uwm.data.batch import Batch
 from uwm.policy import Learner, LossOutput
 from uwm.train.distributed import World
-from uwm.training_settings import TrainConfig
+from uwm.training_config import TrainConfig
 
 
 class _Loss(nn.Module):

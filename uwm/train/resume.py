@@ -11,7 +11,7 @@ from uwm.checkpoint import Checkpoint, Origin, latest_checkpoint, load_checkpoin
 from uwm.conditions import filled_in
 from uwm.config import DataConfig, DatasetRef, RunConfig, TokenizerConfig
 from uwm.settings import MAY_CHANGE, Config, replace
-from uwm.training_settings import TrainConfig
+from uwm.training_config import TrainConfig
 
 
 @contextmanager

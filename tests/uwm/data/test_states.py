@@ -21,11 +21,13 @@ from uwm.conditions import RunState
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.augment import evaluation_batch
 from uwm.data.batch import RawBatch
-from uwm.data.condition import ConditionTable
+from uwm.data.condition import ConditionTable, state_plans
 from uwm.data.loader import SegmentReader
 from uwm.data.mixture import mixture_normalizer, open_mixture
 from uwm.data.sampler import Pick
 from uwm.data.states import StateTable, resolve_states
+from uwm.data.usage import dataset_plans
+from uwm.settings import replace
 
 CAMERAS = ("left", "wrist")
 JOINTS = Space(parts=(Part(name="joint_position", quantity="joint_position", dim=2, unit="rad"),))
@@ -73,7 +75,11 @@ def config(*uris: str, states: object) -> DataConfig:
 def read(data: DataConfig, *segments: tuple[int, int, int], tables: bool = False) -> RawBatch:
     """The samples of (dataset, episode, step)."""
     members = open_mixture(data)
-    own = [StateTable(member.dataset, member.rows, data.states) for member in members]
+    plans = [state_plans(member.dataset, member.ref, data) for member in members]
+    own = [
+        StateTable(member.dataset, member.rows, {plan.field: plan.dim for plan in each if plan.field})
+        for member, each in zip(members, plans, strict=True)
+    ]
     shared = [ConditionTable(states=table) for table in pickle.loads(pickle.dumps(own))]  # noqa: S301
     reader = SegmentReader([member.dataset for member in members], data, condition=shared if tables else ())
     return reader.read([Pick(0, dataset, SegmentId(row, step)) for dataset, row, step in segments], images=False)
@@ -147,8 +153,8 @@ def test_what_the_numbers_mean_comes_from_the_data(write: Write) -> None:
     ("states", "message"),
     [
         (["joint"], "no dataset of the run has the state 'joint' of data.states: did you mean 'joints'?"),
-        (["joints:3"], "has another joints than the run: joints \\(2\\)"),
-        (["mixed"], "the state mixed has 1 or 2 numbers, from episode to episode"),
+        (["joints:3"], "the state joints has 2 numbers, not 3: choose other collections"),
+        (["mixed"], "the state mixed has 1 or 2 numbers, not 1: choose other collections"),
     ],
 )
 def test_what_can_not_be_meant_is_refused(write: Write, states: list[str], message: str) -> None:
@@ -157,8 +163,51 @@ def test_what_can_not_be_meant_is_refused(write: Write, states: list[str], messa
         config(uri, states=states)
 
 
-def test_another_meaning_under_the_same_name_is_refused(write: Write) -> None:
+def test_another_meaning_under_the_same_name_is_masked(write: Write) -> None:
     poses = Space(parts=(Part(name="joint_position", quantity="joint_position", dim=2, unit="m"),))
     here, there = (write(name, {"joints": wave(6, 2)}, declared=space) for name, space in (("a", JOINTS), ("b", poses)))
-    with pytest.raises(UserError, match=r"in m instead of .* in rad: leave it out of data.states"):
-        config(here, there, states=["joints"])
+    nobody = write("c", {"joints": wave(6, 2)})
+    raw = read(config(here, there, nobody, states=["joints"]), (0, 0, 3), (1, 0, 3), (2, 0, 3))
+    assert raw.state_mask.flatten(1).all(1).tolist() == [True, False, False]
+    assert not raw.state[1:].any()
+
+
+@pytest.mark.parametrize("tables", [False, True])
+def test_what_is_written_otherwise_is_converted(write: Write, tables: bool) -> None:
+    degrees = Space(parts=(Part(name="arm", quantity="joint_position", dim=2, unit="rad", scale=0.5),))
+    stored, twice = wave(6, 2), 2 * wave(6, 2)
+    data = config(
+        write("a", {"joints": stored}, declared=JOINTS),
+        write("b", {"joints": twice}, declared=degrees),
+        states=["joints"],
+    )
+    raw = read(data, (0, 0, 3), (1, 0, 3), tables=tables)
+    assert raw.state_mask.all()
+    np.testing.assert_allclose(raw.state[1], stored[2:4], rtol=1e-6)
+    (bounds,) = mixture_normalizer(open_mixture(data), states=data.states).states
+    assert bounds.low == pytest.approx(tuple(stored.min(axis=0)), rel=1e-6)
+    assert bounds.high == pytest.approx(tuple(stored.max(axis=0)), rel=1e-6)
+
+
+def test_a_dataset_says_which_of_its_fields_is_meant(write: Write) -> None:
+    here, there = write("a", {"joints": wave(6, 2)}), write("b", {"arm": wave(6, 2), "joints": wave(6, 1)})
+    for fields, known in (({"joints": "arm"}, True), ({"joints": ""}, False)):
+        plain = config(here, states=["joints"])
+        refs = (*plain.datasets, DatasetRef(uri=there, states=fields))
+        data = replace(plain, datasets=refs)
+        data = replace(data, states=resolve_states(open_mixture(data), data.states))
+        members = open_mixture(data)
+        reader = SegmentReader([member.dataset for member in members], data, refs=[member.ref for member in members])
+        raw = reader.read([Pick(0, 1, SegmentId(0, 3))], images=False)
+        assert raw.state_mask.all() == known
+        if known:
+            np.testing.assert_array_equal(raw.state[0], wave(6, 2)[2:4].astype(np.float64))
+
+
+def test_the_table_says_what_becomes_of_states_and_instructions(write: Write) -> None:
+    here, there = write("a", {"joints": wave(6, 2), "clock": wave(6, 1)}), write("b", {"clock": wave(6, 1)})
+    data = config(here, there, states=["joints"])
+    first, second = dataset_plans(open_mixture(data), data)
+    assert (first.states, first.lacks_states, first.dropped_states) == (("joints",), (), ("clock",))
+    assert (second.states, second.lacks_states, second.dropped_states) == ((), ("joints",), ("clock",))
+    assert first.facts["instructions"] == "in 1 of 1 episodes, not heard"

@@ -16,7 +16,7 @@ from uwm.overrides import as_kind
 from uwm.policies import ObsEncoderConfig, UwmConfig, build
 from uwm.settings import replace
 from uwm.train.optim import WeightAverage, make_optimizer, trained_parameters
-from uwm.training_settings import OptimConfig
+from uwm.training_config import OptimConfig
 
 OF_KIND = {
     "dp_unet": {"widths": (8, 16)},

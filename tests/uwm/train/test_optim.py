@@ -14,7 +14,7 @@ from uwm.train.optim import (
     restore_optimizer,
     trained_parameters,
 )
-from uwm.training_settings import OptimConfig
+from uwm.training_config import OptimConfig
 
 
 def test_rate_rises_then_falls_to_zero() -> None:

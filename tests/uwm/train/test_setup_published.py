@@ -18,7 +18,7 @@ from uwm.policies import build
 from uwm.recipes import get_recipe
 from uwm.train.optim import make_optimizer
 from uwm.train.trainer import train
-from uwm.training_settings import OptimConfig
+from uwm.training_config import OptimConfig
 
 MakeRun = Callable[..., RunConfig]
 

@@ -1,4 +1,4 @@
-"""How a run is trained: optimizer, length, devices, processes. Read without torch."""
+"""How a run is optimized, how long and how much at once."""
 
 from typing import Literal, Self
 
