@@ -42,6 +42,19 @@ def lineage(context: BrowserContext, server: str) -> None:
         shoot(page, f"lineage-{node.partition('/')[0]}", height=height)
 
 
+def episodes(context: BrowserContext, site: Site) -> None:
+    """Photograph the pages of `uwm browse`, in the middle of an episode that plays."""
+    with site.browsing(f"{DEMO}/droid") as url:
+        page = context.new_page()
+        page.goto(url)
+        page.locator("#list tbody tr").nth(2).click()
+        page.wait_for_function("[...document.querySelectorAll('video')].every(video => video.readyState >= 2)")
+        page.click("#play")
+        page.wait_for_function("Number(document.querySelector('.player input').value) >= 12")
+        page.click("#play")
+        shoot(page, "browse", height=1250)
+
+
 def deployments(page: Page, server: str) -> None:
     """Photograph the list of deployments with their schedules."""
     browser.open_deployments(page, server)
@@ -91,6 +104,7 @@ def photograph(site: Site) -> None:
     """Take all pictures."""
     with browser.browser() as context:
         lineage(context, site.url)
+        episodes(context, site)
         with site.worker():
             form(context.new_page(), site.url)
             deployments(context.new_page(), site.url)

@@ -92,6 +92,9 @@ class DataConfig(Settings):
     embodiments: tuple[Embodiment, ...] = Field(
         (), description="the robots, in the order of their ids, which start at 1; filled in when the run starts"
     )
+    robot_embedding: bool = Field(
+        False, description="tell the network by a learned vector which robot acts; published: no"
+    )
     states: tuple[AnyState, ...] = Field(
         (), description="fields of the robot's state that are observed beside the images, as name or name:numbers"
     )

@@ -140,6 +140,7 @@ def serve(browsed: Browsed, *, host: str, port: int, ready: Callable[[str], None
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # so that who is told the address need not wait
     except OSError as error:
         raise UserError(f"can't listen on {host}:{port}: {error.strerror}; choose another --port") from error
     taken = listening.getsockname()[1]

@@ -24,6 +24,8 @@ from storage_schemas.errors import DamagedError, UserError
 from storage_schemas.location import Location
 from storage_schemas.schema import DatasetSpec
 
+_KEYS = frozenset(("codebase_version", "features", "data_path"))
+"""Of `info.json`; one of them is enough, so that a damaged one is said and its videos are not taken for clips."""
 _READ = (".json", ".jsonl", ".parquet", ".mp4")
 
 
@@ -94,7 +96,7 @@ def recognizes(file: SourceFile) -> bool:
     if not file.path.endswith(f"/{INFO}"):
         return False
     try:
-        return isinstance(_raw(file).get("features"), dict)
+        return not _KEYS.isdisjoint(_raw(file))
     except BadDataError:
         return True  # so that the error is said
 

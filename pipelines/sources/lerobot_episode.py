@@ -98,14 +98,17 @@ class _Reading:
 
     def _in_order(self) -> NDArray[np.int64] | slice:
         """Which rows are the steps, in order."""
-        index = self._values.get("frame_index")
-        if index is None or not np.isfinite(index).all() or (np.diff(index[:, 0]) > 0).all():
+        index, time = self._values.get("frame_index"), self._values.get(TIME)
+        if index is None or not np.isfinite(index).all() or (np.diff(index[:, 0]) == 1).all():
             return slice(None)
         order = np.argsort(index[:, 0], kind="stable")
-        if not np.diff(index[order, 0]).all():
-            raise BadDataError("duplicate_rows", "two rows have the same frame_index")
-        self._note("rows that do not lie in the order of their frame_index: sorted")
-        return order
+        if (np.diff(index[order, 0]) == 1).all():
+            self._note("rows that do not lie in the order of their frame_index: sorted")
+            return order
+        if time is None or not (np.diff(time[:, 0]) > 0).all():
+            raise BadDataError("bad_order", "frame_index counts no steps, and timestamps do not go up either")
+        self._note("frame_index with gaps: rows in the order in which they lie")
+        return slice(None)
 
     def episode(self, spec: DatasetSpec) -> Episode:
         """All of it."""

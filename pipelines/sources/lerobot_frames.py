@@ -54,7 +54,7 @@ def locate_frames(
     if abs(rate / fps - 1) > _SAME_RATE:
         return _by_time(times, clock, slots, episode, fps, rate)
     place = next(index for index, slot in enumerate(slots) if slot.episode == episode)
-    counted = sum(slot.length for slot in slots) == len(times)
+    counted = sum(slot.length for slot in slots) == len(times) and _follow(slots, fps)
     first, remarks = _by_count(times, slots, place) if counted else _by_start(times, slots, place, fps)
     if first + len(clock) > len(times):
         raise BadDataError("length_mismatch", f"{max(0, len(times) - first)} frames for {len(clock)} steps")
@@ -64,6 +64,16 @@ def locate_frames(
     if counted:
         return first + even, [*remarks, "uneven timestamps: frames were counted"]
     return first + _offsets(clock * fps, len(times) - first), [*remarks, "uneven timestamps: frames by their time"]
+
+
+def _follow(slots: Sequence[Slot], fps: float) -> bool:
+    """Whether the stated starts go up by about what each episode lasts: then they drift, and their order is right."""
+    starts = [slot.start for slot in slots]
+    if None in starts:
+        return all(start is None for start in starts)
+    steps = np.diff(np.array(starts, np.float64)) * fps
+    lengths = np.array([slot.length for slot in slots[:-1]], np.float64)
+    return bool((np.abs(steps - lengths) <= np.maximum(0.25 * lengths, 1.5)).all())
 
 
 def _offsets(ticks: NDArray[np.float64], frames: int) -> NDArray[np.int64]:

@@ -32,6 +32,8 @@ from storage_schemas.spaces import Camera, Part, Space, StateField, undeclared
 RATE, UMI_RATE = 10.0, 60.0
 """Steps per second of diffusion_policy's own tasks, and of UMI's cameras (59.94)."""
 _MAX_EPISODES = 1 << 24
+_MAX_ACTION, _MAX_WIDTH = 4096, 1 << 16
+"""Numbers of a step."""
 _MAX_EPISODE_BYTES = 4 << 30
 _BLOCK_BYTES = 32 << 20
 """Of images that are decoded at once."""
@@ -73,7 +75,10 @@ class _Store:
         if "action" in self.numbers:
             return ()
         found = (match[1] for name in self.numbers if (match := _UMI_POSE.fullmatch(name)))
-        return tuple(robot for robot in sorted(found) if all(f"{robot}_{part}" in self.numbers for part in _POSE))
+        return tuple(robot for robot in sorted(found) if all(map(self._has, _umi_parts(robot))))
+
+    def _has(self, part: Part) -> bool:
+        return part.name in self.numbers and _width(self.numbers[part.name]) == part.dim
 
     @cached_property
     def parts(self) -> tuple[Part, ...]:
@@ -281,7 +286,8 @@ def _no_field(name: str, array: ArrayV2) -> str:
     if len(array.shape) == 4:
         is_picture = 3 in (array.shape[1], array.shape[3]) and array.dtype.str[1:] in ("u1", "f2", "f4", "f8")
         return "" if is_picture else f"no pictures in colours: {array.dtype.name} {array.shape}"
-    return "" if len(array.shape) < 4 and _width(array) <= 1 << 16 else f"no list of numbers: {array.shape}"
+    most = _MAX_ACTION if name == "action" else _MAX_WIDTH
+    return "" if len(array.shape) < 4 and 0 < _width(array) <= most else f"no list of numbers: {array.shape}"
 
 
 def _width(array: ArrayV2) -> int:

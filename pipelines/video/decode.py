@@ -105,7 +105,7 @@ def probe(file: BinaryIO, *, whole: bool = True) -> VideoInfo:
         BadDataError: "not_a_video", "no_video_stream", "no_frames", "corrupt", "truncated", "too_large", ...
     """
     outline = check_whole(file, file.seek(0, os.SEEK_END)) if whole else Outline()
-    with _open(first_file(file, outline.end)) as (container, stream):
+    with open_video(first_file(file, outline.end)) as (container, stream):
         times: list[float | None] = []
         first: VideoFrame | None = None
         packets = container.demux(stream)
@@ -135,7 +135,7 @@ def frame_times(file: BinaryIO) -> NDArray[np.float64]:
         BadDataError: "not_a_video", "no_video_stream", "corrupt", "truncated", ...
     """
     outline = check_whole(file, file.seek(0, os.SEEK_END))
-    with _open(first_file(file, outline.end)) as (container, stream):
+    with open_video(first_file(file, outline.end)) as (container, stream):
         packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
         times = (_time(packet, packet.dts if packet.pts is None else packet.pts) for packet in packets)
         return np.sort([time for time in times if time is not None])
@@ -213,7 +213,12 @@ def _check_end(info: VideoInfo, first: float, end: float) -> None:
 
 
 @contextmanager
-def _open(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+def open_video(file: BinaryIO) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+    """The container of a video and the track to decode, strict about damage.
+
+    Raises:
+        BadDataError: "not_a_video", "no_video_stream", "unsupported_codec"; "corrupt" when the decoder stops.
+    """
     import av
 
     file.seek(0)
@@ -295,11 +300,11 @@ def _info(
         joined=outline.joined,
         coded=(frame.height, frame.width),
         orientation=orientation(frame),
-        display=display_size(frame, _aspect(stream)),
+        display=display_size(frame, pixel_aspect(stream)),
     )
 
 
-def _aspect(stream: "VideoStream", before: Fraction | None = None) -> float:
+def pixel_aspect(stream: "VideoStream", before: Fraction | None = None) -> float:
     """Width over height of a pixel; the container's word counts until the codec's is not what it was before."""
     coded = stream.codec_context.sample_aspect_ratio
     aspect = (stream.sample_aspect_ratio if before in (None, coded) else None) or coded or Fraction(1)
@@ -318,7 +323,11 @@ def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["Vi
 
     FFmpeg's own decoder of VP8 says nothing when the data of a frame end early, and leaves in the rest of the picture
     what lay in that memory before, so that damaged files change from run to run. That of libvpx fills or refuses it.
+    Its decoder of MJPEG does so too; there libjpeg reads every frame besides.
     """
+    if stream.codec.name == "mjpeg":
+        yield from _decoded_jpegs(container, stream)
+        return
     if stream.codec.name != "vp8":
         yield from container.decode(stream)
         return
@@ -330,6 +339,23 @@ def _decoded(container: "InputContainer", stream: "VideoStream") -> Iterator["Vi
         yield from codec.decode(packet)
 
 
+def _decoded_jpegs(container: "InputContainer", stream: "VideoStream") -> Iterator["VideoFrame"]:
+    """The frames of MJPEG, each of them whole; a stream of which libjpeg can't read any is left to FFmpeg alone."""
+    from storage_schemas.store.frames import check_compressed
+
+    known, doubt = False, ""
+    for number, packet in enumerate(container.demux(stream)):
+        if packet.size:
+            try:
+                check_compressed(bytes(packet))
+                known = True
+            except ValueError as error:
+                doubt = doubt or f"frame {number} can't be decoded: {error}"
+            if known and doubt:
+                raise BadDataError("corrupt", doubt)
+        yield from packet.decode()
+
+
 def _decode_pyav(
     file: BinaryIO, info: VideoInfo, native: float, size: tuple[int, int], start: float | None = None
 ) -> Iterator[TimedFrame]:
@@ -338,7 +364,7 @@ def _decode_pyav(
     from av.video.reformatter import VideoReformatter
 
     convert = VideoReformatter()
-    with _open(first_file(file, info.end)) as (container, stream):
+    with open_video(first_file(file, info.end)) as (container, stream):
         first = end = 0.0
         if start is not None and stream.time_base:
             container.seek(int(start / stream.time_base), stream=stream)
@@ -351,7 +377,7 @@ def _decode_pyav(
                 if frame.is_corrupt:
                     raise BadDataError("corrupt", f"the decoder marks frame {number} as damaged")
                 aspect = aspect or stream.codec_context.sample_aspect_ratio
-                shown = partial(upright, frame, convert, size, _aspect(stream, aspect), info.display)
+                shown = partial(upright, frame, convert, size, pixel_aspect(stream, aspect), info.display)
                 if time is not None:
                     base = frame.time_base
                     first = min(first, time) if number else time

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pipelines.checks.quality import BadDataError
 from pipelines.video.clock import REORDERED, TimedFrame, in_order
-from pipelines.video.decode import VideoInfo, _aspect, _open
+from pipelines.video.containers import first_file
+from pipelines.video.decode import VideoInfo, open_video, pixel_aspect
 from pipelines.video.picture import upright
 
 _EARLIER = (0.0, 10.0)
@@ -77,7 +78,7 @@ def _decode(file: BinaryIO, info: VideoInfo, size: tuple[int, int], start: float
 
     convert = VideoReformatter()
     native = info.rate or 25.0
-    with _open(file) as (container, stream):
+    with open_video(first_file(file, info.end)) as (container, stream):
         if start is not None and stream.time_base:
             container.seek(int(max(0.0, start - 0.5 / native) / stream.time_base), stream=stream)
 
@@ -87,6 +88,6 @@ def _decode(file: BinaryIO, info: VideoInfo, size: tuple[int, int], start: float
                 if frame.is_corrupt:
                     raise BadDataError("corrupt", f"the decoder marks the frame at {frame.time} s as damaged")
                 aspect = aspect or stream.codec_context.sample_aspect_ratio
-                yield frame.time, partial(upright, frame, convert, size, _aspect(stream, aspect), info.display)
+                yield frame.time, partial(upright, frame, convert, size, pixel_aspect(stream, aspect), info.display)
 
         yield from in_order(frames(), native, lambda: REORDERED if stream.codec_context.has_b_frames else 0)

@@ -236,9 +236,11 @@ def test_damaged_videos(fixtures_root: Path, tmp_path: Path) -> None:
     assert len(outcomes) >= 3
 
 
-@pytest.mark.parametrize("seed", [1293, 2074])
-def test_damaged_vp8_shows_nothing_that_lay_in_memory(seed: int, fixtures_root: Path) -> None:
-    path = fixtures_root / "videos" / "city_vp8.webm"
+@pytest.mark.parametrize(("name", "seed"), [("city_vp8.webm", 1293), ("city_vp8.webm", 2074), ("mjpeg", 10084)])
+def test_a_damaged_video_shows_nothing_that_lay_in_memory(
+    name: str, seed: int, fixtures_root: Path, tmp_path: Path
+) -> None:
+    path = fixtures_root / "videos" / name if "." in name else whole_videos(fixtures_root, tmp_path, name)[0]
     if not path.exists():
         pytest.skip(f"no {path.name} among the fixtures")
     file = io.BytesIO(damage(path.read_bytes(), seed))

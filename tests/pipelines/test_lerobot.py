@@ -140,6 +140,12 @@ def unsorted_rows(made: Maker) -> None:
     made.spoilt = {name: values[order] for name, values in made.rows.items()}  # type: ignore[attr-defined]
 
 
+def gaps_in_frame_index(made: Maker) -> None:
+    index = made.rows["frame_index"].copy()
+    index[9] = 77
+    made.spoilt = made.rows | {"frame_index": index}  # type: ignore[attr-defined]
+
+
 def no_timestamps(made: Maker) -> None:
     made.spoilt = made.rows | {"timestamp": np.full(made.starts[-1], np.nan, np.float32)}  # type: ignore[attr-defined]
 
@@ -171,6 +177,7 @@ TOLERATED = {
     stale_data_index: ("v3.0", "a stale index of files"),
     info_of_the_other_version: ("v2.1", "info.json says v3.0, the files are those of version 2"),
     unsorted_rows: ("v3.0", "sorted"),
+    gaps_in_frame_index: ("v3.0", "frame_index with gaps"),
     no_timestamps: ("v3.0", "no timestamp"),
     uneven_timestamps: ("v2.1", "uneven timestamps"),
     nan_in_integer_columns: ("v3.0", "steps whose task has no text"),
@@ -274,6 +281,16 @@ def rows_of_another_length(made: Maker) -> None:
     made.episodes[1]["length"] = 9
 
 
+def a_start_that_jumps(made: Maker) -> None:
+    """As many frames as steps, but the order of the episodes in the video is not what the starts say."""
+    made.episodes[1][f"videos/{TOP}/from_timestamp"] = 1.15
+
+
+def steps_in_no_order(made: Maker) -> None:
+    made.rows["frame_index"][7:9] = 40, 3
+    made.rows["timestamp"][7:9] = 0.4, 0.3
+
+
 def listed_twice(made: Maker) -> None:
     made.episodes.append(made.episodes[1] | {"length": 4})
 
@@ -291,6 +308,8 @@ REFUSED = {
     overlapping_starts: ([2], "frames_misplaced"),
     short_video: ([0], "length_mismatch"),
     rows_of_another_length: ([0, 2], "length_mismatch"),
+    a_start_that_jumps: ([0], "frames_misplaced"),
+    steps_in_no_order: ([0, 2], "bad_order"),
     listed_twice: ([0, 2], "duplicate_episode"),
     not_a_number: ([0, 2], "non_finite"),
     other_shape: ([], "shape_mismatch"),
@@ -488,6 +507,16 @@ def test_info_without_a_rate_is_one_line(tmp_path: Path, fps: Any) -> None:
     with pytest.raises(UserError, match=r"info\.json") as caught:
         open_source(str(made.write()))
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_description_is_said_and_its_videos_are_no_clips(tmp_path: Path) -> None:
+    made = Maker(root=tmp_path / "set")
+    del made.info["features"]
+    with pytest.raises(UserError, match="declares no features"):
+        open_source(str(made.write()))
+    (made.root / "meta/info.json").write_text('{"fps": ')
+    with pytest.raises(UserError, match="damaged"):
+        open_source(str(made.root))
 
 
 def test_several_datasets_below_one_folder_are_collections(tmp_path: Path) -> None:

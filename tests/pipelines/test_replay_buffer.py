@@ -289,6 +289,19 @@ def test_without_images_or_actions_its_arrays_are_listed(tmp_path: Path) -> None
         assert ("images" if word == "no_camera" else "action") in str(caught.value)
 
 
+@pytest.mark.parametrize("width", [0, 5000])
+def test_actions_of_no_possible_width(tmp_path: Path, width: int) -> None:
+    arrays = {**pusht(LENGTHS), "action": np.zeros((18, width), np.float32)}
+    with pytest.raises(UserError, match=rf"neither data/action nor UMI's poses; .*action \(.*\(18, {width}\)"):
+        open_source(str(write_store(tmp_path / "x.zarr", arrays, LENGTHS)))
+
+
+def test_poses_that_are_not_umis(tmp_path: Path) -> None:
+    arrays = {**umi((6,)), "robot0_eef_rot_axis_angle": np.zeros((6, 4), np.float32)}
+    with pytest.raises(UserError, match="neither data/action nor UMI's poses"):
+        open_source(str(write_store(tmp_path / "x.zarr", arrays, (6,))))
+
+
 def test_two_stores_must_mean_the_same(tmp_path: Path) -> None:
     write_store(tmp_path / "all/a.zarr", pusht((6,)), (6,))
     write_store(tmp_path / "all/b.zarr", pusht((7,), seed=5), (7,))

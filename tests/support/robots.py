@@ -10,7 +10,7 @@ from storage_schemas.catalog.table import create_dataset
 from storage_schemas.conventions import DROID_ACTION, DROID_CAMERAS, DROID_VIEWS, droid_action
 from storage_schemas.episode import Episode
 from storage_schemas.schema import DatasetSpec
-from storage_schemas.spaces import Camera, Part, Space
+from storage_schemas.spaces import Camera, Part, Space, undeclared
 from storage_schemas.store.parts import write_part
 
 MakeEpisode = Callable[..., Episode]
@@ -58,6 +58,7 @@ ROBOTS: Mapping[str, DatasetSpec] = {
         action=JOINTS,
         views=(Camera(name="wrist_image_left", role="wrist"),),
     ),
+    "unknown": DatasetSpec(cameras=("wrist_image_left",), action_dim=4, val_percent=0, action=undeclared("action", 4)),
     "film": DatasetSpec(cameras=("exterior_image_1_left",), action_dim=1, val_percent=0),
     "undeclared": DatasetSpec(cameras=DROID_CAMERAS, action_dim=10, val_percent=0),
 }

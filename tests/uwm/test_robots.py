@@ -167,6 +167,25 @@ def test_each_robot_is_told_in_its_own_space(configure: Callable[..., RunConfig]
         policy.act(frames, space=effort)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_network_can_be_told_which_robot_acts(configure: Callable[..., RunConfig], recipe: str) -> None:
+    plain = prepare(configure(recipe), None, build, World())
+    told = prepare(configure(recipe, "data.robot_embedding=true"), None, build, World())
+    more = set(told.model.state_dict()) - set(plain.model.state_dict())
+    assert "condition.robot.weight" in more
+    assert all("condition" in name for name in more)
+    for parameter in told.model.parameters():  # fresh modulations are zero: then no condition matters
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    reader = SegmentReader([m.dataset for m in told.members], told.config.data, refs=[m.ref for m in told.members])
+    raw = reader.read([Pick(0, 0, SegmentId(0, 1))])
+    batch = training_batch(raw, told.config.data, told.normalizer, device=torch.device("cpu"))
+    losses = [
+        told.model.loss(replace(batch, embodiment=torch.tensor([robot])), torch.Generator().manual_seed(0)).loss
+        for robot in (1, 2)
+    ]
+    assert losses[0] != losses[1]
+
+
 @pytest.mark.parametrize("recipe", ["debug", "debug_pad", "debug_dp", "debug_dp_unet"])
 def test_what_a_robot_lacks_stays_noise_while_sampling(configure: Callable[..., RunConfig], recipe: str) -> None:
     """As in training, where the network has seen nothing else there; and nothing is said of it."""

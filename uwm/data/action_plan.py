@@ -50,7 +50,7 @@ class ActionPlan:
         """`same`: the dataset's numbers are the run's; `unused`: none of them can be."""
         if self.target is None:
             return "same" if self.source_dim == self.target_dim else "unused"
-        if self.source == self.target:
+        if self.strides == self.target:
             return "same"
         return "converted" if any(route.source is not None for route in self.routes) else "unused"
 

@@ -51,7 +51,7 @@ def pin_robots(
 
 def _declared(config: DataConfig, members: Sequence[Member]) -> Space | None:
     """What the datasets with actions say of them. Raises UserError when they can't be told together."""
-    spaces = [member.dataset.spec.action for member in members if member.recorded_actions]
+    spaces = [member.plan.strides for member in members if member.recorded_actions]
     if config.actions_from == "first" or not all(spaces):
         return spaces[0] if spaces else None
     try:

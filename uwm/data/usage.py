@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from storage_schemas.errors import UserError
+from storage_schemas.spaces import Part
 from uwm.config import DataConfig
 from uwm.data.cameras import camera_map
 from uwm.data.condition import state_plans
@@ -64,20 +65,26 @@ def _plan(member: Member, config: DataConfig) -> DatasetPlan:
 def _actions(member: Member) -> tuple[tuple[str, ...], ...]:
     """Parts of the actions: same, converted, masked, dropped."""
     plan = member.plan
-    wanted = tuple(part.name for part in plan.target.parts) if plan.target else (f"all {plan.target_dim} numbers",)
+    undeclared = (f"all {plan.target_dim} numbers, which are not declared",)
+    wanted = tuple(map(_name, plan.target.parts)) if plan.target else undeclared
     if not member.recorded_actions:
         return (), (), wanted, ()
     if plan.how == "same":
         return wanted, (), (), ()
     pairs = [(route, route.source) for route in plan.routes]
     return (
-        tuple(route.target.name for route, _ in pairs if route.how == "same"),
+        tuple(_name(route.target) for route, _ in pairs if route.how == "same"),
         tuple(
             f"{source.text} -> {route.target.text}" for route, source in pairs if source and route.how == "converted"
         ),
-        tuple(route.target.name for route, source in pairs if source is None),
-        tuple(part.name for part in plan.dropped),
+        tuple(_name(route.target) for route, source in pairs if source is None),
+        tuple(map(_name, plan.dropped)),
     )
+
+
+def _name(part: Part) -> str:
+    """The name of a part; of one that says nothing else, that it does not."""
+    return part.name if part.quantity != "other" else f"{part.name} (its meaning is unknown)"
 
 
 def _states(member: Member, config: DataConfig) -> dict[str, tuple[str, ...]]:

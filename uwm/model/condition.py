@@ -11,13 +11,14 @@ from uwm.data.batch import Batch
 
 
 class ConditionEncoder(nn.Module):
-    """States as they are and a linear map of the instruction's features, one after the other.
+    """States as they are, a linear map of the instruction's features and a vector for the robot, one after the other.
 
-    So does published UWM (`use_low_dim`, `use_language`), after the images' features. What is unknown of a state is
-    zero; where there is no instruction a learned vector stands. A run with neither has no parameters here.
+    So does published UWM (`use_low_dim`, `use_language`), which knows no robots, after the images' features. What is
+    unknown of a state is zero; where there is no instruction, or no robot, a learned vector stands. A run with none of
+    them has no parameters here.
 
     Args:
-        data: which states, and whether instructions.
+        data: which states, whether instructions, and whether the robot is told.
         width: W.
     """
 
@@ -30,13 +31,20 @@ class ConditionEncoder(nn.Module):
             self.absent = nn.Parameter(torch.zeros(width))
             nn.init.trunc_normal_(self.absent, std=0.02)
             self.out_dim += width
+        self.robot: nn.Embedding | None = None
+        if data.robot_embedding:
+            self.robot = nn.Embedding(len(data.robots) + 1, width)  # the first is none
+            nn.init.trunc_normal_(self.robot.weight, std=0.02)
+            self.out_dim += width
 
     def forward(self, batch: Batch) -> Tensor:
-        """The condition's features beside the images', (B, O D + W); W is 0 for a run without instructions."""
+        """The condition's features beside the images', (B, O D + W + W); each W is 0 for a run that has it not."""
         features = [batch.state.where(batch.state_mask, 0.0).flatten(1)]  # (B, O D), ordered (frame, number)
         if self.head is not None:
             heard = batch.language_mask[:, None]  # (B, 1)
             # unknown features are zeroed before the map, so that they are in no gradient either
             spoken = self.head(batch.language.where(heard, 0.0).to(self.head.weight.dtype))
             features.append(torch.where(heard, spoken, self.absent))  # (B, W)
+        if self.robot is not None:
+            features.append(self.robot(batch.embodiment))  # (B, W)
         return torch.cat(features, dim=1)

@@ -151,7 +151,8 @@ def test_a_terminal_shows_what_becomes_of_each_dataset() -> None:
         uri="stores/arm", version=3, robot="arm",
         cameras={"left": "front"}, lacks=("wrist",), dropped_cameras=("depth",),
         same=("gripper",), converted=("move -> velocity",), masked=("turn",), dropped=("effort",),
-        dropped_states=("joints",), rate=20.0, stride=2, steps=1000, action_steps=900,
+        states=("gripper",), lacks_states=("pose",), dropped_states=("joints",),
+        rate=20.0, stride=2, steps=1000, action_steps=900,
     )  # fmt: skip
     shown = StringIO()
     Console(file=shown, width=160).print(plans_table([plan]))

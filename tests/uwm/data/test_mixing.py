@@ -12,6 +12,7 @@ from storage_schemas.conventions import DROID_ACTION, DROID_CAMERAS
 from storage_schemas.conversions import convert
 from storage_schemas.episode import SegmentId
 from storage_schemas.errors import UserError
+from uwm.conditions import RunState
 from uwm.config import DataConfig, DatasetRef
 from uwm.data.augment import training_batch
 from uwm.data.batch import RawBatch
@@ -161,8 +162,9 @@ def test_every_second_step(make_robot: MakeRobot) -> None:
     shown = members[0].dataset.frames(0, "front", [0, 2, 8, 10])
     assert torch.equal(batch.frames[0, 0], torch.from_numpy(shown).permute(0, 3, 1, 2))
     assert batch.action_mask[1].all(1).tolist() == [True, True, True, False], "11 steps: the fourth pair lacks one"
-    assert config.embodiments[0].action is not None
-    assert config.embodiments[0].action.rate == 10.0
+    assert config.action is not None
+    assert config.action.rate == 10.0
+    assert config.embodiments[0].action == config.action
     with pytest.raises(UserError, match=r"joints.* is not|does not say what its actions mean, so 3 steps"):
         check_actions(opened(DatasetRef(uri=make_robot("undeclared"), stride=3))[1])
 
@@ -187,6 +189,19 @@ def test_a_robot_without_one_action_of_the_runs_is_an_error_that_says_why(make_r
         check_actions(members)
 
 
+def test_the_parts_of_all_drop_nothing(make_robot: MakeRobot) -> None:
+    names = ("droid", "deltas", "joints", "unknown", "film")
+    config, members = opened(*(DatasetRef(uri=make_robot(name)) for name in names), actions_from="all")
+    assert config.action is not None
+    assert config.action.parts == (*DROID_ACTION.parts, JOINTS.parts[0], ROBOTS["unknown"].action.parts[0])  # type: ignore[union-attr]
+    assert config.action_dim == 10 + 6 + 4
+    for plan in dataset_plans(members, config):
+        assert not plan.dropped
+    batch = read(config, members, *(Pick(n, n, SegmentId(0, 2)) for n in range(5)))
+    assert batch.action_mask[:, 0].sum(1).tolist() == [10, 10, 7, 4, 0]
+    check_actions(members)
+
+
 def test_the_table_names_all_that_a_dataset_has(make_robot: MakeRobot) -> None:
     names = ("droid", "deltas", "joints", "film")
     config, members = opened(*(DatasetRef(uri=make_robot(name)) for name in names))
@@ -202,6 +217,8 @@ def test_the_table_names_all_that_a_dataset_has(make_robot: MakeRobot) -> None:
     assert (plans["joints"].masked, plans["joints"].dropped) == (parts[:2], ("joints",))
     assert (plans["film"].masked, plans["film"].action_steps) == (parts, 0)
     assert plans["film"].dropped_states == ("observation/position",)
+    (seen,) = dataset_plans(members[:1], config.model_copy(update={"states": (RunState(name="observation/position"),)}))
+    assert (seen.states, seen.lacks_states, seen.dropped_states) == (("observation/position",), (), ())
     for name, plan in plans.items():
         spec = ROBOTS[name]
         assert {*plan.cameras.values(), *plan.dropped_cameras} == set(spec.cameras)
