@@ -130,8 +130,14 @@ def ingest(
     if not ledger.version and not dataset_exists(store_uri):
         create_dataset(store_uri, spec)
     quarantine.release(plan, (*plan.rejected, *ledger.rejected))
+    return _report(blank, source_uri, ledger, time.monotonic() - started)
+
+
+def _report(batch: Batch, source_uri: str, ledger: "_Ledger", seconds: float) -> IngestReport:
+    """What was done, of which `batch` tells what all batches had in common."""
+    plan = ledger.plan
     return IngestReport(
-        store_uri=blank.store_uri,
+        store_uri=batch.store_uri,
         version=ledger.version,
         added=ledger.total["added"],
         replaced=ledger.total["replaced"],
@@ -139,11 +145,11 @@ def ingest(
         steps=ledger.total["steps"],
         quarantined=(*plan.rejected, *ledger.rejected),
         left_out=(*plan.left_out, *ledger.left_out),
-        seconds=time.monotonic() - started,
+        seconds=seconds,
         source_uri=source_uri,
-        source_format=reader.format,
+        source_format=batch.options.format or "",
         source_fingerprint=plan.fingerprint,
-        run_id=blank.run_id,
+        run_id=batch.run_id,
     )
 
 
