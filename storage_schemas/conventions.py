@@ -22,17 +22,20 @@ DROID_MAX_STEP = np.array([0.075, 0.075, 0.075, 0.15, 0.15, 0.15], np.float32)
 """Metres and radians that a velocity of 1 moves in one control step (DROID's IK solver)."""
 
 
+_VELOCITY = Part(
+    name="cartesian_velocity",
+    quantity="linear_velocity",
+    dim=3,
+    unit="m/step",
+    scale=0.075,
+    frame="base",
+    axes=("x", "y", "z"),
+)
+_GRIPPER = Part(name="gripper_position", quantity="gripper_position", dim=1, unit="1", open=0.0, closed=1.0)
+
 DROID_ACTION = Space(
     parts=(
-        Part(
-            name="cartesian_velocity",
-            quantity="linear_velocity",
-            dim=3,
-            unit="m/step",
-            scale=0.075,
-            frame="base",
-            axes=("x", "y", "z"),
-        ),
+        _VELOCITY,
         Part(
             name="angular_velocity",
             quantity="angular_velocity",
@@ -44,7 +47,7 @@ DROID_ACTION = Space(
             frame="base",
             axes=tuple(f"rot {index}" for index in range(1, 7)),
         ),
-        Part(name="gripper_position", quantity="gripper_position", dim=1, unit="1", open=0.0, closed=1.0),
+        _GRIPPER,
     ),
     rate=DROID_FPS,
 )
@@ -52,15 +55,7 @@ DROID_ACTION = Space(
 
 DROID_ROBOT = Space(
     parts=(
-        Part(
-            name="cartesian_velocity",
-            quantity="linear_velocity",
-            dim=3,
-            unit="m/step",
-            scale=0.075,
-            frame="base",
-            axes=("x", "y", "z"),
-        ),
+        _VELOCITY,
         Part(
             name="angular_velocity",
             quantity="angular_velocity",
@@ -71,7 +66,7 @@ DROID_ROBOT = Space(
             frame="base",
             axes=("roll", "pitch", "yaw"),
         ),
-        Part(name="gripper_position", quantity="gripper_position", dim=1, unit="1", open=0.0, closed=1.0),
+        _GRIPPER,
     ),
     rate=DROID_FPS,
 )
@@ -101,9 +96,7 @@ DROID_STATES = (
     ),
     StateField(
         name="observation/gripper_position",
-        space=Space(
-            parts=(Part(name="gripper_position", quantity="gripper_position", dim=1, unit="1", open=0.0, closed=1.0),)
-        ),
+        space=Space(parts=(_GRIPPER,)),
     ),
 )
 """What DROID's robot measures of itself."""
