@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ LINES = {
     "inspect": "inspect data/droid --version {}",
     "verify": "verify data/droid --version {}",
     "diff": "diff data/droid {} 0",
-    "browse": "browse data/droid pages-of-{0} --version {0}",
+    "browse": "browse data/droid pages --version {}",
+    "export-dataset": "export-dataset data/droid lerobot --version {}",
     "tag": "tag data/droid another --version {}",
     "scale": "scale data/droid --version {}",
     "doctor": "doctor data/droid --version {}",
@@ -62,6 +64,12 @@ def said(line: str, capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out, object_hook=lambda d: {k: v for k, v in d.items() if k not in CHANGING})
 
 
+def forget_what_was_written() -> None:
+    """For commands that write into a new folder only."""
+    for folder in ("lerobot", "pages"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_no_command_with_a_version_is_forgotten() -> None:
     assert {name for name, command in commands() if takes_a_version(command)} == set(LINES)
 
@@ -71,8 +79,10 @@ def test_a_tag_is_as_good_as_the_number(name: str, tagged: Path, capsys: pytest.
     if "runs/debug" in LINES[name]:
         run_training(make_config("debug", (f"data.datasets.0.uri={tagged}", "train.steps=1")))
     by_tag = said(LINES[name].format("first"), capsys)
+    forget_what_was_written()
     assert by_tag == said(LINES[name].format("1"), capsys)
     capsys.readouterr()
+    forget_what_was_written()
     assert run(LINES[name].format("nonsense").split()) == 2
     assert "no version or tag 'nonsense'" in capsys.readouterr().err
 
