@@ -72,6 +72,7 @@ def test_an_episode_is_found_played_and_followed_to_its_checkpoint(site: Site, c
         page = chromium.new_page()
         page.goto(url)
         rows = page.locator("#list tbody tr")
+        rows.first.wait_for()
         before = rows.count()
         page.select_option("select[name=split]", "train")
         assert 0 < rows.count() < before

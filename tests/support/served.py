@@ -50,12 +50,13 @@ class Site:
     def browsing(self, store: str) -> Iterator[str]:
         """The pages of a dataset, at the address that is yielded, until the block ends."""
         command = [*UWM, "browse", store, "--port", "0"]
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout
-            yield process.stdout.readline().split()[0]
-        finally:
-            stop(process)
+        variables, pipe = self.environment(), subprocess.PIPE
+        with subprocess.Popen(command, cwd=self.folder, env=variables, stdout=pipe, text=True) as process:
+            try:
+                assert process.stdout
+                yield process.stdout.readline().split()[0]
+            finally:
+                stop(process)
 
 
 @contextlib.contextmanager
