@@ -128,7 +128,7 @@ class VideoFiles:
             frame.pict_type = PictureType.I
         self._mux(frame)
         if self._frames == 0 and self._codec == "av1":
-            _leave_real_time()
+            leave_real_time()
         self._frames += 1
 
     def _mux(self, frame: "VideoFrame | None") -> None:
@@ -139,7 +139,7 @@ class VideoFiles:
             self._container.mux(packet)
 
 
-def _leave_real_time() -> None:
+def leave_real_time() -> None:
     """SVT-AV1, opened by root, puts its process at the highest real-time priority: all else would starve."""
     for thread in Path("/proc/self/task").glob("*"):
         with suppress(ProcessLookupError):

@@ -1,8 +1,6 @@
 """Writes valid videos of any container, codec, rate, start and orientation, whose frames carry their number."""
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +10,8 @@ import av
 import numpy as np
 from hypothesis import strategies as st
 from painted import Pixels, paint_number
+
+from pipelines.export.videos import leave_real_time
 
 RATES = [Fraction(*rate) for rate in (
     (1, 20), (1, 2), (1, 1), (5, 1), (10, 1), (12, 1), (15000, 1001), (15, 1), (24000, 1001), (24, 1), (25, 1),
@@ -186,13 +186,6 @@ def write(path: Path, recipe: Recipe, pictures: Sequence[Pixels] | None = None) 
             frame.time_base = 1 / recipe.rate
             container.mux(stream.encode(frame))
             if index == 0:
-                stay_ordinary()
+                leave_real_time()
         container.mux(stream.encode())
     return path
-
-
-def stay_ordinary() -> None:
-    """Take this process back from real time, where SVT-AV1 puts whoever opens it as root: all else would starve."""
-    for thread in Path("/proc/self/task").iterdir():
-        with suppress(ProcessLookupError):
-            os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
